@@ -1,0 +1,61 @@
+#pragma once
+
+// Every switch on the LibTorch version lives in this file.
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <torch/version.h>
+
+#include <optional>
+
+#define MIXMATCH_TORCH_AT_LEAST(major, minor) \
+  (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
+
+namespace mixmatch::detail {
+
+#if MIXMATCH_TORCH_AT_LEAST(2, 5)
+using OptionalGenerator = std::optional<at::Generator>;
+#else
+using OptionalGenerator = c10::optional<at::Generator>;  // not yet an alias of std::optional
+#endif
+
+/// The generator in the optional type that this LibTorch's operators take.
+inline OptionalGenerator to_aten(const std::optional<at::Generator>& generator) {
+  if (generator.has_value()) {
+    return OptionalGenerator(*generator);
+  }
+  return OptionalGenerator();
+}
+
+/// Autocast for one device type: whether it is on, and in which dtype.
+struct AutocastState {
+  bool enabled;
+  at::ScalarType dtype;
+};
+
+inline AutocastState autocast_state(at::DeviceType device) {
+#if MIXMATCH_TORCH_AT_LEAST(2, 4)
+  return {at::autocast::is_autocast_enabled(device), at::autocast::get_autocast_dtype(device)};
+#else
+  return device == at::kCUDA
+             ? AutocastState{at::autocast::is_enabled(), at::autocast::get_autocast_gpu_dtype()}
+             : AutocastState{at::autocast::is_cpu_enabled(), at::autocast::get_autocast_cpu_dtype()};
+#endif
+}
+
+inline void set_autocast_state(at::DeviceType device, const AutocastState& state) {
+#if MIXMATCH_TORCH_AT_LEAST(2, 4)
+  at::autocast::set_autocast_enabled(device, state.enabled);
+  at::autocast::set_autocast_dtype(device, state.dtype);
+#else
+  if (device == at::kCUDA) {
+    at::autocast::set_enabled(state.enabled);
+    at::autocast::set_autocast_gpu_dtype(state.dtype);
+  } else {
+    at::autocast::set_cpu_enabled(state.enabled);
+    at::autocast::set_autocast_cpu_dtype(state.dtype);
+  }
+#endif
+}
+
+}  // namespace mixmatch::detail

@@ -1,0 +1,179 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <torch/arg.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/module.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/conv.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cmath>
+#include <vector>
+
+namespace mixmatch::models {
+
+using torch::Tensor;
+
+struct WideResNetOptions {
+  /* implicit */ WideResNetOptions(int64_t num_classes) : num_classes_(num_classes) {}
+
+  TORCH_ARG(int64_t, num_classes);
+  /// 6 n + 4 with n residual blocks in each scale: 10, 16, 22, 28, … The count is that of three scales, whatever `scales` is.
+  TORCH_ARG(int64_t, depth) = 28;
+  /// The first scale has 16 * widen_factor filters; each further one doubles them.
+  TORCH_ARG(int64_t, widen_factor) = 2;
+  /// 3 for 32x32 images, 4 for STL-10's 96x96.
+  TORCH_ARG(int64_t, scales) = 3;
+  TORCH_ARG(int64_t, in_channels) = 3;
+  TORCH_ARG(double, leaky_slope) = 0.1;
+  /// In LibTorch's sense: the share of the new batch. TensorFlow's .999.
+  TORCH_ARG(double, batch_norm_momentum) = 0.001;
+  TORCH_ARG(double, batch_norm_eps) = 1e-3;
+};
+
+namespace detail {
+
+inline torch::nn::BatchNorm2d batch_norm(int64_t channels, const WideResNetOptions& options) {
+  return torch::nn::BatchNorm2d(torch::nn::BatchNorm2dOptions(channels)
+                                    .eps(options.batch_norm_eps())
+                                    .momentum(options.batch_norm_momentum()));
+}
+
+/// Convolution without bias, weights ~ N(0, 2 / (k k out_channels)).
+inline torch::nn::Conv2d convolution(int64_t in, int64_t out, int64_t kernel, int64_t stride) {
+  torch::nn::Conv2d conv(
+      torch::nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));
+  torch::NoGradGuard no_grad;
+  conv->weight.normal_(0, std::sqrt(2.0 / static_cast<double>(kernel * kernel * out)));
+  return conv;
+}
+
+}  // namespace detail
+
+/// BN, leaky ReLU, conv3x3(stride), BN, leaky ReLU, conv3x3, plus the shortcut; a 1x1 convolution on the shortcut
+/// only where the number of channels changes. Only the network's first block takes the shortcut after its activation.
+class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
+ public:
+  WideResNetBlockImpl(int64_t in, int64_t out, int64_t stride, bool activate_before_residual,
+                      const WideResNetOptions& options)
+      : in_(in), out_(out), stride_(stride), activate_before_residual_(activate_before_residual), options_(options) {
+    reset();
+  }
+
+  void reset() override {
+    bn1 = register_module("bn1", detail::batch_norm(in_, options_));
+    conv1 = register_module("conv1", detail::convolution(in_, out_, 3, stride_));
+    bn2 = register_module("bn2", detail::batch_norm(out_, options_));
+    conv2 = register_module("conv2", detail::convolution(out_, out_, 3, 1));
+    if (in_ != out_) {
+      shortcut = register_module("convShortcut", detail::convolution(in_, out_, 1, stride_));
+    }
+  }
+
+  Tensor forward(const Tensor& input) {
+    const Tensor activated = torch::leaky_relu(bn1(input), options_.leaky_slope());
+    Tensor residual = conv1(activated);
+    residual = conv2(torch::leaky_relu(bn2(residual), options_.leaky_slope()));
+    const Tensor& kept = activate_before_residual_ ? activated : input;
+    return residual + (shortcut.is_empty() ? kept : shortcut(kept));
+  }
+
+  torch::nn::BatchNorm2d bn1{nullptr}, bn2{nullptr};
+  torch::nn::Conv2d conv1{nullptr}, conv2{nullptr}, shortcut{nullptr};
+
+ private:
+  int64_t in_, out_, stride_;
+  bool activate_before_residual_;
+  WideResNetOptions options_;
+};
+TORCH_MODULE(WideResNetBlock);
+
+/// The residual blocks of one scale, as the module `layer`.
+class WideResNetGroupImpl : public torch::nn::Cloneable<WideResNetGroupImpl> {
+ public:
+  WideResNetGroupImpl(int64_t in, int64_t out, int64_t stride, bool first, const WideResNetOptions& options)
+      : in_(in), out_(out), stride_(stride), first_(first), options_(options) {
+    reset();
+  }
+
+  void reset() override {
+    layer = register_module("layer", torch::nn::Sequential());
+    const int64_t blocks = (options_.depth() - 4) / 6;
+    for (int64_t i = 0; i < blocks; ++i) {
+      layer->push_back(WideResNetBlock(i == 0 ? in_ : out_, out_, i == 0 ? stride_ : 1, first_ && i == 0, options_));
+    }
+  }
+
+  Tensor forward(const Tensor& input) { return layer->forward(input); }
+
+  torch::nn::Sequential layer{nullptr};
+
+ private:
+  int64_t in_, out_, stride_;
+  bool first_;
+  WideResNetOptions options_;
+};
+TORCH_MODULE(WideResNetGroup);
+
+/// The papers' Wide ResNet, WRN-28-2 by default with 1,467,610 parameters for ten classes: conv3x3(16), `scales`
+/// groups of residual blocks, BN, leaky ReLU, global mean, dense. Images [N, in_channels, H, W] to logits
+/// [N, num_classes]; channels-last input stays channels-last. Initial weights come from LibTorch's default generator
+/// (torch::manual_seed): convolutions as above, dense Glorot normal, biases 0. Modules carry the names of the common
+/// PyTorch ports (conv1, block1.layer.0.bn1, …, bn1, fc). Throws on a depth that is not 6 n + 4.
+class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
+ public:
+  explicit WideResNetImpl(const WideResNetOptions& options) : options_(options) {
+    TORCH_CHECK(options.depth() >= 10 && (options.depth() - 4) % 6 == 0,
+                "WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, …), got ", options.depth());
+    TORCH_CHECK(options.widen_factor() >= 1, "WideResNet: widen_factor must be >= 1, got ", options.widen_factor());
+    TORCH_CHECK(options.scales() >= 1, "WideResNet: scales must be >= 1, got ", options.scales());
+    TORCH_CHECK(options.num_classes() >= 1, "WideResNet: num_classes must be >= 1, got ", options.num_classes());
+    TORCH_CHECK(options.in_channels() >= 1, "WideResNet: in_channels must be >= 1, got ", options.in_channels());
+    reset();
+  }
+
+  void reset() override {
+    int64_t channels = 16;
+    conv1 = register_module("conv1", detail::convolution(options_.in_channels(), channels, 3, 1));
+    groups.clear();
+    for (int64_t scale = 0; scale < options_.scales(); ++scale) {
+      const int64_t filters = (16 * options_.widen_factor()) << scale;
+      groups.push_back(register_module(fmt::format("block{}", scale + 1),
+                                       WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
+      channels = filters;
+    }
+    bn1 = register_module("bn1", detail::batch_norm(channels, options_));
+    fc = register_module("fc", torch::nn::Linear(channels, options_.num_classes()));
+    torch::NoGradGuard no_grad;
+    fc->weight.normal_(0, std::sqrt(2.0 / static_cast<double>(channels + options_.num_classes())));
+    fc->bias.zero_();
+  }
+
+  Tensor forward(const Tensor& images) {
+    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(), "WideResNet: input must be [N, ",
+                options_.in_channels(), ", H, W], got ", images.sizes());
+    Tensor x = conv1(images);
+    for (auto& group : groups) {
+      x = group(x);
+    }
+    x = torch::leaky_relu(bn1(x), options_.leaky_slope());
+    return fc(x.mean({2, 3}));
+  }
+
+  const WideResNetOptions& options() const { return options_; }
+
+  torch::nn::Conv2d conv1{nullptr};
+  std::vector<WideResNetGroup> groups;
+  torch::nn::BatchNorm2d bn1{nullptr};
+  torch::nn::Linear fc{nullptr};
+
+ private:
+  WideResNetOptions options_;
+};
+TORCH_MODULE(WideResNet);
+
+}  // namespace mixmatch::models

@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace mixmatch {
+
+/// The numbers of the papers' experiments, in one place; functions of the library know no data set.
+struct Preset {
+  std::string_view name;
+  double alpha;          ///< MixUp's Beta(alpha, alpha)
+  double lambda_u;       ///< weight of the unlabeled loss
+  int64_t rampup_steps;  ///< of lambda_u, linear
+  double weight_decay;   ///< decoupled; the step's rate is weight_decay * learning_rate
+  int64_t scales;        ///< of the Wide ResNet
+  int64_t filters;       ///< of its first scale: 16 * widen_factor, where that is a whole number
+  int64_t padding;       ///< of the random crop
+  bool mirror;
+  // Shared by all of MixMatch's experiments.
+  double temperature = 0.5;
+  int64_t num_augmentations = 2;
+  int64_t batch_size = 64;
+  double learning_rate = 2e-3;
+  double ema_decay = 0.999;
+  int64_t total_steps = int64_t{1} << 20;
+  int64_t steps_per_checkpoint = 1024;
+};
+
+/// MixMatch (arXiv 1905.02249, section 4 and its released code).
+namespace presets {
+
+inline constexpr Preset cifar10{"cifar10", 0.75, 75, 16384, 0.02, 3, 32, 4, true};
+inline constexpr Preset cifar10_large{"cifar10-large", 0.75, 75, 16384, 0.04, 3, 135, 4, true};
+inline constexpr Preset cifar100{"cifar100", 0.75, 150, 16384, 0.04, 3, 135, 4, true};
+inline constexpr Preset svhn{"svhn", 0.75, 250, 16384, 0.02, 3, 32, 4, false};
+inline constexpr Preset svhn_extra{"svhn-extra", 0.25, 250, 16384, 0.02, 3, 32, 4, false};
+inline constexpr Preset stl10{"stl10", 0.75, 50, 16384, 0.02, 4, 32, 12, true};
+inline constexpr Preset ablation{"ablation", 0.75, 100, 2048, 0.02, 3, 32, 4, true};
+
+}  // namespace presets
+
+}  // namespace mixmatch

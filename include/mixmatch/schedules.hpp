@@ -1,0 +1,45 @@
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+namespace mixmatch {
+
+// Schedules are plain functions of the optimiser step.
+
+namespace detail {
+
+inline double progress(const char* function, const char* argument, int64_t step, int64_t length) {
+  TORCH_CHECK(length >= 0, function, ": ", argument, " must be >= 0, got ", length);
+  if (length == 0) {
+    return 1.0;
+  }
+  return std::clamp(static_cast<double>(step) / static_cast<double>(length), 0.0, 1.0);
+}
+
+}  // namespace detail
+
+/// clamp(step / rampup_steps, 0, 1): MixMatch's ramp of lambda_u. rampup_steps = 0 gives 1 at once.
+inline double linear_rampup(int64_t step, int64_t rampup_steps) {
+  return detail::progress("linear_rampup", "rampup_steps", step, rampup_steps);
+}
+
+/// exp(-5 (1 - t)^2) with t = clamp(step / rampup_steps, 0, 1): the ramp of Pi-Model and Mean Teacher (arXiv
+/// 1703.01780). Starts at exp(-5), not at 0.
+inline double sigmoid_rampup(int64_t step, int64_t rampup_steps) {
+  const double rest = 1.0 - detail::progress("sigmoid_rampup", "rampup_steps", step, rampup_steps);
+  return std::exp(-5.0 * rest * rest);
+}
+
+/// cos(7 pi t / 16) with t = clamp(step / total_steps, 0, 1): FixMatch's factor on the learning rate (arXiv 2001.07685).
+/// Ends near .195, not at 0.
+inline double cosine_decay(int64_t step, int64_t total_steps) {
+  constexpr double pi = 3.14159265358979323846;
+  TORCH_CHECK(total_steps > 0, "cosine_decay: total_steps must be > 0, got ", total_steps);
+  return std::cos(7.0 * pi / 16.0 * detail::progress("cosine_decay", "total_steps", step, total_steps));
+}
+
+}  // namespace mixmatch

@@ -1,0 +1,39 @@
+#pragma once
+
+#include <mixmatch/detail/version.hpp>
+#include <mixmatch/model.hpp>
+
+#include <string>
+
+namespace mixmatch::training {
+
+/// Automatic mixed precision for one scope: convolutions and matrix products in `dtype`, what needs it in float32;
+/// parameters and gradients stay float32. bfloat16 needs no gradient scaling. Switched off by float32.
+class Autocast {
+ public:
+  Autocast(torch::Device device, at::ScalarType dtype) : device_(device.type()), before_(detail::autocast_state(device_)) {
+    at::autocast::increment_nesting();
+    const bool enabled = dtype != at::kFloat;
+    detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+  ~Autocast() {
+    if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+    detail::set_autocast_state(device_, before_);
+  }
+
+ private:
+  at::DeviceType device_;
+  detail::AutocastState before_;
+};
+
+/// "fp32" or "bf16"; another name throws.
+inline at::ScalarType parse_precision(const std::string& name) {
+  TORCH_CHECK(name == "fp32" || name == "bf16", "precision: expected fp32 or bf16, got \"", name, "\"");
+  return name == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,12 @@
+#pragma once
+
+// One include for Catch2 v2 and v3.
+#if __has_include(<catch2/catch_all.hpp>)
+#include <catch2/catch_all.hpp>
+using Catch::Approx;
+using Catch::Matchers::ContainsSubstring;
+inline ContainsSubstring contains(const std::string& text) { return ContainsSubstring(text); }
+#else
+#include <catch2/catch.hpp>
+inline auto contains(const std::string& text) { return Catch::Matchers::Contains(text); }
+#endif

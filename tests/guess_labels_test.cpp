@@ -1,0 +1,156 @@
+#include <mixmatch/guess_labels.hpp>
+#include <mixmatch/training/precision.hpp>
+
+#include <cmath>
+
+#include "catch.hpp"
+#include "model_zoo.hpp"
+#include "test_util.hpp"
+
+using namespace mixmatch;
+
+static_assert(Model<PlainNet> && Model<HeldNet> && Model<std::shared_ptr<PlainNet>> && Model<torch::nn::Sequential>);
+static_assert(Model<torch::nn::AnyModule> && Model<torch::jit::Module> && Model<Tensor (*)(const Tensor&)>);
+static_assert(!Model<int> && !Model<torch::nn::Module> && !Model<std::string>);
+static_assert(ModuleModel<HeldNet> && !ModuleModel<Tensor (*)(const Tensor&)>);
+
+TEST_CASE("guess_labels_from_logits: average of softmaxes, sharpened, against double loops") {
+  const double logits[2][2][3] = {{{1.0, 2.0, 0.5}, {0.0, 0.0, 3.0}}, {{-1.0, 0.3, 0.2}, {1.0, -2.0, 0.1}}};
+  double expected[2][3];
+  for (int n = 0; n < 2; ++n) {
+    double mean[3] = {0, 0, 0};
+    for (int k = 0; k < 2; ++k) {
+      double sum = 0;
+      for (int c = 0; c < 3; ++c) {
+        sum += std::exp(logits[k][n][c]);
+      }
+      for (int c = 0; c < 3; ++c) {
+        mean[c] += std::exp(logits[k][n][c]) / sum / 2;
+      }
+    }
+    double sum = 0;
+    for (double p : mean) {
+      sum += p * p;
+    }
+    for (int c = 0; c < 3; ++c) {
+      expected[n][c] = mean[c] * mean[c] / sum;
+    }
+  }
+  std::vector<Tensor> views;
+  for (const auto& view : logits) {
+    views.push_back(torch::from_blob(const_cast<double*>(&view[0][0]), {2, 3}, at::kDouble).clone());
+  }
+  const Tensor want = torch::from_blob(&expected[0][0], {2, 3}, at::kDouble);
+  CHECK(torch::allclose(guess_labels_from_logits(views, 0.5), want, 1e-12, 1e-14));
+  CHECK(torch::allclose(guess_labels_from_logits({views[0].to(at::kFloat), views[1].to(at::kFloat)}).to(at::kDouble), want,
+                        1e-5, 1e-6));
+  const Tensor half = guess_labels_from_logits({views[0].to(at::kBFloat16), views[1].to(at::kBFloat16)});
+  CHECK(half.scalar_type() == at::kFloat);
+  CHECK(torch::allclose(half.to(at::kDouble), want, 5e-2, 1e-2));
+  CHECK(torch::equal(views[0], torch::from_blob(const_cast<double*>(&logits[0][0][0]), {2, 3}, at::kDouble)));
+}
+
+TEST_CASE("guess_labels: limits of T, K = 1, one class, one row, zero rows") {
+  auto identity = [](const Tensor& x) { return x; };
+  const Tensor logits = torch::tensor({{0.f, 1.f, 2.f}, {5.f, 5.f, 0.f}});
+  const Tensor hard = guess_labels(identity, {logits}, GuessLabelsOptions().temperature(0));
+  CHECK(torch::equal(hard, torch::tensor({{0.f, 0.f, 1.f}, {.5f, .5f, 0.f}})));
+  CHECK(torch::allclose(guess_labels(identity, {logits}, GuessLabelsOptions().temperature(1)), torch::softmax(logits, 1)));
+  CHECK(guess_labels(identity, {torch::randn({4, 10}) * 50, torch::randn({4, 10}) * 50}, GuessLabelsOptions().temperature(0.01))
+            .isfinite()
+            .all()
+            .item<bool>());
+  CHECK(torch::equal(guess_labels(identity, {torch::randn({3, 1})}), torch::ones({3, 1})));
+  CHECK(guess_labels(identity, {torch::zeros({0, 10})}).sizes() == torch::IntArrayRef({0, 10}));
+  CHECK(guess_labels(identity, {torch::zeros({1, 10})}).sum().item<float>() == Approx(1));
+}
+
+TEST_CASE("guess_labels: bad input") {
+  auto identity = [](const Tensor& x) { return x; };
+  CHECK_THAT(error_of([&] { guess_labels(identity, {}); }), contains("views must hold at least one"));
+  CHECK_THAT(error_of([&] { guess_labels_from_logits({}); }), contains("at least one view"));
+  CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3})}); }), contains("[N, L]"));
+  CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3, 2}), torch::zeros({3, 4})}); }), contains("[3, 4]"));
+  CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3, 2})}, GuessLabelsOptions().temperature(-1)); }),
+             contains("temperature must be >= 0, got -1"));
+}
+
+namespace {
+
+template <class M>
+std::vector<Tensor> copies_of_buffers(M& model) {
+  std::vector<Tensor> list;
+  for (const auto& item : mixmatch::detail::model_buffers(model)) {
+    list.push_back(item.tensor.clone());
+  }
+  return list;
+}
+
+template <class M>
+void check_leaves_no_trace(M model) {
+  const Tensor x = torch::randn({8, 3}) * 3 + 1;
+  const auto before = copies_of_buffers(model);
+  REQUIRE(before.size() == 3);
+  const Tensor q = guess_labels(model, {x, x + 0.1});
+  CHECK(q.sizes() == torch::IntArrayRef({8, 2}));
+  CHECK_FALSE(q.requires_grad());
+  CHECK(torch::allclose(q.sum(1), torch::ones({8})));
+  auto after = copies_of_buffers(model);
+  for (size_t i = 0; i < before.size(); ++i) {
+    CHECK(torch::equal(before[i], after[i]));
+  }
+  // Training mode was in effect: batch statistics make the answer differ from the running ones'.
+  {
+    mixmatch::detail::EvaluationModeGuard evaluation(model);
+    CHECK_FALSE(torch::allclose(guess_labels(model, {x, x + 0.1}), q, 1e-3, 1e-3));
+  }
+  guess_labels(model, {x}, GuessLabelsOptions().update_batch_norm(true));
+  after = copies_of_buffers(model);
+  CHECK_FALSE(torch::equal(before[0], after[0]));
+  CHECK(after[2].template item<int64_t>() == before[2].template item<int64_t>() + 1);
+}
+
+}  // namespace
+
+TEST_CASE("guess_labels: mode and running statistics of every kind of model are untouched") {
+  torch::manual_seed(2);
+  SECTION("shared_ptr to a module that cannot be cloned") { check_leaves_no_trace(std::make_shared<PlainNet>()); }
+  SECTION("ModuleHolder") { check_leaves_no_trace(HeldNet()); }
+  SECTION("Sequential") { check_leaves_no_trace(sequential_net()); }
+  SECTION("AnyModule") { check_leaves_no_trace(torch::nn::AnyModule(HeldNet())); }
+  SECTION("TorchScript") { check_leaves_no_trace(script_net()); }
+  SECTION("a module by reference, with mixed modes") {
+    PlainNet net;
+    net.norm->eval();
+    guess_labels(net, {torch::randn({4, 3})});
+    CHECK(net.is_training());
+    CHECK_FALSE(net.norm->is_training());
+    CHECK(net.dense1->is_training());
+  }
+}
+
+TEST_CASE("guess_labels: between a forward and its backward pass, in autocast too, the gradient is that without it") {
+  torch::manual_seed(4);
+  HeldNet model;
+  const Tensor x = torch::randn({8, 3});
+  const auto gradient = [&](bool guess_before, bool guess_between, at::ScalarType precision) {
+    model->zero_grad();
+    training::Autocast autocast(torch::kCPU, precision);
+    if (guess_before) {
+      guess_labels(model, {x});
+    }
+    Tensor loss = model->forward(x).square().to(at::kFloat).mul(torch::arange(16.f).view({8, 2})).sum();
+    if (guess_between) {
+      guess_labels(model, {x * 2});
+    }
+    loss.backward();
+    REQUIRE(model->dense->weight.grad().defined());
+    return model->dense->weight.grad().clone();
+  };
+  for (const auto precision : {at::kFloat, at::kBFloat16}) {
+    const Tensor plain = gradient(false, false, precision);
+    CHECK(plain.abs().sum().item<double>() > 0);
+    CHECK(torch::equal(gradient(true, false, precision), plain));
+    CHECK(torch::equal(gradient(false, true, precision), plain));
+  }
+}

@@ -1,0 +1,49 @@
+#include <mixmatch/interleave.hpp>
+
+#include "catch.hpp"
+#include "test_util.hpp"
+
+using mixmatch::interleave;
+using torch::Tensor;
+
+TEST_CASE("interleave: a hand-worked example with a remainder") {
+  // B = 7, K + 1 = 3: groups of 2, 2, 3 rows; batch 0's group i changes places with batch i's group i.
+  const Tensor a = torch::arange(0, 7), b = torch::arange(10, 17), c = torch::arange(20, 27);
+  const auto out = interleave({a, b, c});
+  REQUIRE(out.size() == 3);
+  CHECK(torch::equal(out[0], torch::tensor({0, 1, 12, 13, 24, 25, 26})));
+  CHECK(torch::equal(out[1], torch::tensor({10, 11, 2, 3, 14, 15, 16})));
+  CHECK(torch::equal(out[2], torch::tensor({20, 21, 22, 23, 4, 5, 6})));
+}
+
+TEST_CASE("interleave: is its own inverse") {
+  for (const int64_t rows : {0, 1, 2, 3, 7, 64}) {
+    for (const int count : {1, 2, 3, 5}) {
+      std::vector<Tensor> batches;
+      for (int i = 0; i < count; ++i) {
+        batches.push_back(torch::randn({rows, 2, 3}));
+      }
+      const auto back = interleave(interleave(batches));
+      for (size_t i = 0; i < batches.size(); ++i) {
+        CHECK(torch::equal(back[i], batches[i]));
+      }
+    }
+  }
+}
+
+TEST_CASE("interleave: each batch holds rows of all, gradients come back to where they belong") {
+  std::vector<Tensor> batches;
+  for (int i = 0; i < 3; ++i) {
+    batches.push_back(torch::full({6, 1}, i).to(torch::kFloat).requires_grad_());
+  }
+  auto out = interleave(batches);
+  CHECK(std::get<0>(torch::_unique(out[0])).numel() == 3);
+  (out[0] * 2).sum().backward();
+  CHECK(torch::equal(batches[0].grad(), torch::tensor({2.f, 2.f, 0.f, 0.f, 0.f, 0.f}).view({6, 1})));
+  CHECK(torch::equal(batches[1].grad(), torch::tensor({0.f, 0.f, 2.f, 2.f, 0.f, 0.f}).view({6, 1})));
+}
+
+TEST_CASE("interleave: refuses no batches and unequal ones") {
+  CHECK_THAT(error_of([] { interleave({}); }), contains("interleave: batches must hold at least one"));
+  CHECK_THAT(error_of([] { interleave({torch::zeros({4, 2}), torch::zeros({3, 2})}); }), contains("[3, 2]"));
+}

@@ -1,0 +1,98 @@
+#include <mixmatch/models/wide_resnet.hpp>
+
+#include <cmath>
+
+#include "catch.hpp"
+#include "test_util.hpp"
+
+using mixmatch::models::WideResNet;
+using mixmatch::models::WideResNetOptions;
+using torch::Tensor;
+
+namespace {
+
+int64_t count_parameters(const WideResNet& model) {
+  int64_t count = 0;
+  for (const auto& parameter : model->parameters()) {
+    count += parameter.numel();
+  }
+  return count;
+}
+
+}  // namespace
+
+TEST_CASE("WideResNet: parameter counts") {
+  CHECK(count_parameters(WideResNet(WideResNetOptions(10).depth(28).widen_factor(2))) == 1467610);
+  CHECK(count_parameters(WideResNet(WideResNetOptions(10))) == 1467610);
+  // 432 + block1 (16->16: 2*32 + 2*2304) + block2 (16->32: 32+64 + 4608+9216 + 512)
+  //     + block3 (32->64: 64+128 + 18432+36864 + 2048) + 128 + 650
+  CHECK(count_parameters(WideResNet(WideResNetOptions(10).depth(10).widen_factor(1))) ==
+        432 + (64 + 4608) + (96 + 13824 + 512) + (192 + 55296 + 2048) + 128 + 650);
+  const int64_t stl10 = count_parameters(WideResNet(WideResNetOptions(10).scales(4)));
+  CHECK(stl10 > 5800000);
+  CHECK(stl10 < 6000000);
+}
+
+TEST_CASE("WideResNet: shapes, names, memory format, gradient to every parameter") {
+  torch::manual_seed(1);
+  WideResNet model(WideResNetOptions(7).depth(10).widen_factor(2));
+  CHECK(model->named_parameters().contains("conv1.weight"));
+  CHECK(model->named_parameters().contains("block1.layer.0.bn1.weight"));
+  CHECK(model->named_parameters().contains("block2.layer.0.convShortcut.weight"));
+  CHECK(model->named_parameters().contains("fc.bias"));
+  const Tensor images = torch::randn({4, 3, 32, 32});
+  const Tensor logits = model->forward(images);
+  CHECK(logits.sizes() == torch::IntArrayRef({4, 7}));
+  CHECK(torch::allclose(model->forward(images.contiguous(at::MemoryFormat::ChannelsLast)), logits, 1e-3, 1e-4));
+  logits.square().sum().backward();
+  for (const auto& parameter : model->named_parameters()) {
+    INFO(parameter.key());
+    REQUIRE(parameter.value().grad().defined());
+    CHECK(parameter.value().grad().abs().sum().item<double>() > 0);
+  }
+  CHECK(WideResNet(WideResNetOptions(10).scales(4).depth(10))->forward(torch::zeros({1, 3, 96, 96})).size(1) == 10);
+}
+
+TEST_CASE("WideResNet: initial weights") {
+  torch::manual_seed(3);
+  WideResNet model(WideResNetOptions(10));
+  const Tensor conv = model->groups[2]->named_parameters()["layer.1.conv1.weight"];
+  CHECK(conv.std().item<double>() == Approx(std::sqrt(2.0 / (9 * 128))).epsilon(0.02));
+  CHECK(std::abs(conv.mean().item<double>()) < 1e-3);
+  CHECK(model->fc->weight.std().item<double>() == Approx(std::sqrt(2.0 / 138)).epsilon(0.1));
+  CHECK(model->fc->bias.abs().sum().item<double>() == 0);
+}
+
+TEST_CASE("WideResNet: only the very first block takes its shortcut after the activation") {
+  torch::manual_seed(5);
+  WideResNet model(WideResNetOptions(10).depth(16).widen_factor(1));
+  model->eval();
+  // With the last convolution of a block at zero the block is its shortcut alone.
+  torch::NoGradGuard no_grad;
+  const Tensor x = torch::randn({2, 16, 8, 8});
+  auto zero_residual = [](torch::nn::Module& block) { block.named_parameters()["conv2.weight"].zero_(); };
+  auto block = [&](size_t group, const std::string& name) {
+    return std::dynamic_pointer_cast<mixmatch::models::WideResNetBlockImpl>(
+        model->groups[group]->named_modules()["layer." + name]);
+  };
+  auto first = block(0, "0"), second = block(0, "1");
+  REQUIRE(first);
+  REQUIRE(second);
+  zero_residual(*first);
+  zero_residual(*second);
+  CHECK(torch::equal(first->forward(x), torch::leaky_relu(first->bn1(x), 0.1)));
+  CHECK(torch::equal(second->forward(x), x));
+}
+
+TEST_CASE("WideResNet: clones, and refuses bad options") {
+  WideResNet model(WideResNetOptions(10).depth(10).widen_factor(1));
+  auto copy = std::dynamic_pointer_cast<mixmatch::models::WideResNetImpl>(model->clone());
+  REQUIRE(copy);
+  model->eval();
+  copy->eval();
+  const Tensor images = torch::randn({2, 3, 32, 32});
+  CHECK(torch::equal(copy->forward(images), model->forward(images)));
+  CHECK_THAT(error_of([] { WideResNet(WideResNetOptions(10).depth(27)); }), contains("depth must be 6 n + 4"));
+  CHECK_THAT(error_of([] { WideResNet(WideResNetOptions(10).widen_factor(0)); }), contains("widen_factor"));
+  CHECK_THAT(error_of([&] { model->forward(torch::zeros({2, 1, 32, 32})); }), contains("[N, 3, H, W], got [2, 1, 32, 32]"));
+}
