@@ -11,10 +11,10 @@ namespace mixmatch::training {
 /// parameters and gradients stay float32. bfloat16 needs no gradient scaling. Switched off by float32.
 class Autocast {
  public:
-  Autocast(torch::Device device, at::ScalarType dtype) : device_(device.type()), before_(detail::autocast_state(device_)) {
+  Autocast(torch::Device device, at::ScalarType dtype) : device_(device.type()), before_(mixmatch::detail::autocast_state(device_)) {
     at::autocast::increment_nesting();
     const bool enabled = dtype != at::kFloat;
-    detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
+    mixmatch::detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
   }
   Autocast(const Autocast&) = delete;
   Autocast& operator=(const Autocast&) = delete;
@@ -22,13 +22,25 @@ class Autocast {
     if (at::autocast::decrement_nesting() == 0) {
       at::autocast::clear_cache();
     }
-    detail::set_autocast_state(device_, before_);
+    mixmatch::detail::set_autocast_state(device_, before_);
   }
 
  private:
   at::DeviceType device_;
-  detail::AutocastState before_;
+  mixmatch::detail::AutocastState before_;
 };
+
+/// Stores convolution kernels channels-last, the layout in which the augmentations deliver images and in which CPU and
+/// GPU convolutions are fastest. Values and names stay; do it before an optimiser or EmaModel copies the layout.
+template <ModuleModel Model>
+void to_channels_last(Model& model) {
+  torch::NoGradGuard no_grad;
+  for (auto& item : mixmatch::detail::model_parameters(model)) {
+    if (item.tensor.dim() == 4) {
+      item.tensor.set_data(item.tensor.contiguous(at::MemoryFormat::ChannelsLast));
+    }
+  }
+}
 
 /// "fp32" or "bf16"; another name throws.
 inline at::ScalarType parse_precision(const std::string& name) {

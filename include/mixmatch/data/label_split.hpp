@@ -1,0 +1,101 @@
+#pragma once
+
+#include <torch/types.h>
+#include <mixmatch/detail/counter_rng.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace mixmatch::data {
+
+using torch::Tensor;
+
+/// Three disjoint sets of rows, int64 indices in ascending order, on the CPU.
+struct SslSplit {
+  Tensor labeled, unlabeled, validation;
+};
+
+namespace detail {
+
+/// `total` as evenly as it goes over the classes; those that come first in `order` take the remainder.
+inline std::vector<int64_t> balanced_shares(int64_t total, const std::vector<int64_t>& order) {
+  const auto classes = static_cast<int64_t>(order.size());
+  std::vector<int64_t> shares(order.size(), total / classes);
+  for (int64_t i = 0; i < total % classes; ++i) {
+    ++shares[static_cast<size_t>(order[static_cast<size_t>(i)])];
+  }
+  return shares;
+}
+
+inline Tensor ascending(std::vector<int64_t> indices) {
+  std::sort(indices.begin(), indices.end());
+  return at::tensor(indices, at::kLong);
+}
+
+}  // namespace detail
+
+/// Hides the labels of a labeled data set: chooses `num_labeled` rows that keep theirs and `num_validation`
+/// rows that training never sees; all others are unlabeled.
+///
+/// `labels`: int64 [N] on any device, classes 0 … max, -1 for a row without a label, which is always
+/// unlabeled. Labeled and validation rows are class-balanced: each class has the same number, and where that
+/// does not divide, classes drawn from the seed have one more. The split is a pure function of its arguments
+/// on every machine. For one seed the labeled rows do not depend on num_validation nor the validation rows on
+/// num_labeled, and a balanced smaller labeled set is part of a larger one. Throws on other dtypes and
+/// shapes, on negative numbers, and where a class has too few rows.
+inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t num_validation,
+                             uint64_t seed) {
+  TORCH_CHECK(
+      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong,
+      "split_labels: labels must be int64 [N], got ",
+      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+  TORCH_CHECK(num_labeled >= 0, "split_labels: num_labeled must be >= 0, got ", num_labeled);
+  TORCH_CHECK(num_validation >= 0, "split_labels: num_validation must be >= 0, got ", num_validation);
+  const Tensor on_cpu = labels.cpu().contiguous();
+  const auto* label = on_cpu.data_ptr<int64_t>();
+  const int64_t size = on_cpu.numel();
+  const int64_t classes = size == 0 ? 0 : *std::max_element(label, label + size) + 1;
+  TORCH_CHECK(classes > 0, "split_labels: labels has no row with a label, of ", size);
+
+  std::vector<std::vector<int64_t>> members(static_cast<size_t>(classes));
+  std::vector<int64_t> unlabeled;
+  for (int64_t i = 0; i < size; ++i) {
+    TORCH_CHECK(label[i] >= -1, "split_labels: labels must be >= -1, got ", label[i], " in row ", i);
+    (label[i] < 0 ? unlabeled : members[static_cast<size_t>(label[i])]).push_back(i);
+  }
+
+  // Stream 0 orders the classes; each class has a stream of its own. Labeled rows come from the front of a
+  // class's shuffled rows, validation rows from the back.
+  mixmatch::detail::CounterRng class_rng(seed);
+  std::vector<int64_t> order(members.size());
+  for (size_t c = 0; c < order.size(); ++c) {
+    order[c] = static_cast<int64_t>(c);
+  }
+  class_rng.shuffle(order.data(), classes);
+  const auto labeled_shares = detail::balanced_shares(num_labeled, order);
+  std::reverse(order.begin(), order.end());
+  const auto validation_shares = detail::balanced_shares(num_validation, order);
+
+  std::vector<int64_t> labeled;
+  std::vector<int64_t> validation;
+  for (size_t c = 0; c < members.size(); ++c) {
+    auto& rows = members[c];
+    const auto available = static_cast<int64_t>(rows.size());
+    TORCH_CHECK(labeled_shares[c] + validation_shares[c] <= available, "split_labels: class ", c, " has ",
+                available, " rows, too few for ", labeled_shares[c], " labeled and ", validation_shares[c],
+                " validation rows (", num_labeled, " and ", num_validation, " over ", classes, " classes)");
+    mixmatch::detail::CounterRng rng(seed, 1 + c);
+    rng.shuffle(rows.data(), available);
+    const auto labeled_end = rows.begin() + labeled_shares[c];
+    const auto validation_begin = rows.end() - validation_shares[c];
+    labeled.insert(labeled.end(), rows.begin(), labeled_end);
+    unlabeled.insert(unlabeled.end(), labeled_end, validation_begin);
+    validation.insert(validation.end(), validation_begin, rows.end());
+  }
+  return {detail::ascending(std::move(labeled)), detail::ascending(std::move(unlabeled)),
+          detail::ascending(std::move(validation))};
+}
+
+}  // namespace mixmatch::data

@@ -1,0 +1,118 @@
+#pragma once
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <concepts>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+namespace detail {
+
+/// Length of the valid UTF-8 sequence at the start of `text`, 0 if there is none.
+inline size_t utf8_length(std::string_view text) {
+  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned first = byte(0);
+  if (first < 0x80) {
+    return 1;
+  }
+  const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
+  if (first < 0xC2 || first > 0xF4 || text.size() < length) {
+    return 0;
+  }
+  for (size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xC0U) != 0x80U) {
+      return 0;
+    }
+  }
+  const unsigned second = byte(1);
+  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
+  const bool surrogate = first == 0xED && second >= 0xA0;
+  const bool above_range = first == 0xF4 && second >= 0x90;
+  return overlong || surrogate || above_range ? 0 : length;
+}
+
+inline std::string json_quote(std::string_view text) {
+  std::string quoted = "\"";
+  while (!text.empty()) {
+    const char c = text.front();
+    size_t length = 1;
+    if (c == '"' || c == '\\') {
+      quoted += '\\';
+      quoted += c;
+    } else if (c == '\n') {
+      quoted += "\\n";
+    } else if (c == '\t') {
+      quoted += "\\t";
+    } else if (c == '\r') {
+      quoted += "\\r";
+    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      quoted += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
+    } else if (length = utf8_length(text); length > 0) {
+      quoted += text.substr(0, length);
+    } else {
+      quoted += "\\ufffd";  // JSON is UTF-8; a file name need not be
+      length = 1;
+    }
+    text.remove_prefix(length);
+  }
+  return quoted + '"';
+}
+
+}  // namespace detail
+
+/// A flat JSON object in the order of its first `set`s, one key a line. Numbers have the fewest digits that
+/// read back to the same value; a number that JSON cannot express (NaN, infinity) is null. Setting a key
+/// again replaces its value.
+class JsonObject {
+ public:
+  JsonObject& set(std::string_view key, std::string_view value) {
+    return put(key, detail::json_quote(value));
+  }
+  JsonObject& set(std::string_view key, const char* value) { return set(key, std::string_view(value)); }
+  JsonObject& set(std::string_view key, const std::string& value) {
+    return set(key, std::string_view(value));
+  }
+  template <std::same_as<bool> T>
+  JsonObject& set(std::string_view key, T value) {
+    return put(key, value ? "true" : "false");
+  }
+  template <std::integral T>
+  requires(!std::same_as<T, bool>) JsonObject& set(std::string_view key, T value) {
+    return put(key, fmt::format("{}", value));
+  }
+  template <std::floating_point T>
+  JsonObject& set(std::string_view key, T value) {
+    return put(key, std::isfinite(value) ? fmt::format("{}", value) : "null");
+  }
+
+  /// The object as text, with a newline at its end.
+  std::string str() const {
+    std::string text = "{";
+    for (size_t i = 0; i < members_.size(); ++i) {
+      text += i == 0 ? "\n" : ",\n";
+      text += "  " + detail::json_quote(members_[i].first) + ": " + members_[i].second;
+    }
+    return text + (members_.empty() ? "}\n" : "\n}\n");
+  }
+
+ private:
+  JsonObject& put(std::string_view key, std::string value) {
+    for (auto& [name, old] : members_) {
+      if (name == key) {
+        old = std::move(value);
+        return *this;
+      }
+    }
+    members_.emplace_back(key, std::move(value));
+    return *this;
+  }
+
+  std::vector<std::pair<std::string, std::string>> members_;
+};
+
+}  // namespace mixmatch::training
