@@ -35,16 +35,16 @@ struct Options {
   double learning_rate = mm::presets::cifar10.learning_rate, weight_decay = mm::presets::cifar10.weight_decay;
   double lambda_u = mm::presets::cifar10.lambda_u, alpha = mm::presets::cifar10.alpha;
   double temperature = mm::presets::cifar10.temperature, ema_decay = mm::presets::cifar10.ema_decay;
+  bool warmup = true;
   int64_t rampup_steps = mm::presets::cifar10.rampup_steps;
   int64_t num_augmentations = mm::presets::cifar10.num_augmentations;
   std::string mix_mode = "xxy.yxy";
   int64_t eval_every = mm::presets::cifar10.steps_per_checkpoint, checkpoint_every = 0, log_every = 50;
 };
 
-using Config = std::vector<std::pair<std::string, std::string>>;
 
 /// What a run is defined by. A resumed run takes these from its checkpoint; only `steps` may change.
-Config config_of(const Options& o) {
+mm::training::Config config_of(const Options& o) {
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
   return {{"method", o.method},
           {"labels", text(o.labels)},
@@ -64,6 +64,7 @@ Config config_of(const Options& o) {
           {"num-augmentations", text(o.num_augmentations)},
           {"mix-mode", o.mix_mode},
           {"ema-decay", text(o.ema_decay)},
+          {"warmup", text(o.warmup)},
           {"eval-every", text(o.eval_every)},
           {"log-every", text(o.log_every)}};
 }
@@ -105,6 +106,10 @@ void add_options(CLI::App& app, Options& o) {
       ->capture_default_str();
   app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")->capture_default_str();
   app.add_option("--ema-decay", o.ema_decay)->check(share)->capture_default_str();
+  app.add_option("--warmup", o.warmup,
+                 "Let EMA and batch-norm statistics forget the random start sooner; matters in the first thousands of "
+                 "steps only. false = as in the paper")
+      ->capture_default_str();
   app.add_option("--eval-every", o.eval_every, "Steps between evaluations")->check(positive)->capture_default_str();
   app.add_option("--log-every", o.log_every, "Steps between rows of metrics.csv")->check(positive)->capture_default_str();
   app.add_option("--checkpoint-every", o.checkpoint_every,
@@ -114,7 +119,7 @@ void add_options(CLI::App& app, Options& o) {
 }
 
 /// Takes what the command line leaves open from the run's own configuration, and refuses to change the rest.
-void adopt_config(CLI::App& app, Options& options, const Config& stored) {
+void adopt_config(CLI::App& app, Options& options, const mm::training::Config& stored) {
   for (const auto& [name, value] : stored) {
     CLI::Option* option = app.get_option_no_throw("--" + name);
     if (option != nullptr && option->count() == 0) {
@@ -122,7 +127,7 @@ void adopt_config(CLI::App& app, Options& options, const Config& stored) {
       option->run_callback();
     }
   }
-  const Config now = config_of(options);
+  const mm::training::Config now = config_of(options);
   for (const auto& [name, value] : stored) {
     for (const auto& [known, chosen] : now) {
       TORCH_CHECK(known != name || name == "steps" || chosen == value, "--", name, " ", chosen,
@@ -138,7 +143,7 @@ struct Training {
         labeled(split.labeled, o.batch, o.seed),
         unlabeled(split.unlabeled, o.batch, o.seed + 1),
         model(make_model(o, device)),
-        ema(model, mm::EmaModelOptions().decay(o.ema_decay)),
+        ema(model, mm::EmaModelOptions().decay(o.ema_decay).warmup(o.warmup)),
         optimizer(model->parameters(), torch::optim::AdamOptions(o.learning_rate)) {}
 
   static mm::models::WideResNet make_model(const Options& o, torch::Device device) {
@@ -195,6 +200,9 @@ StepLoss train_step(Training& t, const Options& o, const mm::data::ImageDataset&
   const Tensor x = train.images.index_select(0, rows);
   const Tensor labels = train.labels.index_select(0, rows);
   StepLoss loss;
+  if (o.warmup) {
+    mm::set_batch_norm_momentum(t.model, mm::batch_norm_momentum(t.step, t.model->options().batch_norm_momentum()));
+  }
   {
     mm::training::Autocast autocast(train.images.device(), mm::training::parse_precision(o.precision));
     if (o.method == "supervised") {

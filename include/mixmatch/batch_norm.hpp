@@ -2,6 +2,9 @@
 
 #include <mixmatch/model.hpp>
 
+#include <torch/nn/modules/batchnorm.h>
+
+#include <algorithm>
 #include <array>
 #include <string_view>
 #include <utility>
@@ -81,5 +84,32 @@ class BatchNormFreeze {
   std::vector<ScriptBuffer> script_;
   std::vector<std::pair<Tensor, Tensor>> saved_;
 };
+
+/// The share of the new batch that makes running statistics a plain average of the first 1 / momentum batches and an
+/// exponential one from then on: max(momentum, 1 / (step + 1)) at optimiser step `step`, counted from 0.
+///
+/// With the papers' .001 the statistics of the first thousand steps are mostly their initial values, so that a short
+/// run evaluates badly whatever it has learned; this changes nothing in a long one.
+inline double batch_norm_momentum(int64_t step, double momentum) {
+  TORCH_CHECK(step >= 0, "batch_norm_momentum: step must be >= 0, got ", step);
+  return std::max(momentum, 1.0 / static_cast<double>(step + 1));
+}
+
+/// Sets the momentum (LibTorch's sense: the share of the new batch, in [0, 1]) of every batch norm in a module.
+template <ModuleModel M>
+void set_batch_norm_momentum(M& model, double momentum) {
+  static_assert(!detail::is_script_module<std::remove_const_t<M>>,
+                "mixmatch: set_batch_norm_momentum cannot reach into TorchScript, where the momentum is a constant");
+  TORCH_CHECK(momentum >= 0 && momentum <= 1, "set_batch_norm_momentum: momentum must be in [0, 1], got ", momentum);
+  detail::nn_module(model).apply([momentum](torch::nn::Module& module) {
+    if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
+      norm1->options.momentum(momentum);
+    } else if (auto* norm2 = module.as<torch::nn::BatchNorm2d>()) {
+      norm2->options.momentum(momentum);
+    } else if (auto* norm3 = module.as<torch::nn::BatchNorm3d>()) {
+      norm3->options.momentum(momentum);
+    }
+  });
+}
 
 }  // namespace mixmatch

@@ -1,29 +1,157 @@
 #pragma once
 
+#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/simd.hpp>
 #include <torch/types.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace mixmatch::detail {
 
 using torch::Tensor;
 
-/// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i]; live and average may differ in dtype.
-inline void decay_and_average_(const std::vector<Tensor>& live, const std::vector<Tensor>& average,
-                               const std::vector<double>& shrink, double decay) {
-  torch::NoGradGuard no_grad;
-  for (size_t i = 0; i < live.size(); ++i) {
-    Tensor current = live[i];
-    if (shrink[i] != 1.0) {
-      current.mul_(shrink[i]);
+/// live *= shrink, then average = decay * average + (1 - decay) * live, over a run of memory.
+struct DecayAndAverage {
+  template <int Bytes, class Live, class Average>
+  static MIXMATCH_INLINE void run(Live* live, Average* average, int64_t size, double shrink, double decay) {
+    using C = Compute<Average>;
+    const auto factor = static_cast<C>(shrink), keep = static_cast<C>(decay), take = static_cast<C>(1 - decay);
+#if MIXMATCH_SIMD
+    if constexpr (Bytes >= 16) {
+      using F = Vectors<Average, Bytes>;
+      int64_t i = 0;
+      for (; i + F::lanes <= size; i += F::lanes) {
+        typename F::V now, mean;
+        F::load(now, live + i);
+        if (shrink != 1) {
+          now *= factor;
+          F::store(live + i, now);
+          F::load(now, live + i);  // as rounded
+        }
+        if (decay == 0) {
+          F::store(average + i, now);
+        } else if (decay != 1) {
+          F::load(mean, average + i);
+          mean = mean * keep + now * take;
+          F::store(average + i, mean);
+        }
+      }
+      return run<Bytes / 2>(live + i, average + i, size - i, shrink, decay);
     }
-    Tensor mean = average[i];
-    if (decay == 0.0 || !at::isFloatingType(mean.scalar_type())) {
-      mean.copy_(current);
-    } else if (decay != 1.0) {
-      mean.mul_(decay).add_(current.to(mean.scalar_type()), 1.0 - decay);
+#endif
+    for (int64_t i = 0; i < size; ++i) {
+      if (shrink != 1) {
+        live[i] = static_cast<Live>(static_cast<C>(live[i]) * factor);
+      }
+      const auto now = static_cast<C>(live[i]);
+      if (decay == 0) {
+        average[i] = now;
+      } else if (decay != 1) {
+        average[i] = average[i] * keep + now * take;
+      }
     }
   }
+};
+
+/// One tensor's part of the work; `run` knows its types.
+struct AverageTask {
+  void* live;
+  void* average;
+  int64_t size;
+  double shrink;
+  void (*run)(const AverageTask& task, int64_t begin, int64_t end, double decay);
+};
+
+template <class Live, class Average>
+void run_average_task(const AverageTask& task, int64_t begin, int64_t end, double decay) {
+  run_widest<DecayAndAverage>(static_cast<Live*>(task.live) + begin, static_cast<Average*>(task.average) + begin,
+                              end - begin, task.shrink, decay);
+}
+
+/// The task for a pair of CPU tensors that lie alike in memory; `run` is null where there is none.
+inline AverageTask average_task(const Tensor& live, const Tensor& average, double shrink) {
+  AverageTask task{nullptr, nullptr, live.numel(), shrink, nullptr};
+  if (!has_plain_memory(live) || !has_plain_memory(average) || !live.is_non_overlapping_and_dense() ||
+      live.sizes() != average.sizes() || live.strides() != average.strides()) {
+    return task;
+  }
+  const auto from = live.scalar_type(), to = average.scalar_type();
+  if (from == at::kFloat && to == at::kFloat) {
+    task.run = run_average_task<float, float>;
+  } else if (from == at::kDouble && to == at::kDouble) {
+    task.run = run_average_task<double, double>;
+  } else if (from == at::kBFloat16 && to == at::kFloat) {
+    task.run = run_average_task<at::BFloat16, float>;
+  } else if (from == at::kHalf && to == at::kFloat) {
+    task.run = run_average_task<at::Half, float>;
+  } else {
+    return task;
+  }
+  task.live = live.data_ptr();
+  task.average = average.data_ptr();
+  return task;
+}
+
+/// The same in ATen calls, for any device, dtype and layout.
+inline void decay_and_average_composite_(const Tensor& live, const Tensor& average, double shrink, double decay) {
+  const torch::NoGradGuard no_grad;
+  Tensor current = live, mean = average;
+  if (shrink != 1) {
+    current.mul_(shrink);
+  }
+  if (decay == 1) {
+    return;
+  }
+  if (decay == 0 || !at::isFloatingType(mean.scalar_type())) {
+    mean.copy_(current);
+  } else {
+    mean.mul_(decay).add_(current.to(mean.device(), mean.scalar_type()), 1 - decay);
+  }
+}
+
+/// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i]. A shrink of 1 leaves live alone,
+/// a decay of 1 the average, and a decay of 0 copies, whatever infinities the other side holds. On the CPU in one pass
+/// over memory and one parallel region for all tensors.
+inline void decay_and_average_(const std::vector<Tensor>& live, const std::vector<Tensor>& average,
+                               const std::vector<double>& shrink, double decay) {
+  TORCH_CHECK(live.size() == average.size() && live.size() == shrink.size(),
+              "decay_and_average_: expected as many averages and factors as live tensors (", live.size(), "), got ",
+              average.size(), " and ", shrink.size());
+  // Pieces are cut at the same places for any number of threads.
+  constexpr int64_t piece = 16384;
+  std::vector<AverageTask> tasks;
+  std::vector<int64_t> first_piece{0};
+  for (size_t i = 0; i < live.size(); ++i) {
+    const AverageTask task = average_task(live[i], average[i], shrink[i]);
+    if (task.run == nullptr) {
+      decay_and_average_composite_(live[i], average[i], shrink[i], decay);
+      continue;
+    }
+    // Autograd must see the change as it would see an ATen call's.
+    if (shrink[i] != 1) {
+      live[i].unsafeGetTensorImpl()->bump_version();
+    }
+    if (decay != 1) {
+      average[i].unsafeGetTensorImpl()->bump_version();
+    }
+    if (task.size != 0 && (shrink[i] != 1 || decay != 1)) {
+      tasks.push_back(task);
+      first_piece.push_back(first_piece.back() + (task.size + piece - 1) / piece);
+    }
+  }
+  parallel_for(0, first_piece.back(), 4, [&](int64_t begin, int64_t end) {
+    auto index = std::upper_bound(first_piece.begin(), first_piece.end(), begin) - first_piece.begin() - 1;
+    while (begin < end) {
+      const auto at_task = static_cast<size_t>(index);
+      const AverageTask& task = tasks[at_task];
+      const int64_t stop = std::min(end, first_piece[at_task + 1]);
+      task.run(task, (begin - first_piece[at_task]) * piece,
+               std::min(task.size, (stop - first_piece[at_task]) * piece), decay);
+      begin = stop;
+      ++index;
+    }
+  });
 }
 
 }  // namespace mixmatch::detail

@@ -1,62 +1,162 @@
 #pragma once
 
 #include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/simd.hpp>
 #include <torch/types.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <vector>
 
 namespace mixmatch::detail {
 
 using torch::Tensor;
 
-/// out = weight * x + (1 - weight) * partner over one row.
-template <class Scalar, class Compute>
-void mix_row(Scalar* __restrict__ out, const Scalar* __restrict__ x, const Scalar* __restrict__ partner, int64_t size,
-             Compute weight) {
-  const Compute rest = 1 - weight;
-  for (int64_t i = 0; i < size; ++i) {
-    out[i] = static_cast<Scalar>(weight * static_cast<Compute>(x[i]) + rest * static_cast<Compute>(partner[i]));
+/// out = weight * x + (1 - weight) * partner over a run of memory.
+struct MixRun {
+  template <int Bytes, class Scalar>
+  static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partner, int64_t size,
+                                  Compute<Scalar> weight) {
+    const Compute<Scalar> rest = 1 - weight;
+#if MIXMATCH_SIMD
+    if constexpr (Bytes >= 16) {
+      using F = Vectors<Scalar, Bytes>;
+      int64_t i = 0;
+      for (; i + F::lanes <= size; i += F::lanes) {
+        typename F::V a, b;
+        F::load(a, x + i);
+        F::load(b, partner + i);
+        a = a * weight + b * rest;
+        F::store(out + i, a);
+      }
+      return run<Bytes / 2>(out + i, x + i, partner + i, size - i, weight);
+    }
+#endif
+    for (int64_t i = 0; i < size; ++i) {
+      out[i] = static_cast<Scalar>(static_cast<Compute<Scalar>>(x[i]) * weight +
+                                   static_cast<Compute<Scalar>>(partner[i]) * rest);
+    }
   }
-}
+};
 
-/// The same strides in each row, and rows that fill their stride: a row is then one run of memory in any layout.
-inline bool rows_are_dense(const Tensor& tensor, const Tensor& like) {
-  if (!tensor.is_non_overlapping_and_dense() || tensor.strides().slice(1) != like.strides().slice(1)) {
-    return false;
+/// MixRun over rows [begin, end), each `row` elements in one run.
+struct MixRows {
+  template <int Bytes, class Scalar>
+  static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partners, const int64_t* permutation,
+                                  const Compute<Scalar>* weights, int64_t weight_step, int64_t row, int64_t begin,
+                                  int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Compute<Scalar> weight = weights[i * weight_step];
+      if (weight == 1) {  // exactly x, whatever the partner holds
+        std::memcpy(out + i * row, x + i * row, static_cast<size_t>(row) * sizeof(Scalar));
+      } else {
+        MixRun::run<Bytes>(out + i * row, x + i * row, partners + permutation[i] * row, row, weight);
+      }
+    }
   }
-  const int64_t row = tensor.size(0) == 0 ? 0 : tensor.numel() / tensor.size(0);
-  return tensor.size(0) <= 1 || tensor.stride(0) == row;
-}
+};
 
-/// Row i of out is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]] in one pass over memory, for dense CPU
-/// tensors of one layout; false where it does not apply.
+/// How a row lies in memory in the result, in x and in the partners: a few nested loops around runs along the last.
+struct MixLayout {
+  struct Loop {
+    int64_t size, out, x, partner;
+  };
+  std::vector<Loop> loops;
+  bool dense = true;
+
+  MixLayout(const Tensor& out, const Tensor& x, const Tensor& partners) {
+    for (int64_t d = 1; d < x.dim(); ++d) {
+      if (x.size(d) != 1) {
+        loops.push_back({x.size(d), out.stride(d), x.stride(d), partners.stride(d)});
+      }
+    }
+    std::stable_sort(loops.begin(), loops.end(), [](const Loop& a, const Loop& b) { return a.out > b.out; });
+    size_t kept = 0;
+    for (size_t d = 1; d < loops.size(); ++d) {
+      Loop& outer = loops[kept];
+      const Loop& inner = loops[d];
+      if (outer.out == inner.out * inner.size && outer.x == inner.x * inner.size &&
+          outer.partner == inner.partner * inner.size) {
+        outer = {outer.size * inner.size, inner.out, inner.x, inner.partner};
+      } else {
+        loops[++kept] = inner;
+      }
+    }
+    if (loops.empty()) {
+      loops.push_back({1, 1, 1, 1});
+    }
+    loops.resize(kept + 1);
+    const Loop& run = loops.back();
+    dense = run.out == 1 && run.x == 1 && run.partner == 1;
+  }
+};
+
+/// Row i of out is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]] in one pass over memory, for CPU tensors of
+/// any strides; false where it does not apply. The permutation was checked.
 inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners, const Tensor& permutation,
                            const Tensor& lambda) {
-  if (!x.device().is_cpu() || !partners.device().is_cpu() || !permutation.device().is_cpu() ||
-      !lambda.device().is_cpu() || partners.scalar_type() != x.scalar_type() || !rows_are_dense(x, x) ||
-      !rows_are_dense(partners, x) || !rows_are_dense(out, x)) {
+  if (!has_plain_memory(x) || !has_plain_memory(partners) || !has_plain_memory(permutation) ||
+      !has_plain_memory(lambda) || !has_plain_memory(out) || partners.scalar_type() != x.scalar_type()) {
     return false;
   }
   if (x.numel() == 0) {
     return true;
   }
-  const int64_t row = x.numel() / x.size(0);
+  const MixLayout layout(out, x, partners);
+  const MixLayout::Loop inner = layout.loops.back();
+  const int64_t rows = x.size(0);
+  const int64_t row = x.numel() / rows;
   const Tensor order = permutation.contiguous();
-  const auto* partner_of = order.data_ptr<int64_t>();
-  const auto run = [&](auto* target, const auto* source, const auto* other, auto compute) {
-    using Scalar = std::remove_pointer_t<decltype(target)>;
-    using Compute = decltype(compute);
-    const Tensor weights = lambda.to(c10::CppTypeToScalarType<Compute>::value).contiguous();
-    const auto* weight = weights.template data_ptr<Compute>();
-    const int64_t step = weights.dim() == 0 ? 0 : 1;
-    parallel_for(0, x.size(0), std::max<int64_t>(1, 16384 / row), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        if (weight[i * step] == 1) {
-          std::memcpy(target + i * row, source + i * row, static_cast<size_t>(row) * sizeof(Scalar));
+  const int64_t* partner_of = order.data_ptr<int64_t>();
+  const auto run = [&](auto* to, const auto* from, const auto* others) {
+    using Scalar = std::remove_pointer_t<decltype(to)>;
+    using Weight = Compute<Scalar>;
+    const Tensor weights = lambda.to(c10::CppTypeToScalarType<Weight>::value).contiguous();
+    const Weight* weight = weights.template data_ptr<Weight>();
+    const int64_t weight_step = weights.dim() == 0 ? 0 : 1;
+    constexpr int64_t grain = 32768, chunk = 32768;
+    if (layout.dense && inner.size == row && row <= chunk && out.stride(0) == row && x.stride(0) == row &&
+        partners.stride(0) == row) {
+      parallel_for(0, rows, std::max<int64_t>(1, grain / row), [&](int64_t begin, int64_t end) {
+        run_widest<MixRows>(to, from, others, partner_of, weight, weight_step, row, begin, end);
+      });
+      return true;
+    }
+    // Long runs are cut into chunks, at the same places for any number of threads.
+    const int64_t chunks = (inner.size + chunk - 1) / chunk;
+    const int64_t pieces_per_row = row / inner.size * chunks;
+    const int64_t piece_size = std::min(inner.size, chunk);
+    parallel_for(0, rows * pieces_per_row, std::max<int64_t>(1, grain / piece_size), [&](int64_t begin, int64_t end) {
+      for (int64_t piece = begin; piece < end; ++piece) {
+        const int64_t i = piece / pieces_per_row;
+        int64_t rest = piece % pieces_per_row;
+        const int64_t start = rest % chunks * chunk;
+        rest /= chunks;
+        const int64_t size = std::min(chunk, inner.size - start);
+        Scalar* target = to + i * out.stride(0) + start * inner.out;
+        const Scalar* source = from + i * x.stride(0) + start * inner.x;
+        const Scalar* other = others + partner_of[i] * partners.stride(0) + start * inner.partner;
+        for (size_t d = layout.loops.size() - 1; d-- > 0;) {
+          const MixLayout::Loop& loop = layout.loops[d];
+          const int64_t index = rest % loop.size;
+          rest /= loop.size;
+          target += index * loop.out;
+          source += index * loop.x;
+          other += index * loop.partner;
+        }
+        const Weight w = weight[i * weight_step];
+        if (w == 1) {
+          for (int64_t j = 0; j < size; ++j) {
+            target[j * inner.out] = source[j * inner.x];
+          }
+        } else if (layout.dense) {
+          run_widest<MixRun>(target, source, other, size, w);
         } else {
-          mix_row<Scalar, Compute>(target + i * row, source + i * row, other + partner_of[i] * row, row,
-                                   weight[i * step]);
+          for (int64_t j = 0; j < size; ++j) {
+            target[j * inner.out] = static_cast<Scalar>(static_cast<Weight>(source[j * inner.x]) * w +
+                                                        static_cast<Weight>(other[j * inner.partner]) * (1 - w));
+          }
         }
       }
     });
@@ -64,13 +164,13 @@ inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners,
   };
   switch (x.scalar_type()) {
     case at::kFloat:
-      return run(out.data_ptr<float>(), x.data_ptr<float>(), partners.data_ptr<float>(), float{});
+      return run(out.data_ptr<float>(), x.data_ptr<float>(), partners.data_ptr<float>());
     case at::kDouble:
-      return run(out.data_ptr<double>(), x.data_ptr<double>(), partners.data_ptr<double>(), double{});
+      return run(out.data_ptr<double>(), x.data_ptr<double>(), partners.data_ptr<double>());
     case at::kBFloat16:
-      return run(out.data_ptr<at::BFloat16>(), x.data_ptr<at::BFloat16>(), partners.data_ptr<at::BFloat16>(), float{});
+      return run(out.data_ptr<at::BFloat16>(), x.data_ptr<at::BFloat16>(), partners.data_ptr<at::BFloat16>());
     case at::kHalf:
-      return run(out.data_ptr<at::Half>(), x.data_ptr<at::Half>(), partners.data_ptr<at::Half>(), float{});
+      return run(out.data_ptr<at::Half>(), x.data_ptr<at::Half>(), partners.data_ptr<at::Half>());
     default:
       return false;
   }
