@@ -1,9 +1,10 @@
 #pragma once
 
-#include <mixmatch/detail/mixup_kernel.hpp>
-#include <mixmatch/detail/random.hpp>
 #include <torch/arg.h>
 #include <torch/types.h>
+#include <mixmatch/detail/memory_overlap.hpp>
+#include <mixmatch/detail/mixup_kernel.hpp>
+#include <mixmatch/detail/random.hpp>
 
 #include <cmath>
 #include <optional>
@@ -19,19 +20,21 @@ struct MixUpOptions {
   TORCH_ARG(double, alpha) = 0.75;
   /// One lambda per row, or one for the batch.
   TORCH_ARG(bool, per_sample) = true;
-  /// lambda' = max(lambda, 1 - lambda): the result stays nearer to its own row than to its partner (MixMatch, eq. 9).
+  /// lambda' = max(lambda, 1 - lambda): the result stays nearer to its own row than to its partner (MixMatch,
+  /// eq. 9).
   TORCH_ARG(bool, keep_dominant) = true;
 };
 
-/// The mixed rows, and what was drawn: lambda' [N], or a scalar if one was drawn for the batch, and the partners [N].
+/// The mixed rows, and what was drawn: lambda' [N], or a scalar if one was drawn for the batch, and the
+/// partners [N].
 struct MixUpResult {
   Tensor inputs, targets, lambda, permutation;
 };
 
 namespace detail {
 
-inline void check_mix(const char* function, const Tensor& x, const Tensor& partners, const Tensor& permutation,
-                      const Tensor& lambda) {
+inline void check_mix(const char* function, const Tensor& x, const Tensor& partners,
+                      const Tensor& permutation, const Tensor& lambda) {
   TORCH_CHECK(x.defined() && x.dim() >= 1 && at::isFloatingType(x.scalar_type()), function,
               ": x must be a floating-point [N, ...] tensor, got ",
               x.defined() ? c10::str(x.scalar_type(), " ", x.sizes()) : std::string("undefined"));
@@ -42,19 +45,21 @@ inline void check_mix(const char* function, const Tensor& x, const Tensor& partn
               function, ": permutation must be int64 [", x.size(0), "], got ",
               permutation.defined() ? c10::str(permutation.scalar_type(), " ", permutation.sizes())
                                     : std::string("undefined"));
-  TORCH_CHECK(lambda.defined() && at::isFloatingType(lambda.scalar_type()) &&
-                  (lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == x.size(0))),
-              function, ": lambda must be floating-point [", x.size(0), "] or a scalar tensor, got ",
-              lambda.defined() ? c10::str(lambda.scalar_type(), " ", lambda.sizes()) : std::string("undefined"));
+  TORCH_CHECK(
+      lambda.defined() && at::isFloatingType(lambda.scalar_type()) &&
+          (lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == x.size(0))),
+      function, ": lambda must be floating-point [", x.size(0), "] or a scalar tensor, got ",
+      lambda.defined() ? c10::str(lambda.scalar_type(), " ", lambda.sizes()) : std::string("undefined"));
   if (permutation.device().is_cpu() && permutation.numel() > 0) {
     const auto lowest = permutation.min().item<int64_t>();
     const auto highest = permutation.max().item<int64_t>();
-    TORCH_CHECK(lowest >= 0 && highest < partners.size(0), function, ": permutation must be in [0, ", partners.size(0),
-                "), got ", lowest < 0 ? lowest : highest);
+    TORCH_CHECK(lowest >= 0 && highest < partners.size(0), function, ": permutation must be in [0, ",
+                partners.size(0), "), got ", lowest < 0 ? lowest : highest);
   }
 }
 
-inline Tensor mix_rows_composite(const Tensor& x, const Tensor& partners, const Tensor& permutation, const Tensor& lambda) {
+inline Tensor mix_rows_composite(const Tensor& x, const Tensor& partners, const Tensor& permutation,
+                                 const Tensor& lambda) {
   const auto type = x.scalar_type();
   const auto compute = type == at::kHalf || type == at::kBFloat16 ? at::kFloat : type;
   Tensor weight = lambda.to(x.device(), compute);
@@ -68,12 +73,13 @@ inline Tensor mix_rows_composite(const Tensor& x, const Tensor& partners, const 
 }
 
 inline bool mix_needs_gradient(const Tensor& x, const Tensor& partners, const Tensor& lambda) {
-  return at::GradMode::is_enabled() && (x.requires_grad() || partners.requires_grad() || lambda.requires_grad());
+  return at::GradMode::is_enabled() &&
+         (x.requires_grad() || partners.requires_grad() || lambda.requires_grad());
 }
 
 /// Row i is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]].
-inline Tensor mix_rows(const Tensor& x, const Tensor& partners, const Tensor& permutation, const Tensor& lambda,
-                       const char* function = "mix_rows") {
+inline Tensor mix_rows(const Tensor& x, const Tensor& partners, const Tensor& permutation,
+                       const Tensor& lambda, const char* function = "mix_rows") {
   check_mix(function, x, partners, permutation, lambda);
   if (!mix_needs_gradient(x, partners, lambda)) {
     Tensor out = torch::empty_like(x);
@@ -86,17 +92,20 @@ inline Tensor mix_rows(const Tensor& x, const Tensor& partners, const Tensor& pe
 
 }  // namespace detail
 
-/// Row i is lambda[i] x[i] + (1 - lambda[i]) x[permutation[i]]: MixUp's kernel (MixMatch, eq. 10, for drawn lambda).
+/// Row i is lambda[i] x[i] + (1 - lambda[i]) x[permutation[i]]: MixUp's kernel (MixMatch, eq. 10, for drawn
+/// lambda).
 ///
 /// `x`: floating-point [N, …], any dense strides (channels-last is kept), half precision computed in float32;
-/// `permutation`: int64 [N]; `lambda`: floating-point [N] or a scalar tensor. Any device; differentiable in x and lambda;
-/// draws nothing; throws on other shapes and dtypes, and on a CPU permutation out of range.
+/// `permutation`: int64 [N]; `lambda`: floating-point [N] or a scalar tensor. Any device; differentiable in x
+/// and lambda; draws nothing; throws on other shapes and dtypes, and on a CPU permutation out of range.
 inline Tensor mixup_pairs(const Tensor& x, const Tensor& permutation, const Tensor& lambda) {
   return detail::mix_rows(x, x, permutation, lambda, "mixup_pairs");
 }
 
-/// mixup_pairs() into a preallocated `out` of x's shape, dtype and device that shares no memory with x. No gradient.
-inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permutation, const Tensor& lambda) {
+/// mixup_pairs() into a preallocated `out` of x's shape, dtype and device that shares no memory with x. No
+/// gradient.
+inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permutation,
+                               const Tensor& lambda) {
   detail::check_mix("mixup_pairs_out", x, x, permutation, lambda);
   TORCH_CHECK(out.defined() && out.scalar_type() == x.scalar_type() && out.device() == x.device(),
               "mixup_pairs_out: out must be ", x.scalar_type(), " on ", x.device(), ", got ",
@@ -106,8 +115,9 @@ inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permu
   if (out.numel() == 0 && x.numel() != 0) {
     out.resize_(x.sizes());
   }
-  TORCH_CHECK(out.sizes() == x.sizes(), "mixup_pairs_out: out must have shape ", x.sizes(), ", got ", out.sizes());
-  TORCH_CHECK(x.numel() == 0 || !out.is_alias_of(x), "mixup_pairs_out: out must not share memory with x");
+  TORCH_CHECK(out.sizes() == x.sizes(), "mixup_pairs_out: out must have shape ", x.sizes(), ", got ",
+              out.sizes());
+  detail::check_separate("mixup_pairs_out", out, x, "x");
   if (!detail::mix_rows_fused(out, x, x, permutation, lambda)) {
     torch::NoGradGuard no_grad;
     out.copy_(detail::mix_rows_composite(x, x, permutation, lambda));
@@ -117,24 +127,27 @@ inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permu
 
 /// MixUp of a batch with a random order of itself (MixMatch, eqs. 8-11):
 ///
-///     lambda ~ Beta(alpha, alpha), lambda' = max(lambda, 1 - lambda), x' = lambda' x1 + (1 - lambda') x2, targets likewise
+///     lambda ~ Beta(alpha, alpha), lambda' = max(lambda, 1 - lambda), x' = lambda' x1 + (1 - lambda') x2,
+///     targets likewise
 ///
-/// `inputs`: floating-point [N, …]; `targets`: floating-point [N, L]; the same lambda' and partner serve a row's input
-/// and target. Draws lambda, then the permutation, from `generator` (LibTorch's default one of the inputs' device
-/// without). Differentiable. Throws on integer class labels: one-hot them first.
+/// `inputs`: floating-point [N, …]; `targets`: floating-point [N, L]; the same lambda' and partner serve a
+/// row's input and target. Draws lambda, then the permutation, from `generator` (LibTorch's default one of
+/// the inputs' device without). Differentiable. Throws on integer class labels: one-hot them first.
 inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixUpOptions& options = {},
                          std::optional<at::Generator> generator = std::nullopt) {
-  TORCH_CHECK(inputs.defined() && inputs.dim() >= 1 && at::isFloatingType(inputs.scalar_type()),
-              "mixup: inputs must be a floating-point [N, ...] tensor, got ",
-              inputs.defined() ? c10::str(inputs.scalar_type(), " ", inputs.sizes()) : std::string("undefined"));
-  TORCH_CHECK(targets.defined() && at::isFloatingType(targets.scalar_type()),
-              "mixup: targets must be floating-point probabilities [N, L], got ",
-              targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
-              "; one-hot class labels with mixmatch::one_hot(labels, num_classes)");
-  TORCH_CHECK(targets.dim() == 2 && targets.size(0) == inputs.size(0), "mixup: targets must be [", inputs.size(0),
-              ", L] as inputs has ", inputs.size(0), " rows, got ", targets.sizes());
-  TORCH_CHECK(options.alpha() >= 0 && std::isfinite(options.alpha()), "mixup: alpha must be finite and >= 0, got ",
-              options.alpha());
+  TORCH_CHECK(
+      inputs.defined() && inputs.dim() >= 1 && at::isFloatingType(inputs.scalar_type()),
+      "mixup: inputs must be a floating-point [N, ...] tensor, got ",
+      inputs.defined() ? c10::str(inputs.scalar_type(), " ", inputs.sizes()) : std::string("undefined"));
+  TORCH_CHECK(
+      targets.defined() && at::isFloatingType(targets.scalar_type()),
+      "mixup: targets must be floating-point probabilities [N, L], got ",
+      targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
+      "; one-hot class labels with mixmatch::one_hot(labels, num_classes)");
+  TORCH_CHECK(targets.dim() == 2 && targets.size(0) == inputs.size(0), "mixup: targets must be [",
+              inputs.size(0), ", L] as inputs has ", inputs.size(0), " rows, got ", targets.sizes());
+  TORCH_CHECK(options.alpha() >= 0 && std::isfinite(options.alpha()),
+              "mixup: alpha must be finite and >= 0, got ", options.alpha());
   const int64_t rows = inputs.size(0);
   const auto lambda_type = inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   if (options.alpha() == 0) {
@@ -144,8 +157,8 @@ inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixU
             torch::arange(rows, lambda_options.dtype(at::kLong))};
   }
   MixUpResult result;
-  result.lambda = detail::sample_symmetric_beta(options.per_sample() ? rows : 1, options.alpha(), inputs.device(),
-                                                lambda_type, generator);
+  result.lambda = detail::sample_symmetric_beta(options.per_sample() ? rows : 1, options.alpha(),
+                                                inputs.device(), lambda_type, generator);
   if (options.keep_dominant()) {
     result.lambda = torch::maximum(result.lambda, 1 - result.lambda);
   }

@@ -1,8 +1,8 @@
 #pragma once
 
+#include <torch/types.h>
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/detail/simd.hpp>
-#include <torch/types.h>
 
 #include <algorithm>
 #include <vector>
@@ -16,7 +16,8 @@ struct DecayAndAverage {
   template <int Bytes, class Live, class Average>
   static MIXMATCH_INLINE void run(Live* live, Average* average, int64_t size, double shrink, double decay) {
     using C = Compute<Average>;
-    const auto factor = static_cast<C>(shrink), keep = static_cast<C>(decay), take = static_cast<C>(1 - decay);
+    const auto factor = static_cast<C>(shrink), keep = static_cast<C>(decay),
+               take = static_cast<C>(1 - decay);
 #if MIXMATCH_SIMD
     if constexpr (Bytes >= 16) {
       using F = Vectors<Average, Bytes>;
@@ -65,8 +66,8 @@ struct AverageTask {
 
 template <class Live, class Average>
 void run_average_task(const AverageTask& task, int64_t begin, int64_t end, double decay) {
-  run_widest<DecayAndAverage>(static_cast<Live*>(task.live) + begin, static_cast<Average*>(task.average) + begin,
-                              end - begin, task.shrink, decay);
+  run_widest<DecayAndAverage>(static_cast<Live*>(task.live) + begin,
+                              static_cast<Average*>(task.average) + begin, end - begin, task.shrink, decay);
 }
 
 /// The task for a pair of CPU tensors that lie alike in memory; `run` is null where there is none.
@@ -94,7 +95,8 @@ inline AverageTask average_task(const Tensor& live, const Tensor& average, doubl
 }
 
 /// The same in ATen calls, for any device, dtype and layout.
-inline void decay_and_average_composite_(const Tensor& live, const Tensor& average, double shrink, double decay) {
+inline void decay_and_average_composite_(const Tensor& live, const Tensor& average, double shrink,
+                                         double decay) {
   const torch::NoGradGuard no_grad;
   Tensor current = live, mean = average;
   if (shrink != 1) {
@@ -110,14 +112,14 @@ inline void decay_and_average_composite_(const Tensor& live, const Tensor& avera
   }
 }
 
-/// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i]. A shrink of 1 leaves live alone,
-/// a decay of 1 the average, and a decay of 0 copies, whatever infinities the other side holds. On the CPU in one pass
-/// over memory and one parallel region for all tensors.
+/// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i]. A shrink of 1 leaves
+/// live alone, a decay of 1 the average, and a decay of 0 copies, whatever infinities the other side holds.
+/// On the CPU in one pass over memory and one parallel region for all tensors.
 inline void decay_and_average_(const std::vector<Tensor>& live, const std::vector<Tensor>& average,
                                const std::vector<double>& shrink, double decay) {
   TORCH_CHECK(live.size() == average.size() && live.size() == shrink.size(),
-              "decay_and_average_: expected as many averages and factors as live tensors (", live.size(), "), got ",
-              average.size(), " and ", shrink.size());
+              "decay_and_average_: expected as many averages and factors as live tensors (", live.size(),
+              "), got ", average.size(), " and ", shrink.size());
   // Pieces are cut at the same places for any number of threads.
   constexpr int64_t piece = 16384;
   std::vector<AverageTask> tasks;

@@ -1,8 +1,8 @@
 #pragma once
 
+#include <torch/types.h>
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/detail/simd.hpp>
-#include <torch/types.h>
 
 #include <algorithm>
 #include <array>
@@ -43,9 +43,9 @@ struct MixRun {
 /// MixRun over rows [begin, end), each `row` elements in one run.
 struct MixRows {
   template <int Bytes, class Scalar>
-  static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partners, const int64_t* permutation,
-                                  const Compute<Scalar>* weights, int64_t weight_step, int64_t row, int64_t begin,
-                                  int64_t end) {
+  static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partners,
+                                  const int64_t* permutation, const Compute<Scalar>* weights,
+                                  int64_t weight_step, int64_t row, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Compute<Scalar> weight = weights[i * weight_step];
       if (weight == 1) {  // exactly x, whatever the partner holds
@@ -57,7 +57,8 @@ struct MixRows {
   }
 };
 
-/// How a row lies in memory in the result, in x and in the partners: a few nested loops around runs along the last.
+/// How a row lies in memory in the result, in x and in the partners: a few nested loops around runs along the
+/// last.
 struct MixLayout {
   struct Loop {
     int64_t size, out, x, partner;
@@ -92,8 +93,8 @@ struct MixLayout {
   }
 };
 
-/// Row i of out is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]] in one pass over memory, for CPU tensors of
-/// any strides; false where it does not apply. The permutation was checked.
+/// Row i of out is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]] in one pass over memory, for CPU
+/// tensors of any strides; false where it does not apply. The permutation was checked.
 inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners, const Tensor& permutation,
                            const Tensor& lambda) {
   if (!has_plain_memory(x) || !has_plain_memory(partners) || !has_plain_memory(permutation) ||
@@ -127,39 +128,41 @@ inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners,
     const int64_t chunks = (inner.size + chunk - 1) / chunk;
     const int64_t pieces_per_row = row / inner.size * chunks;
     const int64_t piece_size = std::min(inner.size, chunk);
-    parallel_for(0, rows * pieces_per_row, std::max<int64_t>(1, grain / piece_size), [&](int64_t begin, int64_t end) {
-      for (int64_t piece = begin; piece < end; ++piece) {
-        const int64_t i = piece / pieces_per_row;
-        int64_t rest = piece % pieces_per_row;
-        const int64_t start = rest % chunks * chunk;
-        rest /= chunks;
-        const int64_t size = std::min(chunk, inner.size - start);
-        Scalar* target = to + i * out.stride(0) + start * inner.out;
-        const Scalar* source = from + i * x.stride(0) + start * inner.x;
-        const Scalar* other = others + partner_of[i] * partners.stride(0) + start * inner.partner;
-        for (size_t d = layout.loops.size() - 1; d-- > 0;) {
-          const MixLayout::Loop& loop = layout.loops[d];
-          const int64_t index = rest % loop.size;
-          rest /= loop.size;
-          target += index * loop.out;
-          source += index * loop.x;
-          other += index * loop.partner;
-        }
-        const Weight w = weight[i * weight_step];
-        if (w == 1) {
-          for (int64_t j = 0; j < size; ++j) {
-            target[j * inner.out] = source[j * inner.x];
+    parallel_for(
+        0, rows * pieces_per_row, std::max<int64_t>(1, grain / piece_size), [&](int64_t begin, int64_t end) {
+          for (int64_t piece = begin; piece < end; ++piece) {
+            const int64_t i = piece / pieces_per_row;
+            int64_t rest = piece % pieces_per_row;
+            const int64_t start = rest % chunks * chunk;
+            rest /= chunks;
+            const int64_t size = std::min(chunk, inner.size - start);
+            Scalar* target = to + i * out.stride(0) + start * inner.out;
+            const Scalar* source = from + i * x.stride(0) + start * inner.x;
+            const Scalar* other = others + partner_of[i] * partners.stride(0) + start * inner.partner;
+            for (size_t d = layout.loops.size() - 1; d-- > 0;) {
+              const MixLayout::Loop& loop = layout.loops[d];
+              const int64_t index = rest % loop.size;
+              rest /= loop.size;
+              target += index * loop.out;
+              source += index * loop.x;
+              other += index * loop.partner;
+            }
+            const Weight w = weight[i * weight_step];
+            if (w == 1) {
+              for (int64_t j = 0; j < size; ++j) {
+                target[j * inner.out] = source[j * inner.x];
+              }
+            } else if (layout.dense) {
+              run_widest<MixRun>(target, source, other, size, w);
+            } else {
+              for (int64_t j = 0; j < size; ++j) {
+                target[j * inner.out] =
+                    static_cast<Scalar>(static_cast<Weight>(source[j * inner.x]) * w +
+                                        static_cast<Weight>(other[j * inner.partner]) * (1 - w));
+              }
+            }
           }
-        } else if (layout.dense) {
-          run_widest<MixRun>(target, source, other, size, w);
-        } else {
-          for (int64_t j = 0; j < size; ++j) {
-            target[j * inner.out] = static_cast<Scalar>(static_cast<Weight>(source[j * inner.x]) * w +
-                                                        static_cast<Weight>(other[j * inner.partner]) * (1 - w));
-          }
-        }
-      }
-    });
+        });
     return true;
   };
   switch (x.scalar_type()) {

@@ -2,12 +2,12 @@
 
 // How the library reaches into the kinds of model it accepts: calling it, its tensors, its training flags.
 
-#include <mixmatch/detail/version.hpp>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/nn/module.h>
 #include <torch/nn/modules/container/any.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/detail/version.hpp>
 
 #include <concepts>
 #include <functional>
@@ -50,8 +50,8 @@ concept CallableModel = requires(T& model, const Tensor& input) {
 };
 
 template <class T>
-concept ModuleWithParameters = is_script_module<T> || is_any_module<T> || (is_nn_module<T> && HasForward<T>) ||
-                               PointsToForward<T>;
+concept ModuleWithParameters =
+    is_script_module<T> || is_any_module<T> ||(is_nn_module<T>&& HasForward<T>) || PointsToForward<T>;
 
 template <class M>
 Tensor call_model(M& model, const Tensor& input) {
@@ -144,7 +144,9 @@ class EvaluationModeGuard {
         }
       }
     } else {
-      auto remember = [this](torch::nn::Module& module) { modules_.emplace_back(&module, module.is_training()); };
+      auto remember = [this](torch::nn::Module& module) {
+        modules_.emplace_back(&module, module.is_training());
+      };
       nn_module(model).apply(remember);
       nn_module(model).eval();
     }
@@ -166,8 +168,9 @@ class EvaluationModeGuard {
   std::vector<std::pair<torch::nn::Module*, bool>> modules_;
 };
 
-/// Autocast caches the low-precision copies of weights. A copy made without gradient, or of swapped weights, must
-/// not reach the training pass of the same autocast scope: its gradient would never arrive at the parameter.
+/// Autocast caches the low-precision copies of weights. A copy made without gradient, or of swapped weights,
+/// must not reach the training pass of the same autocast scope: its gradient would never arrive at the
+/// parameter.
 inline void forget_autocast_copies() { at::autocast::clear_cache(); }
 
 }  // namespace mixmatch::detail

@@ -9,11 +9,12 @@
 
 namespace mixmatch::detail {
 
-/// f(begin, end) over pieces of [begin, end) of at least `grain`, on LibTorch's own threads; f must not throw.
+/// f(begin, end) over pieces of [begin, end) of at least `grain`, on LibTorch's own threads; f must not
+/// throw.
 ///
-/// at::parallel_for from a header is serial unless the user's build turns OpenMP on, and a second OpenMP runtime beside
-/// LibTorch's makes both crawl. TensorIterator::for_each is compiled into LibTorch and threads there: it runs over a
-/// tensor of piece numbers here.
+/// at::parallel_for from a header is serial unless the user's build turns OpenMP on, and a second OpenMP
+/// runtime beside LibTorch's makes both crawl. TensorIterator::for_each is compiled into LibTorch and threads
+/// there: it runs over a tensor of piece numbers here.
 template <class F>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
   if (begin >= end) {

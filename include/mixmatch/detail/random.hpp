@@ -1,7 +1,7 @@
 #pragma once
 
-#include <mixmatch/detail/version.hpp>
 #include <torch/types.h>
+#include <mixmatch/detail/version.hpp>
 
 #include <optional>
 
@@ -14,24 +14,31 @@ inline at::Device draw_device(at::Device device, const std::optional<at::Generat
   return generator.has_value() ? generator->device() : device;
 }
 
-/// n draws of Beta(alpha, alpha), exact for any alpha > 0. In log space, since for a small alpha both Gamma variates
-/// underflow: log Gamma(a) ~ log Gamma(a + 1) + log(U) / a, and lambda = g1 / (g1 + g2) = sigmoid(log g1 - log g2).
+/// n draws of Beta(alpha, alpha), exact for any alpha > 0. In log space, since for a small alpha both Gamma
+/// variates underflow: log Gamma(a) ~ log Gamma(a + 1) + log(U) / a, and lambda = g1 / (g1 + g2) =
+/// sigmoid(log g1 - log g2).
 inline Tensor sample_symmetric_beta(int64_t n, double alpha, at::Device device, at::ScalarType dtype,
                                     const std::optional<at::Generator>& generator) {
   const auto options = at::TensorOptions().dtype(at::kDouble).device(draw_device(device, generator));
   const Tensor gamma = at::_standard_gamma(at::full({2, n}, alpha + 1.0, options), to_aten(generator));
   const Tensor uniform = 1.0 - at::rand({2, n}, to_aten(generator), options);  // (0, 1]
-  const Tensor log_gamma = gamma.log().add_(uniform.log().div_(alpha));
-  return at::sigmoid(log_gamma.select(0, 0) - log_gamma.select(0, 1)).to(device, dtype);
+  // The difference first: for a tiny alpha both quotients overflow.
+  const Tensor log_gamma = gamma.log(), log_uniform = uniform.log();
+  const Tensor log_odds = (log_gamma[0] - log_gamma[1]) + (log_uniform[0] - log_uniform[1]).div_(alpha);
+  return at::sigmoid(log_odds).to(device, dtype);
 }
 
-/// A random order of 0 … n - 1. On a GPU by sorting uniforms, which needs no host and can be captured in a graph.
-inline Tensor random_permutation(int64_t n, at::Device device, const std::optional<at::Generator>& generator) {
+/// A random order of 0 … n - 1. On a GPU by sorting uniforms, which needs no host and can be captured in a
+/// graph.
+inline Tensor random_permutation(int64_t n, at::Device device,
+                                 const std::optional<at::Generator>& generator) {
   const at::Device drawn_on = draw_device(device, generator);
   if (drawn_on.is_cpu()) {
     return at::randperm(n, to_aten(generator), at::TensorOptions().dtype(at::kLong)).to(device);
   }
-  return at::rand({n}, to_aten(generator), at::TensorOptions().dtype(at::kDouble).device(drawn_on)).argsort().to(device);
+  return at::rand({n}, to_aten(generator), at::TensorOptions().dtype(at::kDouble).device(drawn_on))
+      .argsort()
+      .to(device);
 }
 
 }  // namespace mixmatch::detail

@@ -1,0 +1,29 @@
+#pragma once
+
+#include <ATen/MemoryOverlap.h>
+#include <torch/types.h>
+
+namespace mixmatch::detail {
+
+/// A result may be its source, or be apart from it; a part in common would be read after it was written.
+inline void check_same_or_separate(const char* function, const at::Tensor& out, const at::Tensor& source,
+                                   const char* source_name) {
+  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
+              ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
+  TORCH_CHECK(at::get_overlap_status(out, source) != at::MemOverlapStatus::Partial, function,
+              ": out must be ", source_name, " itself or share no memory with it");
+}
+
+/// A result must be apart from its source. Two slices of one buffer are; where strides make it too hard to
+/// tell, one buffer counts as shared.
+inline void check_separate(const char* function, const at::Tensor& out, const at::Tensor& source,
+                           const char* source_name) {
+  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
+              ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
+  const auto status = at::get_overlap_status(out, source);
+  TORCH_CHECK(status == at::MemOverlapStatus::No ||
+                  (status == at::MemOverlapStatus::TooHard && !out.is_alias_of(source)),
+              function, ": out must not share memory with ", source_name);
+}
+
+}  // namespace mixmatch::detail
