@@ -19,11 +19,10 @@ struct ShapeDifficulty {
   int64_t min_radius = 58;
   int64_t max_radius = 90;
   int64_t max_squeeze = 20;         ///< Width and height each shrink by up to so many percent.
-  int64_t max_half_turn = 300;      ///< 1024 times the tangent of half the largest rotation.
+  int64_t max_half_turn = 240;      ///< 1024 times the tangent of half the largest rotation.
   int64_t margin = 10;              ///< How far a shape's circle may reach over the border.
-  int64_t max_background = 140;     ///< The background's colours are darker than this,
-  int64_t min_foreground = 90;      ///< each channel of the shape's is lighter than this,
-  int64_t min_contrast = 210;       ///< and their channels differ by so much in sum.
+  int64_t max_background = 50;      ///< Each channel of the background's colours is at most this,
+  int64_t min_foreground = 205;     ///< and of the shape's at least this.
   int64_t max_clutter = 5;          ///< Patches behind the shape,
   int64_t max_clutter_radius = 24;  ///< of this radius,
   int64_t max_occluders = 1;        ///< and patches before it,
@@ -157,10 +156,6 @@ inline ShapeColor random_color(int64_t low, int64_t high, mixmatch::detail::Coun
   return color;
 }
 
-inline int64_t contrast(const ShapeColor& a, const ShapeColor& b) {
-  return std::abs(a[0] - b[0]) + std::abs(a[1] - b[1]) + std::abs(a[2] - b[2]);
-}
-
 /// Small discs and diamonds anywhere.
 inline void paint_patches(ShapeCanvas& canvas, int64_t count, int64_t max_radius, int64_t high,
                           mixmatch::detail::CounterRng& rng) {
@@ -184,10 +179,7 @@ inline void paint_shape(uint8_t* out, int64_t kind, mixmatch::detail::CounterRng
   ShapeCanvas canvas;
   const ShapeColor from = random_color(0, level.max_background, rng);
   const ShapeColor to = random_color(0, level.max_background, rng);
-  ShapeColor color = random_color(level.min_foreground, 255, rng);
-  while (contrast(color, from) < level.min_contrast || contrast(color, to) < level.min_contrast) {
-    color = random_color(level.min_foreground, 255, rng);
-  }
+  const ShapeColor color = random_color(level.min_foreground, 255, rng);
   canvas.fill(from, to, rng);
   paint_patches(canvas, rng.between(0, level.max_clutter), level.max_clutter_radius, level.max_background,
                 rng);
