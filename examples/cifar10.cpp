@@ -3,13 +3,14 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
-#include <mixmatch/mixmatch.hpp>
 #include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
 
 #include <CLI/CLI.hpp>
 
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <limits>
 #include <optional>
@@ -42,7 +43,6 @@ struct Options {
   int64_t eval_every = mm::presets::cifar10.steps_per_checkpoint, checkpoint_every = 0, log_every = 50;
 };
 
-
 /// What a run is defined by. A resumed run takes these from its checkpoint; only `steps` may change.
 mm::training::Config config_of(const Options& o) {
   const auto text = [](const auto& value) { return fmt::format("{}", value); };
@@ -70,16 +70,31 @@ mm::training::Config config_of(const Options& o) {
 }
 
 void add_options(CLI::App& app, Options& o) {
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   const auto positive = CLI::Range(int64_t{1}, std::numeric_limits<int64_t>::max());
   const auto not_negative = CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max());
-  const auto real = CLI::Range(0.0, std::numeric_limits<double>::max());
+  const CLI::Validator real(
+      [](const std::string& text) {
+        char* end = nullptr;
+        const double value = std::strtod(text.c_str(), &end);
+        const bool fine = !text.empty() && *end == '\0' && std::isfinite(value) && value >= 0;
+        return fine ? std::string() : "expected a finite number >= 0, got " + text;
+      },
+      "NUMBER >= 0");
   const auto share = CLI::Range(0.0, 1.0);
   app.add_option("--data", o.data, "Directory of CIFAR-10's binary version")->required();
-  app.add_option("--labels", o.labels, "Labeled images, class-balanced")->check(positive)->capture_default_str();
-  app.add_option("--validation", o.validation, "Images held out from training")->check(not_negative)->capture_default_str();
+  app.add_option("--labels", o.labels, "Labeled images, class-balanced")
+      ->check(positive)
+      ->capture_default_str();
+  app.add_option("--validation", o.validation, "Images held out from training")
+      ->check(not_negative)
+      ->capture_default_str();
   app.add_option("--steps", o.steps, "Optimiser steps")->check(positive)->capture_default_str();
-  app.add_option("--batch", o.batch, "Labeled images a step, and unlabeled ones")->check(positive)->capture_default_str();
-  app.add_option("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp")->capture_default_str();
+  app.add_option("--batch", o.batch, "Labeled images a step, and unlabeled ones")
+      ->check(positive)
+      ->capture_default_str();
+  app.add_option("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp")
+      ->capture_default_str();
   app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
   app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
@@ -96,22 +111,33 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--depth", o.depth, "6 n + 4 layers")->check(positive)->capture_default_str();
   app.add_option("--widen", o.widen, "Widen factor")->check(positive)->capture_default_str();
   app.add_option("--lr", o.learning_rate, "Adam's learning rate")->check(real)->capture_default_str();
-  app.add_option("--weight-decay", o.weight_decay, "Decoupled, times the learning rate")->check(real)->capture_default_str();
-  app.add_option("--lambda-u", o.lambda_u, "Weight of the unlabeled loss")->check(real)->capture_default_str();
-  app.add_option("--rampup-steps", o.rampup_steps, "Steps until that weight")->check(not_negative)->capture_default_str();
+  app.add_option("--weight-decay", o.weight_decay, "Decoupled, times the learning rate")
+      ->check(real)
+      ->capture_default_str();
+  app.add_option("--lambda-u", o.lambda_u, "Weight of the unlabeled loss")
+      ->check(real)
+      ->capture_default_str();
+  app.add_option("--rampup-steps", o.rampup_steps, "Steps until that weight")
+      ->check(not_negative)
+      ->capture_default_str();
   app.add_option("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)")->check(real)->capture_default_str();
   app.add_option("--temperature", o.temperature, "Sharpening")->check(real)->capture_default_str();
   app.add_option("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image")
       ->check(positive)
       ->capture_default_str();
-  app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")->capture_default_str();
+  app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")
+      ->capture_default_str();
   app.add_option("--ema-decay", o.ema_decay)->check(share)->capture_default_str();
   app.add_option("--warmup", o.warmup,
-                 "Let EMA and batch-norm statistics forget the random start sooner; matters in the first thousands of "
-                 "steps only. false = as in the paper")
+                 "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
+                 "thousands of steps only. false = as in the paper")
       ->capture_default_str();
-  app.add_option("--eval-every", o.eval_every, "Steps between evaluations")->check(positive)->capture_default_str();
-  app.add_option("--log-every", o.log_every, "Steps between rows of metrics.csv")->check(positive)->capture_default_str();
+  app.add_option("--eval-every", o.eval_every, "Steps between evaluations")
+      ->check(positive)
+      ->capture_default_str();
+  app.add_option("--log-every", o.log_every, "Steps between rows of metrics.csv")
+      ->check(positive)
+      ->capture_default_str();
   app.add_option("--checkpoint-every", o.checkpoint_every,
                  "Steps between checkpoints; 0 = at each evaluation, and each minute")
       ->check(not_negative)
@@ -194,27 +220,29 @@ struct StepLoss {
 };
 
 /// One step of the method.
-StepLoss train_step(Training& t, const Options& o, const mm::data::ImageDataset& train, const mm::RampedLoss& criterion,
-                    mm::augment::RandomCropFlip& augment) {
+StepLoss train_step(Training& t, const Options& o, const mm::data::ImageDataset& train,
+                    const mm::RampedLoss& criterion, mm::augment::RandomCropFlip& augment) {
   const Tensor rows = t.labeled.next().to(train.images.device());
   const Tensor x = train.images.index_select(0, rows);
   const Tensor labels = train.labels.index_select(0, rows);
   StepLoss loss;
   if (o.warmup) {
-    mm::set_batch_norm_momentum(t.model, mm::batch_norm_momentum(t.step, t.model->options().batch_norm_momentum()));
+    mm::set_batch_norm_momentum(t.model,
+                                mm::batch_norm_momentum(t.step, t.model->options().batch_norm_momentum()));
   }
   {
     mm::training::Autocast autocast(train.images.device(), mm::training::parse_precision(o.precision));
     if (o.method == "supervised") {
-      loss.total = loss.labeled = mm::soft_cross_entropy(t.model->forward(augment(x)), mm::one_hot(labels, 10));
+      loss.total = loss.labeled =
+          mm::soft_cross_entropy(t.model->forward(augment(x)), mm::one_hot(labels, 10));
       loss.unlabeled = torch::zeros_like(loss.total);
     } else {
       const Tensor u = train.images.index_select(0, t.unlabeled.next().to(train.images.device()));
       // Augment, guess and sharpen, MixUp: Algorithm 1.
       const auto mixed = mm::mixmatch_batch(t.model, augment, x, labels, u, mixmatch_options(o), t.generator);
 
-      // K + 1 forward passes. Only the first moves the batch-norm running statistics; interleaving gives it labeled
-      // and unlabeled rows alike.
+      // K + 1 forward passes. Only the first moves the batch-norm running statistics; interleaving gives it
+      // labeled and unlabeled rows alike.
       std::vector<Tensor> batches = mixed.unlabeled_inputs.split(o.batch);
       batches.insert(batches.begin(), mixed.labeled_inputs);
       batches = mm::interleave(std::move(batches));
@@ -242,18 +270,20 @@ StepLoss train_step(Training& t, const Options& o, const mm::data::ImageDataset&
 }
 
 /// What the network sees at the start: augmented and mixed images, from a generator of their own.
-void log_images(mm::training::TensorBoardWriter& board, Training& t, const Options& o, const mm::data::ImageDataset& train,
-                const mm::data::SslSplit& split) {
+void log_images(mm::training::TensorBoardWriter& board, Training& t, const Options& o,
+                const mm::data::ImageDataset& train, const mm::data::SslSplit& split) {
   auto generator = at::detail::createCPUGenerator(o.seed);
   mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
-  const auto some = [&](const Tensor& indices) { return indices.narrow(0, 0, std::min<int64_t>(32, indices.size(0))); };
+  const auto some = [&](const Tensor& indices) {
+    return indices.narrow(0, 0, std::min<int64_t>(32, indices.size(0)));
+  };
   const Tensor rows = some(split.labeled).to(train.images.device());
   const Tensor x = train.images.index_select(0, rows);
   board.image("augmented", mm::training::make_image_grid(augment(x)), 0);
   if (o.method == "mixmatch") {
     const Tensor u = train.images.index_select(0, some(split.unlabeled).to(train.images.device()));
-    const auto mixed = mm::mixmatch_batch(t.model, augment, x, train.labels.index_select(0, rows), u, mixmatch_options(o),
-                                          generator);
+    const auto mixed = mm::mixmatch_batch(t.model, augment, x, train.labels.index_select(0, rows), u,
+                                          mixmatch_options(o), generator);
     board.image("mixed/labeled", mm::training::make_image_grid(mixed.labeled_inputs), 0);
     board.image("mixed/unlabeled", mm::training::make_image_grid(mixed.unlabeled_inputs), 0);
   }
@@ -270,10 +300,12 @@ int evaluate_run(const Options& o) {
   auto model = Training::make_model(trained, device);
   mm::EmaModel ema(model);
   mm::training::Checkpoint(run.checkpoint()).add("model", model).add("ema", ema).load();
-  const auto evaluate = mm::training::EvaluateOptions().device(device).precision(mm::training::parse_precision(trained.precision));
+  const auto evaluate = mm::training::EvaluateOptions().device(device).precision(
+      mm::training::parse_precision(trained.precision));
   fmt::print("raw test error: {:.2f} %\n", mm::training::evaluate_model(model, test, evaluate));
-  fmt::print("test error: {:.2f} %\n",
-             mm::training::error_percent([&](const Tensor& images) { return ema.forward(images); }, test, evaluate));
+  fmt::print(
+      "test error: {:.2f} %\n",
+      mm::training::error_percent([&](const Tensor& images) { return ema.forward(images); }, test, evaluate));
   return 0;
 }
 
@@ -289,8 +321,10 @@ int train_run(CLI::App& app, Options& o) {
   const auto test = mm::data::load_cifar10(o.data, mm::data::Split::test);
   const auto device = mm::training::parse_device(o.device);
   const auto split = mm::data::split_labels(train.labels, o.labels, o.validation, o.seed);
-  TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0, "--labels ", o.labels, " and --validation ",
-              o.validation, " leave no unlabeled image of ", train.size());
+  TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0, "--labels ", o.labels,
+              " and --validation ", o.validation, " leave no unlabeled image of ", train.size());
+  TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
+              o.weight_decay, " must be <= 1: the share that each step takes from the weights");
   const auto validation = mm::data::take(train, split.validation);
   train.images = train.images.to(device);
   train.labels = train.labels.to(device);
@@ -303,8 +337,9 @@ int train_run(CLI::App& app, Options& o) {
   if (fresh) {
     run = RunDirectory::create(o.out);
   }
-  mm::training::MetricsCsv metrics(run->metrics(), {"step", "loss", "loss_labeled", "loss_unlabeled", "lambda_u",
-                                                    "validation_error", "test_error", "ema_test_error"});
+  mm::training::MetricsCsv metrics(
+      run->metrics(), {"step", "loss", "loss_labeled", "loss_unlabeled", "lambda_u", "validation_error",
+                       "test_error", "ema_test_error"});
   mm::training::Checkpoint checkpoint(run->checkpoint());
   checkpoint.set_config(config_of(o));
   t.register_in(checkpoint);
@@ -318,23 +353,27 @@ int train_run(CLI::App& app, Options& o) {
   };
   if (fresh) {
     save();
-    mm::training::JsonObject json;
-    for (const auto& [name, value] : config_of(o)) {
-      json.set(name, value);
-    }
-    mm::training::write_file_atomically(run->config(), json.set("data", o.data).set("device", device.str()).str());
   } else {
     checkpoint.load();
     saved_step = t.step;
+    TORCH_CHECK(t.step <= o.steps, "--steps ", o.steps, ": the run has done ", t.step, " already");
   }
+  mm::training::JsonObject config;
+  for (const auto& [name, value] : config_of(o)) {
+    config.set(name, value);
+  }
+  mm::training::write_file_atomically(run->config(),
+                                      config.set("data", o.data).set("device", device.str()).str());
   mm::training::TensorBoardWriter board(run->path(), t.step);
   if (fresh) {
     log_images(board, t, o, train, split);
   }
 
-  const auto evaluate = mm::training::EvaluateOptions().device(device).precision(mm::training::parse_precision(o.precision));
+  const auto evaluate =
+      mm::training::EvaluateOptions().device(device).precision(mm::training::parse_precision(o.precision));
   const auto ema_error = [&](const mm::data::ImageDataset& images) {
-    return mm::training::error_percent([&](const Tensor& batch) { return t.ema.forward(batch); }, images, evaluate);
+    return mm::training::error_percent([&](const Tensor& batch) { return t.ema.forward(batch); }, images,
+                                       evaluate);
   };
   const double none = std::numeric_limits<double>::quiet_NaN();
   double raw_error = none;
@@ -346,8 +385,8 @@ int train_run(CLI::App& app, Options& o) {
     const double total = loss.total.item<double>();
     if (!std::isfinite(total)) {
       progress.finish();
-      fmt::print(stderr, "cifar10: the loss is {} at step {}; the last good checkpoint is {} of step {}\n", total, t.step,
-                 run->checkpoint().string(), saved_step);
+      fmt::print(stderr, "cifar10: the loss is {} at step {}; the last good checkpoint is {} of step {}\n",
+                 total, t.step, run->checkpoint().string(), saved_step);
       return 1;
     }
     t.loss_sum += total;
@@ -373,8 +412,8 @@ int train_run(CLI::App& app, Options& o) {
     if (evaluate_now || t.step % o.log_every == 0) {
       const auto count = static_cast<double>(t.summed);
       const double weight = o.method == "supervised" ? 0 : criterion.weight(t.step - 1);
-      metrics.append({static_cast<double>(t.step), t.loss_sum / count, t.labeled_sum / count, t.unlabeled_sum / count,
-                      weight, validation_error, raw_error, averaged_error});
+      metrics.append({static_cast<double>(t.step), t.loss_sum / count, t.labeled_sum / count,
+                      t.unlabeled_sum / count, weight, validation_error, raw_error, averaged_error});
       board.scalar("loss/total", t.loss_sum / count, t.step);
       board.scalar("loss/labeled", t.labeled_sum / count, t.step);
       board.scalar("loss/unlabeled", t.unlabeled_sum / count, t.step);
@@ -387,8 +426,9 @@ int train_run(CLI::App& app, Options& o) {
     if (last || (o.checkpoint_every > 0 ? t.step % o.checkpoint_every == 0 : evaluate_now || minute_over)) {
       save();
     }
-    progress.update(t.step, fmt::format("loss {:.3f} (labeled {:.3f}, unlabeled {:.4f}), error {}", total,
-                                        loss.labeled.item<double>(), loss.unlabeled.item<double>(), latest_error));
+    progress.update(t.step,
+                    fmt::format("loss {:.3f} (labeled {:.3f}, unlabeled {:.4f}), error {}", total,
+                                loss.labeled.item<double>(), loss.unlabeled.item<double>(), latest_error));
   }
   progress.finish();
   if (t.step < o.steps) {
@@ -397,24 +437,26 @@ int train_run(CLI::App& app, Options& o) {
     return 130;
   }
 
-  // A finished run that is resumed has nothing left to train: only its last evaluation is missing from memory.
+  // A finished run that is resumed has nothing left to train: only its last evaluation is missing from
+  // memory.
   if (std::isnan(raw_error)) {
     raw_error = mm::training::evaluate_model(t.model, test, evaluate);
   }
   const double averaged_error = t.ema_errors.empty() ? ema_error(test) : t.ema_errors.back();
   const double median = mm::training::median_of_last(t.ema_errors, 20);
-  mm::training::write_file_atomically(run->summary(), mm::training::JsonObject()
-                                                          .set("method", o.method)
-                                                          .set("seed", o.seed)
-                                                          .set("labels", o.labels)
-                                                          .set("steps", t.step)
-                                                          .set("test_error", raw_error)
-                                                          .set("ema_test_error", averaged_error)
-                                                          .set("median_last20_test_error", median)
-                                                          .set("seconds_per_step", progress.seconds_per_step())
-                                                          .str());
-  fmt::print("test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n", raw_error,
-             averaged_error, std::min<size_t>(20, t.ema_errors.size()), median);
+  mm::training::write_file_atomically(run->summary(),
+                                      mm::training::JsonObject()
+                                          .set("method", o.method)
+                                          .set("seed", o.seed)
+                                          .set("labels", o.labels)
+                                          .set("steps", t.step)
+                                          .set("test_error", raw_error)
+                                          .set("ema_test_error", averaged_error)
+                                          .set("median_last20_test_error", median)
+                                          .set("seconds_per_step", progress.seconds_per_step())
+                                          .str());
+  fmt::print("test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
+             raw_error, averaged_error, std::min<size_t>(20, t.ema_errors.size()), median);
   return 0;
 }
 
@@ -422,8 +464,12 @@ int train_run(CLI::App& app, Options& o) {
 
 int main(int argc, char** argv) try {
   Options options;
-  CLI::App app("MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.");
+  CLI::App app(
+      "MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.");
   add_options(app, options);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("cifar10: {} (--help lists the options)\n", error.what());
+  });
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,8 +1,9 @@
-// The shortest honest training: 40 labeled images out of 4,000, supervised-only against MixMatch, on procedural shapes.
+// The shortest honest training: 40 labeled images out of 4,000, supervised-only against MixMatch, on
+// procedural shapes.
 
 #include <fmt/format.h>
-#include <mixmatch/mixmatch.hpp>
 #include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -23,12 +24,14 @@ struct Task {
 double train(const Task& task, bool use_mixmatch, int64_t steps, uint64_t seed) {
   torch::manual_seed(seed);
   auto generator = at::detail::createCPUGenerator(seed);
-  const auto split = mm::data::split_labels(task.train.labels, /*num_labeled=*/40, /*num_validation=*/0, seed);
+  const auto split =
+      mm::data::split_labels(task.train.labels, /*num_labeled=*/40, /*num_validation=*/0, seed);
   mm::data::BatchStream labeled(split.labeled, kBatch, seed);
   mm::data::BatchStream unlabeled(split.unlabeled, kBatch, seed + 1);
   mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
 
-  mm::models::WideResNet model(mm::models::WideResNetOptions(10).depth(10).widen_factor(1).batch_norm_momentum(0.05));
+  mm::models::WideResNet model(
+      mm::models::WideResNetOptions(10).depth(10).widen_factor(1).batch_norm_momentum(0.05));
   mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.99));
   mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(75).rampup_steps(steps));
   torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(kLearningRate));
@@ -43,7 +46,8 @@ double train(const Task& task, bool use_mixmatch, int64_t steps, uint64_t seed) 
       const Tensor u = task.train.images.index_select(0, unlabeled.next());
       const auto mixed = mm::mixmatch_batch(model, augment, x, labels, u, {}, generator);
 
-      // Three forward passes, interleaved so that the first one's batch statistics speak for labeled and unlabeled rows.
+      // Three forward passes, interleaved so that the first one's batch statistics speak for labeled and
+      // unlabeled rows.
       auto batches = mixed.unlabeled_inputs.split(kBatch);
       batches.insert(batches.begin(), mixed.labeled_inputs);
       batches = mm::interleave(batches);
@@ -75,9 +79,14 @@ int main(int argc, char** argv) try {
   uint64_t seed = 1;
   int threads = 0;
   CLI::App app("Trains on procedural shapes with 40 labels: supervised-only, then MixMatch.");
-  app.add_option("--steps", steps, "Optimiser steps of each")->capture_default_str()->check(CLI::PositiveNumber);
+  app.add_option("--steps", steps, "Optimiser steps of each")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   app.add_option("--seed", seed, "Seed of split, weights, batches and augmentation")->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0 = one a processor")->check(CLI::NonNegativeNumber);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("quickstart: {} (--help lists the options)\n", error.what());
+  });
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -1,0 +1,321 @@
+// The example programs from outside: files, exit statuses, messages, interruption and resumption.
+
+#include <mixmatch/data/shapes.hpp>
+
+#include <algorithm>
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "subprocess.hpp"
+#include "test_util.hpp"
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Pictures of shapes in CIFAR-10's binary format.
+void write_records(const fs::path& path, int64_t count, uint64_t seed) {
+  const auto shapes = mixmatch::data::make_shapes(count, seed);
+  std::string bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    bytes += static_cast<char>(shapes.labels[i].item<int64_t>());
+    bytes.append(reinterpret_cast<const char*>(shapes.images[i].data_ptr<uint8_t>()), 3072);
+  }
+  write_file(path, bytes);
+}
+
+/// A small data set, made once.
+const fs::path& data_dir() {
+  static const TempDir dir;
+  static const bool made = [] {
+    for (int i = 1; i <= 5; ++i) {
+      write_records(dir / ("data_batch_" + std::to_string(i) + ".bin"), 40, static_cast<uint64_t>(i));
+    }
+    write_records(dir / "test_batch.bin", 30, 6);
+    return true;
+  }();
+  static_cast<void>(made);
+  return dir.path();
+}
+
+std::vector<std::string> with(std::vector<std::string> arguments, const std::vector<std::string>& more) {
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+/// A run of a few seconds.
+std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::string>& more = {}) {
+  return with({MIXMATCH_CIFAR10,
+               "--data",
+               data_dir().string(),
+               "--out",
+               out.string(),
+               "--labels",
+               "20",
+               "--batch",
+               "6",
+               "--depth",
+               "10",
+               "--widen",
+               "1",
+               "--steps",
+               "12",
+               "--eval-every",
+               "4",
+               "--log-every",
+               "1",
+               "--checkpoint-every",
+               "3",
+               "--threads",
+               "1"},
+              more);
+}
+
+std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) {
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+/// Exit status 2 and one line on stderr that says so.
+void check_refused(const Finished& finished, const std::string& message) {
+  INFO(finished.err);
+  CHECK(finished.status == 2);
+  CHECK(lines_of(finished.err).size() == 1);
+  CHECK_THAT(finished.err, contains(message));
+}
+
+/// The metrics of a run that was never stopped, made once.
+const std::string& whole_run() {
+  static const std::string metrics = [] {
+    TempDir dir;
+    REQUIRE(run(cifar10(dir / "run")).status == 0);
+    return read_file(dir / "run" / "metrics.csv");
+  }();
+  return metrics;
+}
+
+}  // namespace
+
+TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
+  TempDir dir;
+  const auto finished = run(cifar10(dir / "run"));
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  const auto metrics = lines_of(read_file(dir / "run" / "metrics.csv"));
+  REQUIRE(metrics.size() == 13);
+  CHECK(metrics[0] ==
+        "step,loss,loss_labeled,loss_unlabeled,lambda_u,validation_error,test_error,ema_test_error");
+  CHECK(metrics[1].rfind("1,", 0) == 0);
+  CHECK(metrics[12].rfind("12,", 0) == 0);
+  const std::string summary = read_file(dir / "run" / "summary.json");
+  for (const std::string key :
+       {"\"steps\": 12", "\"test_error\": ", "\"ema_test_error\": ", "\"median_last20_test_error\": ",
+        "\"seconds_per_step\": ", "\"method\": \"mixmatch\"", "\"seed\": 1"}) {
+    CHECK_THAT(summary, contains(key));
+  }
+  CHECK_THAT(read_file(dir / "run" / "config.json"), contains("\"labels\": \"20\""));
+  CHECK(fs::exists(dir / "run" / "checkpoint.pt"));
+  int64_t events = 0;
+  for (const auto& entry : fs::directory_iterator(dir / "run")) {
+    const std::string name = entry.path().filename().string();
+    events += name.rfind("events.out.tfevents.", 0) == 0 ? 1 : 0;
+    CHECK(name.find(".tmp") == std::string::npos);
+  }
+  CHECK(events == 1);
+
+  // The averaged model's error again, from the test file alone.
+  TempDir test_only;
+  fs::copy(data_dir() / "test_batch.bin", test_only / "test_batch.bin");
+  const auto evaluated =
+      run({MIXMATCH_CIFAR10, "--data", test_only.path().string(), "--eval", (dir / "run").string()});
+  INFO(evaluated.err);
+  REQUIRE(evaluated.status == 0);
+  const auto printed = lines_of(evaluated.out);
+  REQUIRE_FALSE(printed.empty());
+  const std::string last = metrics[12].substr(metrics[12].rfind(',') + 1);
+  char expected[64];
+  std::snprintf(expected, sizeof expected, "test error: %.2f %%", std::stod(last));
+  CHECK(printed.back() == expected);
+}
+
+TEST_CASE("cifar10: the supervised baseline, bf16 and all mixing modes train") {
+  for (const auto& more : std::vector<std::vector<std::string>>{{"--method", "supervised"},
+                                                                {"--precision", "bf16"},
+                                                                {"--mix-mode", "xx.yy"},
+                                                                {"--num-augmentations", "1"}}) {
+    TempDir dir;
+    const auto finished = run(with(cifar10(dir / "run", {"--warmup", "false", "--validation", "10"}),
+                                   with({"--steps", "2"}, more)));
+    INFO(more[1] << ": " << finished.err);
+    CHECK(finished.status == 0);
+  }
+}
+
+TEST_CASE("cifar10: killed and resumed equals never stopped") {
+  TempDir dir;
+  const fs::path csv = dir / "run" / "metrics.csv";
+  {
+    Subprocess program(cifar10(dir / "run"));
+    // Past the checkpoint of step 3, so rows must be cut back.
+    REQUIRE(program.wait_until([&] { return lines_of(read_file(csv)).size() >= 6; }));
+    program.send(SIGKILL);
+    CHECK(program.wait().status == -SIGKILL);
+  }
+  CHECK_FALSE(fs::exists(dir / "run" / "summary.json"));
+  const auto resumed = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
+                            "--resume", "--threads", "1", "--checkpoint-every", "3"});
+  INFO(resumed.err);
+  REQUIRE(resumed.status == 0);
+  CHECK(read_file(csv) == whole_run());
+}
+
+TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there") {
+  TempDir dir;
+  const fs::path csv = dir / "run" / "metrics.csv";
+  {
+    Subprocess program(cifar10(dir / "run", {"--steps", "100000"}));
+    REQUIRE(program.wait_until([&] { return lines_of(read_file(csv)).size() >= 3; }));
+    program.send(SIGINT);
+    const auto stopped = program.wait();
+    INFO(stopped.err);
+    CHECK(stopped.status == 130);
+    CHECK_THAT(stopped.err, contains("interrupted at step"));
+    CHECK_THAT(stopped.err, contains("--resume"));
+  }
+  const auto steps_done = lines_of(read_file(csv)).size() - 1;
+  const auto resumed =
+      run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(), "--resume",
+           "--threads", "1", "--steps", std::to_string(std::max<size_t>(12, steps_done + 2))});
+  INFO(resumed.err);
+  REQUIRE(resumed.status == 0);
+  // Row by row, up to where the shorter run made its last evaluation.
+  const auto rows = lines_of(read_file(csv)), whole = lines_of(whole_run());
+  REQUIRE(rows.size() >= whole.size());
+  CHECK(std::equal(whole.begin(), whole.end(), rows.begin()));
+}
+
+TEST_CASE("cifar10: resuming a finished run changes nothing but says its result") {
+  TempDir dir;
+  REQUIRE(run(cifar10(dir / "run")).status == 0);
+  const auto again =
+      run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(), "--resume"});
+  CHECK(again.status == 0);
+  CHECK_THAT(again.out, contains("test error: raw "));
+  CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
+}
+
+TEST_CASE("cifar10: --help says every option and exits 0") {
+  const auto help = run({MIXMATCH_CIFAR10, "--help"});
+  CHECK(help.status == 0);
+  for (const std::string option :
+       {"--data", "--labels", "--validation", "--steps", "--batch", "--seed", "--out", "--resume", "--device",
+        "--precision", "--depth", "--widen", "--lambda-u", "--eval-every", "--eval", "--threads"}) {
+    CHECK_THAT(help.out, contains(option));
+  }
+}
+
+TEST_CASE("cifar10: bad options exit 2 with one line and write nothing") {
+  TempDir dir;
+  const fs::path out = dir / "run";
+  check_refused(run({MIXMATCH_CIFAR10}), "--data");
+  check_refused(run(cifar10(out, {"--no-such-option"})), "--no-such-option");
+  check_refused(run(cifar10(out, {"--steps", "0"})), "--steps");
+  check_refused(run(cifar10(out, {"--steps", "many"})), "--steps");
+  check_refused(run(cifar10(out, {"--labels", "-1"})), "--labels");
+  check_refused(run(cifar10(out, {"--labels", "1000"})), "too few");
+  check_refused(run(cifar10(out, {"--labels", "100", "--validation", "100"})), "no unlabeled image");
+  check_refused(run(cifar10(out, {"--batch", "0"})), "--batch");
+  check_refused(run(cifar10(out, {"--depth", "12"})), "depth must be 6 n + 4 (10, 16, 22, 28, …), got 12");
+  check_refused(run(cifar10(out, {"--widen", "0"})), "--widen");
+  check_refused(run(cifar10(out, {"--lambda-u", "-1"})), "--lambda-u");
+  check_refused(run(cifar10(out, {"--lambda-u", "nan"})),
+                "--lambda-u: expected a finite number >= 0, got nan");
+  check_refused(run(cifar10(out, {"--alpha", "-1"})), "--alpha");
+  check_refused(run(cifar10(out, {"--temperature", "-1"})), "--temperature");
+  check_refused(run(cifar10(out, {"--ema-decay", "2"})), "--ema-decay");
+  check_refused(run(cifar10(out, {"--precision", "fp16"})), "--precision");
+  check_refused(run(cifar10(out, {"--device", "tpu"})), "--device");
+  check_refused(run(cifar10(out, {"--mix-mode", "xyz"})), "\"xyz\"");
+  check_refused(run(cifar10(out, {"--eval-every", "0"})), "--eval-every");
+  check_refused(run(cifar10(out, {"--lr", "1e9", "--weight-decay", "1"})), "--weight-decay 1 must be <= 1");
+  CHECK_FALSE(fs::exists(out));
+}
+
+TEST_CASE("cifar10: data that cannot be read exits 2, says where, and writes nothing") {
+  TempDir dir;
+  const fs::path out = dir / "run";
+  const auto from = [&](const fs::path& data) {
+    return run(
+        {MIXMATCH_CIFAR10, "--data", data.string(), "--out", out.string(), "--labels", "20", "--steps", "1"});
+  };
+  check_refused(from(dir / "nowhere"), "cs.toronto.edu/~kriz/cifar.html");
+  fs::copy(data_dir(), dir / "data");
+  fs::resize_file(dir / "data" / "data_batch_3.bin", 3073 * 10 + 5);
+  check_refused(from(dir / "data"), "data_batch_3.bin has 30735 bytes");
+  fs::resize_file(dir / "data" / "data_batch_3.bin", 0);
+  check_refused(from(dir / "data"), "data_batch_3.bin is empty");
+  fs::remove(dir / "data" / "data_batch_3.bin");
+  check_refused(from(dir / "data"), "data_batch_3.bin is missing");
+  write_file(dir / "data" / "data_batch_3.bin", std::string(3073, '\x0a'));
+  check_refused(from(dir / "data"), "has label 10");
+  CHECK_FALSE(fs::exists(out));
+}
+
+TEST_CASE("cifar10: run directories that do not fit exit 2 and stay as they are") {
+  TempDir dir;
+  write_file(dir / "file", "");
+  check_refused(run(cifar10(dir / "file" / "run")), "cannot create the run directory");
+  check_refused(run(cifar10(dir / "none", {"--resume"})), "no run directory");
+  CHECK_FALSE(fs::exists(dir / "none"));
+
+  REQUIRE(run(cifar10(dir / "run", {"--steps", "3"})).status == 0);
+  const auto all_files = [&] {
+    std::string all;
+    for (const std::string name : {"config.json", "metrics.csv", "checkpoint.pt", "summary.json"}) {
+      all += read_file(dir / "run" / name);
+    }
+    return all;
+  };
+  const std::string before = all_files();
+  check_refused(run(cifar10(dir / "run")), "already holds a run");
+  check_refused(run(cifar10(dir / "run", {"--resume", "--widen", "2"})), "--widen 2 is not the run's");
+  check_refused(run(cifar10(dir / "run", {"--resume", "--steps", "2"})),
+                "--steps 2: the run has done 3 already");
+  check_refused(run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--eval", dir.path().string()}),
+                "holds no run");
+  CHECK(all_files() == before);
+
+  const std::string checkpoint = read_file(dir / "run" / "checkpoint.pt");
+  write_file(dir / "run" / "checkpoint.pt", checkpoint.substr(0, checkpoint.size() / 2));
+  check_refused(run(cifar10(dir / "run", {"--resume"})), "checkpoint.pt was cut short");
+  check_refused(run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--eval", (dir / "run").string()}),
+                "was cut short");
+}
+
+TEST_CASE("cifar10: a loss that is not finite stops the run and names the last good checkpoint") {
+  TempDir dir;
+  const auto finished = run(cifar10(dir / "run", {"--lr", "1e30", "--weight-decay", "0"}));
+  INFO(finished.err);
+  CHECK(finished.status == 1);
+  const auto lines = lines_of(finished.err);
+  REQUIRE_FALSE(lines.empty());
+  CHECK_THAT(lines.back(), contains("at step"));
+  CHECK_THAT(lines.back(), contains((dir / "run" / "checkpoint.pt").string()));
+}
+
+TEST_CASE("quickstart: trains, and its last line is the result") {
+  const auto finished = run({MIXMATCH_QUICKSTART, "--steps", "2", "--threads", "1"});
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  const std::string last = lines_of(finished.out).back();
+  CHECK_THAT(last, contains("test error: supervised-only "));
+  CHECK_THAT(last, contains(" %, MixMatch "));
+  check_refused(run({MIXMATCH_QUICKSTART, "--steps", "0"}), "--steps");
+}
