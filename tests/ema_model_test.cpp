@@ -1,6 +1,6 @@
+#include <torch/serialize.h>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/training/precision.hpp>
-#include <torch/serialize.h>
 
 #include <sstream>
 
@@ -44,7 +44,8 @@ TEST_CASE("EmaModel: decay 0 follows, decay 1 stays, warm-up, options out of ran
   CHECK(torch::equal(follows.named_parameters()[0].second, model->dense->weight));
   CHECK(torch::equal(stays.named_parameters()[0].second, start));
   CHECK(torch::allclose(warms.named_parameters()[0].second, start + 0.9));  // decay (1 + 0) / (10 + 0)
-  CHECK_THAT(error_of([&] { EmaModel(model, EmaModelOptions().decay(1.5)); }), contains("decay must be in [0, 1], got 1.5"));
+  CHECK_THAT(error_of([&] { EmaModel(model, EmaModelOptions().decay(1.5)); }),
+             contains("decay must be in [0, 1], got 1.5"));
   CHECK_THAT(error_of([&] { EmaModel(model, EmaModelOptions().decay(-0.1)); }), contains("decay"));
 }
 
@@ -104,7 +105,9 @@ void check_forward_and_scope(M model) {
 
 TEST_CASE("EmaModel: every kind of module, clonable or not") {
   torch::manual_seed(3);
-  SECTION("shared_ptr to a module that cannot be cloned") { check_forward_and_scope(std::make_shared<PlainNet>()); }
+  SECTION("shared_ptr to a module that cannot be cloned") {
+    check_forward_and_scope(std::make_shared<PlainNet>());
+  }
   SECTION("ModuleHolder") { check_forward_and_scope(HeldNet()); }
   SECTION("Sequential") { check_forward_and_scope(sequential_net()); }
   SECTION("AnyModule") { check_forward_and_scope(torch::nn::AnyModule(HeldNet())); }
@@ -158,7 +161,8 @@ TEST_CASE("EmaModel: decay of kernels and average in one pass equal the two call
   CHECK(torch::equal(one->dense->bias, two->dense->bias));
   CHECK(torch::equal(one->norm->weight, torch::ones({2})));
   for (size_t i = 0; i < 4; ++i) {
-    CHECK(torch::allclose(fused.named_parameters()[i].second, apart.named_parameters()[i].second, 1e-6, 1e-7));
+    CHECK(
+        torch::allclose(fused.named_parameters()[i].second, apart.named_parameters()[i].second, 1e-6, 1e-7));
   }
   CHECK(fused.named_parameters()[0].second.abs().sum().item<double>() < apart.options().decay() * 100);
   CHECK_THAT(error_of([&] { decay_weights(one, 2); }), contains("rate must be in [0, 1], got 2"));
@@ -179,10 +183,13 @@ TEST_CASE("EmaModel: half-precision parameters are averaged in float32") {
   for (int i = 0; i < 100; ++i) {
     ema.update();
   }
-  CHECK(ema.named_parameters()[0].second[0][0].item<double>() == Approx(2 - std::pow(0.999, 100)).epsilon(1e-4));
+  CHECK(ema.named_parameters()[0].second[0][0].item<double>() ==
+        Approx(2 - std::pow(0.999, 100)).epsilon(1e-4));
 }
 
-TEST_CASE("EmaModel: a forward between the student's forward and backward pass, autocast too, changes no gradient") {
+TEST_CASE(
+    "EmaModel: a forward between the student's forward and backward pass, autocast too, changes no "
+    "gradient") {
   torch::manual_seed(9);
   HeldNet model;
   EmaModel ema(model, 0.5);

@@ -9,7 +9,8 @@
 
 using namespace mixmatch;
 
-static_assert(Model<PlainNet> && Model<HeldNet> && Model<std::shared_ptr<PlainNet>> && Model<torch::nn::Sequential>);
+static_assert(Model<PlainNet> && Model<HeldNet> && Model<std::shared_ptr<PlainNet>> &&
+              Model<torch::nn::Sequential>);
 static_assert(Model<torch::nn::AnyModule> && Model<torch::jit::Module> && Model<Tensor (*)(const Tensor&)>);
 static_assert(!Model<int> && !Model<torch::nn::Module> && !Model<std::string>);
 static_assert(ModuleModel<HeldNet> && !ModuleModel<Tensor (*)(const Tensor&)>);
@@ -42,8 +43,9 @@ TEST_CASE("guess_labels_from_logits: average of softmaxes, sharpened, against do
   }
   const Tensor want = torch::from_blob(&expected[0][0], {2, 3}, at::kDouble);
   CHECK(torch::allclose(guess_labels_from_logits(views, 0.5), want, 1e-12, 1e-14));
-  CHECK(torch::allclose(guess_labels_from_logits({views[0].to(at::kFloat), views[1].to(at::kFloat)}).to(at::kDouble), want,
-                        1e-5, 1e-6));
+  CHECK(torch::allclose(
+      guess_labels_from_logits({views[0].to(at::kFloat), views[1].to(at::kFloat)}).to(at::kDouble), want,
+      1e-5, 1e-6));
   const Tensor half = guess_labels_from_logits({views[0].to(at::kBFloat16), views[1].to(at::kBFloat16)});
   CHECK(half.scalar_type() == at::kFloat);
   CHECK(torch::allclose(half.to(at::kDouble), want, 5e-2, 1e-2));
@@ -55,8 +57,10 @@ TEST_CASE("guess_labels: limits of T, K = 1, one class, one row, zero rows") {
   const Tensor logits = torch::tensor({{0.f, 1.f, 2.f}, {5.f, 5.f, 0.f}});
   const Tensor hard = guess_labels(identity, {logits}, GuessLabelsOptions().temperature(0));
   CHECK(torch::equal(hard, torch::tensor({{0.f, 0.f, 1.f}, {.5f, .5f, 0.f}})));
-  CHECK(torch::allclose(guess_labels(identity, {logits}, GuessLabelsOptions().temperature(1)), torch::softmax(logits, 1)));
-  CHECK(guess_labels(identity, {torch::randn({4, 10}) * 50, torch::randn({4, 10}) * 50}, GuessLabelsOptions().temperature(0.01))
+  CHECK(torch::allclose(guess_labels(identity, {logits}, GuessLabelsOptions().temperature(1)),
+                        torch::softmax(logits, 1)));
+  CHECK(guess_labels(identity, {torch::randn({4, 10}) * 50, torch::randn({4, 10}) * 50},
+                     GuessLabelsOptions().temperature(0.01))
             .isfinite()
             .all()
             .item<bool>());
@@ -70,8 +74,13 @@ TEST_CASE("guess_labels: bad input") {
   CHECK_THAT(error_of([&] { guess_labels(identity, {}); }), contains("views must hold at least one"));
   CHECK_THAT(error_of([&] { guess_labels_from_logits({}); }), contains("at least one view"));
   CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3})}); }), contains("[N, L]"));
-  CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3, 2}), torch::zeros({3, 4})}); }), contains("[3, 4]"));
-  CHECK_THAT(error_of([&] { guess_labels(identity, {torch::zeros({3, 2})}, GuessLabelsOptions().temperature(-1)); }),
+  CHECK_THAT(error_of([&] {
+               guess_labels(identity, {torch::zeros({3, 2}), torch::zeros({3, 4})});
+             }),
+             contains("[3, 4]"));
+  CHECK_THAT(error_of([&] {
+               guess_labels(identity, {torch::zeros({3, 2})}, GuessLabelsOptions().temperature(-1));
+             }),
              contains("temperature must be >= 0, got -1"));
 }
 
@@ -114,7 +123,9 @@ void check_leaves_no_trace(M model) {
 
 TEST_CASE("guess_labels: mode and running statistics of every kind of model are untouched") {
   torch::manual_seed(2);
-  SECTION("shared_ptr to a module that cannot be cloned") { check_leaves_no_trace(std::make_shared<PlainNet>()); }
+  SECTION("shared_ptr to a module that cannot be cloned") {
+    check_leaves_no_trace(std::make_shared<PlainNet>());
+  }
   SECTION("ModuleHolder") { check_leaves_no_trace(HeldNet()); }
   SECTION("Sequential") { check_leaves_no_trace(sequential_net()); }
   SECTION("AnyModule") { check_leaves_no_trace(torch::nn::AnyModule(HeldNet())); }
@@ -129,7 +140,9 @@ TEST_CASE("guess_labels: mode and running statistics of every kind of model are 
   }
 }
 
-TEST_CASE("guess_labels: between a forward and its backward pass, in autocast too, the gradient is that without it") {
+TEST_CASE(
+    "guess_labels: between a forward and its backward pass, in autocast too, the gradient is that without "
+    "it") {
   torch::manual_seed(4);
   HeldNet model;
   const Tensor x = torch::randn({8, 3});

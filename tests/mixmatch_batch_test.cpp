@@ -21,7 +21,8 @@ MixMatchBatch run(const Inputs& in, MixMode mode, uint64_t seed = 1) {
   auto model = [](const Tensor& x) { return x.narrow(1, 0, kClasses); };
   auto identity = [](const Tensor& x) { return x; };
   return mixmatch_batch(model, identity, in.x, in.labels, in.u,
-                        MixMatchOptions().num_augmentations(kK).mix_mode(mode), at::detail::createCPUGenerator(seed));
+                        MixMatchOptions().num_augmentations(kK).mix_mode(mode),
+                        at::detail::createCPUGenerator(seed));
 }
 
 }  // namespace
@@ -40,7 +41,8 @@ TEST_CASE("mixmatch_batch: shapes, view order and invariants of all nine modes")
     CHECK(torch::allclose(out.unlabeled_targets.sum(1), torch::ones({kK * kU})));
 
     const Tensor unmixed_u = in.u.repeat({kK, 1});
-    const bool x_kept = torch::equal(out.labeled_inputs, in.x), u_kept = torch::equal(out.unlabeled_inputs, unmixed_u);
+    const bool x_kept = torch::equal(out.labeled_inputs, in.x),
+               u_kept = torch::equal(out.unlabeled_inputs, unmixed_u);
     const bool x_with_u = (out.labeled_inputs > 1).any().item<bool>();
     const bool u_with_x = (out.unlabeled_inputs < 10).any().item<bool>();
     CHECK(x_kept == (name.front() == '.'));
@@ -99,7 +101,8 @@ TEST_CASE("mixmatch_batch: augments x once, u K times, and mixes inputs and targ
 TEST_CASE("mixmatch_batch: same seed, same bits; another seed, another batch") {
   const Inputs in;
   CHECK(torch::equal(run(in, MixMode::all, 5).unlabeled_inputs, run(in, MixMode::all, 5).unlabeled_inputs));
-  CHECK_FALSE(torch::equal(run(in, MixMode::all, 5).unlabeled_inputs, run(in, MixMode::all, 6).unlabeled_inputs));
+  CHECK_FALSE(
+      torch::equal(run(in, MixMode::all, 5).unlabeled_inputs, run(in, MixMode::all, 6).unlabeled_inputs));
 }
 
 TEST_CASE("mixmatch_batch: unequal alphas, batch-wide lambda, uint8 images through the augmentation") {
@@ -111,8 +114,8 @@ TEST_CASE("mixmatch_batch: unequal alphas, batch-wide lambda, uint8 images throu
   CHECK(torch::equal(out.labeled_inputs, in.x));
   CHECK_FALSE(torch::equal(out.unlabeled_inputs, in.u.repeat({2, 1})));
 
-  const auto one = mixmatch_batch(model, identity, torch::zeros({4, 3}), torch::zeros({4}, at::kLong), torch::ones({8, 3}),
-                                  MixMatchOptions().per_sample(false));
+  const auto one = mixmatch_batch(model, identity, torch::zeros({4, 3}), torch::zeros({4}, at::kLong),
+                                  torch::ones({8, 3}), MixMatchOptions().per_sample(false));
   const Tensor values = torch::cat({one.labeled_inputs, one.unlabeled_inputs}).flatten();
   CHECK(std::get<0>(torch::_unique(values)).numel() <= 4);  // 0, 1, lambda and 1 - lambda
 
@@ -126,9 +129,13 @@ TEST_CASE("mixmatch_batch: the guess carries no gradient, the training loss reac
   torch::manual_seed(8);
   HeldNet model;
   auto identity = [](const Tensor& x) { return x; };
-  const auto out = mixmatch_batch(model, identity, torch::randn({4, 3}), torch::tensor({0, 1, 1, 0}), torch::randn({4, 3}));
+  const auto out = mixmatch_batch(model, identity, torch::randn({4, 3}), torch::tensor({0, 1, 1, 0}),
+                                  torch::randn({4, 3}));
   CHECK_FALSE(out.unlabeled_targets.requires_grad());
-  (torch::softmax(model->forward(out.unlabeled_inputs), 1) - out.unlabeled_targets).square().mean().backward();
+  (torch::softmax(model->forward(out.unlabeled_inputs), 1) - out.unlabeled_targets)
+      .square()
+      .mean()
+      .backward();
   for (const auto& parameter : model->named_parameters()) {
     INFO(parameter.key());
     // A bias before a batch norm has none, by construction.
@@ -145,10 +152,12 @@ TEST_CASE("mixmatch_batch: bad input") {
   const auto call = [&](const Tensor& x, const Tensor& labels, const MixMatchOptions& options) {
     return error_of([&] { mixmatch_batch(model, identity, x, labels, in.u, options); });
   };
-  CHECK_THAT(call(in.x, in.labels, MixMatchOptions().num_augmentations(0)), contains("num_augmentations must be >= 1, got 0"));
+  CHECK_THAT(call(in.x, in.labels, MixMatchOptions().num_augmentations(0)),
+             contains("num_augmentations must be >= 1, got 0"));
   CHECK_THAT(call(in.x, in.labels.narrow(0, 0, 3), {}), contains("got [3]"));
   CHECK_THAT(call(in.x, torch::rand({kB, 7}), {}), contains("got [6, 7]"));
   CHECK_THAT(call(in.x, in.labels + 5, {}), contains("labels must be in [0, 2)"));
-  CHECK_THAT(call(in.x, in.labels, MixMatchOptions().alpha(-1)), contains("alpha must be finite and >= 0, got -1"));
+  CHECK_THAT(call(in.x, in.labels, MixMatchOptions().alpha(-1)),
+             contains("alpha must be finite and >= 0, got -1"));
   CHECK_THAT(call(in.x, in.labels, MixMatchOptions().temperature(-1)), contains("temperature"));
 }

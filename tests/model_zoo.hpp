@@ -34,7 +34,8 @@ inline torch::nn::Sequential sequential_net() {
   return torch::nn::Sequential(torch::nn::Linear(3, 4), torch::nn::BatchNorm1d(4), torch::nn::Linear(4, 2));
 }
 
-/// A TorchScript module with a batch norm as Python exports it: num_batches_tracked is rebound, not changed in place.
+/// A TorchScript module with a batch norm as Python exports it: num_batches_tracked is rebound, not changed
+/// in place.
 inline torch::jit::Module script_net() {
   torch::jit::Module norm("Norm");
   norm.register_buffer("running_mean", torch::zeros({2}));

@@ -37,11 +37,13 @@ TEST_CASE("losses: soft_cross_entropy and softmax_mse against double loops") {
       mse += (p - kTargets[n][c]) * (p - kTargets[n][c]) / 6;
     }
   }
-  CHECK(soft_cross_entropy(tensor_of(kLogits), tensor_of(kTargets)).item<double>() == Approx(cross_entropy).epsilon(1e-12));
+  CHECK(soft_cross_entropy(tensor_of(kLogits), tensor_of(kTargets)).item<double>() ==
+        Approx(cross_entropy).epsilon(1e-12));
   CHECK(softmax_mse(tensor_of(kLogits), tensor_of(kTargets)).item<double>() == Approx(mse).epsilon(1e-12));
   for (const auto type : {at::kFloat, at::kBFloat16, at::kHalf}) {
     const Tensor logits = tensor_of(kLogits, type);
-    CHECK(soft_cross_entropy(logits, tensor_of(kTargets, at::kFloat)).item<double>() == Approx(cross_entropy).epsilon(1e-2));
+    CHECK(soft_cross_entropy(logits, tensor_of(kTargets, at::kFloat)).item<double>() ==
+          Approx(cross_entropy).epsilon(1e-2));
     CHECK(softmax_mse(logits, tensor_of(kTargets, at::kFloat)).item<double>() == Approx(mse).epsilon(2e-2));
     CHECK(softmax_mse(logits, tensor_of(kTargets, at::kFloat)).scalar_type() == at::kFloat);
   }
@@ -63,7 +65,10 @@ TEST_CASE("losses: zero rows give 0, bad targets are refused") {
     const Tensor value = loss(logits, torch::zeros({0, 3}));
     CHECK(value.item<double>() == 0.0);
     value.backward();
-    CHECK_THAT(error_of([&] { loss(torch::zeros({2, 3}), torch::zeros({2}, at::kLong)); }), contains("one_hot"));
+    CHECK_THAT(error_of([&] {
+                 loss(torch::zeros({2, 3}), torch::zeros({2}, at::kLong));
+               }),
+               contains("one_hot"));
     CHECK_THAT(error_of([&] { loss(torch::zeros({2, 3}), torch::zeros({2, 4})); }), contains("[2, 4]"));
     CHECK_THAT(error_of([&] { loss(torch::zeros({2}), torch::zeros({2})); }), contains("[N, L]"));
   }
@@ -83,7 +88,8 @@ TEST_CASE("RampedLoss: weight and total") {
   CHECK(out.weight == 25.0);
   CHECK(out.labeled.item<double>() == soft_cross_entropy(logits, targets).item<double>());
   CHECK(out.unlabeled.item<double>() == softmax_mse(logits, targets.flip(0)).item<double>());
-  CHECK(out.total.item<double>() == Approx(out.labeled.item<double>() + 25 * out.unlabeled.item<double>()).epsilon(1e-14));
+  CHECK(out.total.item<double>() ==
+        Approx(out.labeled.item<double>() + 25 * out.unlabeled.item<double>()).epsilon(1e-14));
 }
 
 TEST_CASE("RampedLoss: both terms reach the student") {
@@ -95,7 +101,9 @@ TEST_CASE("RampedLoss: both terms reach the student") {
 }
 
 TEST_CASE("RampedLoss: options out of range") {
-  CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().lambda_u(-1)); }), contains("lambda_u must be finite and >= 0, got -1"));
+  CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().lambda_u(-1)); }),
+             contains("lambda_u must be finite and >= 0, got -1"));
   CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().lambda_u(std::nan(""))); }), contains("lambda_u"));
-  CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().rampup_steps(-3)); }), contains("rampup_steps must be >= 0, got -3"));
+  CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().rampup_steps(-3)); }),
+             contains("rampup_steps must be >= 0, got -3"));
 }

@@ -43,14 +43,17 @@ TEST_CASE("WideResNet: shapes, names, memory format, gradient to every parameter
   const Tensor images = torch::randn({4, 3, 32, 32});
   const Tensor logits = model->forward(images);
   CHECK(logits.sizes() == torch::IntArrayRef({4, 7}));
-  CHECK(torch::allclose(model->forward(images.contiguous(at::MemoryFormat::ChannelsLast)), logits, 1e-3, 1e-4));
+  CHECK(
+      torch::allclose(model->forward(images.contiguous(at::MemoryFormat::ChannelsLast)), logits, 1e-3, 1e-4));
   logits.square().sum().backward();
   for (const auto& parameter : model->named_parameters()) {
     INFO(parameter.key());
     REQUIRE(parameter.value().grad().defined());
     CHECK(parameter.value().grad().abs().sum().item<double>() > 0);
   }
-  CHECK(WideResNet(WideResNetOptions(10).scales(4).depth(10))->forward(torch::zeros({1, 3, 96, 96})).size(1) == 10);
+  CHECK(
+      WideResNet(WideResNetOptions(10).scales(4).depth(10))->forward(torch::zeros({1, 3, 96, 96})).size(1) ==
+      10);
 }
 
 TEST_CASE("WideResNet: initial weights") {
@@ -92,7 +95,11 @@ TEST_CASE("WideResNet: clones, and refuses bad options") {
   copy->eval();
   const Tensor images = torch::randn({2, 3, 32, 32});
   CHECK(torch::equal(copy->forward(images), model->forward(images)));
-  CHECK_THAT(error_of([] { WideResNet(WideResNetOptions(10).depth(27)); }), contains("depth must be 6 n + 4"));
+  CHECK_THAT(error_of([] { WideResNet(WideResNetOptions(10).depth(27)); }),
+             contains("depth must be 6 n + 4"));
   CHECK_THAT(error_of([] { WideResNet(WideResNetOptions(10).widen_factor(0)); }), contains("widen_factor"));
-  CHECK_THAT(error_of([&] { model->forward(torch::zeros({2, 1, 32, 32})); }), contains("[N, 3, H, W], got [2, 1, 32, 32]"));
+  CHECK_THAT(error_of([&] {
+               model->forward(torch::zeros({2, 1, 32, 32}));
+             }),
+             contains("[N, 3, H, W], got [2, 1, 32, 32]"));
 }

@@ -1,0 +1,112 @@
+#include <mixmatch/training/device.hpp>
+#include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/precision.hpp>
+
+#include <ATen/Parallel.h>
+
+#include "catch.hpp"
+#include "model_zoo.hpp"
+#include "test_util.hpp"
+
+using namespace mixmatch;
+
+TEST_CASE("Autocast: bf16 within its scope, the state from before after it") {
+  const Tensor a = torch::rand({4, 4}), b = torch::rand({4, 4});
+  CHECK(torch::matmul(a, b).scalar_type() == at::kFloat);
+  {
+    training::Autocast outer(torch::kCPU, at::kBFloat16);
+    CHECK(torch::matmul(a, b).scalar_type() == at::kBFloat16);
+    {
+      training::Autocast inner(torch::kCPU, at::kFloat);
+      CHECK(torch::matmul(a, b).scalar_type() == at::kFloat);
+    }
+    CHECK(torch::matmul(a, b).scalar_type() == at::kBFloat16);
+  }
+  CHECK(torch::matmul(a, b).scalar_type() == at::kFloat);
+}
+
+TEST_CASE("Autocast: gradients of float32 weights are float32") {
+  torch::nn::Linear model(4, 2);
+  Tensor loss;
+  {
+    training::Autocast autocast(torch::kCPU, at::kBFloat16);
+    loss = model(torch::rand({3, 4})).to(at::kFloat).square().sum();
+  }
+  loss.backward();
+  CHECK(model->weight.grad().scalar_type() == at::kFloat);
+  CHECK(model->weight.grad().ne(0).any().item<bool>());
+}
+
+TEST_CASE("to_channels_last: kernels change their strides and nothing else") {
+  torch::nn::Sequential model(torch::nn::Conv2d(3, 4, 3), torch::nn::Linear(4, 2));
+  const Tensor before = model->parameters()[0].detach().clone();
+  training::to_channels_last(model);
+  CHECK(model->parameters()[0].is_contiguous(at::MemoryFormat::ChannelsLast));
+  CHECK(torch::equal(model->parameters()[0], before));
+  CHECK(model->parameters()[0].requires_grad());
+}
+
+TEST_CASE("precision, device and threads by name") {
+  CHECK(training::parse_precision("fp32") == at::kFloat);
+  CHECK(training::parse_precision("bf16") == at::kBFloat16);
+  CHECK_THAT(error_of([] { training::parse_precision("fp16"); }),
+             contains("expected fp32 or bf16, got \"fp16\""));
+  CHECK(training::parse_device("cpu") == torch::kCPU);
+  CHECK(training::parse_device("auto").type() == (torch::cuda::is_available() ? torch::kCUDA : torch::kCPU));
+  CHECK_THAT(error_of([] { training::parse_device("gpu"); }),
+             contains("expected auto, cpu or cuda, got \"gpu\""));
+  if (!torch::cuda::is_available()) {
+    CHECK_THAT(error_of([] { training::parse_device("cuda"); }), contains("finds no CUDA device"));
+  }
+  const int before = at::get_num_threads();
+  CHECK(training::set_threads(1) == 1);
+  CHECK(at::get_num_threads() == 1);
+  CHECK(training::set_threads(0) >= 1);
+  CHECK_THAT(error_of([] { training::set_threads(-1); }), contains("threads: expected >= 0, got -1"));
+  at::set_num_threads(before);
+}
+
+TEST_CASE("error_percent counts wrong rows over all batches, a short last one too") {
+  data::ImageDataset dataset;
+  dataset.images = torch::zeros({7, 3, 2, 2}, at::kByte);
+  dataset.labels = torch::tensor({0, 1, 1, 0, 1, 1, 0}, at::kLong);
+  // Says class 1 to a bright first pixel.
+  const auto predictor = [](const Tensor& images) {
+    const Tensor first = images.select(1, 0).select(1, 0).select(1, 0);
+    return torch::stack({-first, first}, 1);
+  };
+  for (const int64_t bright : {1, 2, 5}) {
+    dataset.images[bright].fill_(255);
+  }
+  // Row 4 is wrong.
+  for (const int64_t batch : {1, 3, 7, 250}) {
+    CHECK(training::error_percent(predictor, dataset, training::EvaluateOptions().batch_size(batch)) ==
+          Approx(100.0 / 7));
+  }
+  CHECK_THAT(error_of([&] {
+               training::error_percent(predictor, dataset, training::EvaluateOptions().batch_size(0));
+             }),
+             contains("batch_size must be > 0, got 0"));
+  CHECK_THAT(error_of([&] { training::error_percent(predictor, data::ImageDataset()); }),
+             contains("holds no images"));
+}
+
+TEST_CASE("evaluate_model runs in evaluation mode, without gradient, and restores every mode") {
+  struct Spy : torch::nn::Module {
+    Spy() {
+      child = register_module("child", torch::nn::Dropout(0.5));
+      child->eval();
+    }
+    Tensor forward(const Tensor& images) {
+      evaluated = !is_training() && !child->is_training() && !at::GradMode::is_enabled();
+      return torch::zeros({images.size(0), 2});
+    }
+    torch::nn::Dropout child{nullptr};
+    bool evaluated = false;
+  } model;
+  data::ImageDataset dataset{torch::zeros({2, 3, 2, 2}, at::kByte), torch::zeros({2}, at::kLong), {"a", "b"}};
+  CHECK(training::evaluate_model(model, dataset) == 0);
+  CHECK(model.evaluated);
+  CHECK(model.is_training());
+  CHECK_FALSE(model.child->is_training());
+}
