@@ -12,13 +12,14 @@
 
 namespace mixmatch {
 
-/// Keeps the batch-norm running statistics of a model where they are while it lives: forward passes in training mode
-/// still normalise with their own batch's statistics but move only throw-away copies.
+/// Keeps the batch-norm running statistics of a model where they are while it lives: forward passes in
+/// training mode still normalise with their own batch's statistics but move only throw-away copies.
 ///
-/// MixMatch wants this for the label-guessing passes and for all but the first of the K + 1 interleaved training passes.
-/// Covers every buffer named running_mean, running_var or num_batches_tracked in any submodule, TorchScript included; a
-/// plain callable has none that can be seen. Safe between a forward pass and its backward pass. Not to be confused
-/// with evaluation mode, which normalises with the running statistics.
+/// MixMatch wants this for the label-guessing passes and for all but the first of the K + 1 interleaved
+/// training passes. Covers every buffer named running_mean, running_var or num_batches_tracked in any
+/// submodule, TorchScript included; a plain callable has none that can be seen. Safe between a forward pass
+/// and its backward pass. Not to be confused with evaluation mode, which normalises with the running
+/// statistics.
 class BatchNormFreeze {
  public:
   template <ModuleModel M>
@@ -27,7 +28,8 @@ class BatchNormFreeze {
       for (auto submodule : model.modules()) {
         for (const char* name : kNames) {
           if (submodule.hasattr(name) && submodule.attr(name).isTensor()) {
-            // A script may rebind the attribute (num_batches_tracked = num_batches_tracked + 1): restore the handle too.
+            // A script may rebind the attribute (num_batches_tracked = num_batches_tracked + 1): restore the
+            // handle too.
             script_.push_back({submodule, name, submodule.attr(name).toTensor()});
           }
         }
@@ -85,22 +87,26 @@ class BatchNormFreeze {
   std::vector<std::pair<Tensor, Tensor>> saved_;
 };
 
-/// The share of the new batch that makes running statistics a plain average of the first 1 / momentum batches and an
-/// exponential one from then on: max(momentum, 1 / (step + 1)) at optimiser step `step`, counted from 0.
+/// The share of the new batch that makes running statistics a plain average of the first 1 / momentum batches
+/// and an exponential one from then on: max(momentum, 1 / (step + 1)) at optimiser step `step`, counted from
+/// 0.
 ///
-/// With the papers' .001 the statistics of the first thousand steps are mostly their initial values, so that a short
-/// run evaluates badly whatever it has learned; this changes nothing in a long one.
+/// With the papers' .001 the statistics of the first thousand steps are mostly their initial values, so that
+/// a short run evaluates badly whatever it has learned; this changes nothing in a long one.
 inline double batch_norm_momentum(int64_t step, double momentum) {
   TORCH_CHECK(step >= 0, "batch_norm_momentum: step must be >= 0, got ", step);
   return std::max(momentum, 1.0 / static_cast<double>(step + 1));
 }
 
-/// Sets the momentum (LibTorch's sense: the share of the new batch, in [0, 1]) of every batch norm in a module.
+/// Sets the momentum (LibTorch's sense: the share of the new batch, in [0, 1]) of every batch norm in a
+/// module.
 template <ModuleModel M>
 void set_batch_norm_momentum(M& model, double momentum) {
-  static_assert(!detail::is_script_module<std::remove_const_t<M>>,
-                "mixmatch: set_batch_norm_momentum cannot reach into TorchScript, where the momentum is a constant");
-  TORCH_CHECK(momentum >= 0 && momentum <= 1, "set_batch_norm_momentum: momentum must be in [0, 1], got ", momentum);
+  static_assert(
+      !detail::is_script_module<std::remove_const_t<M>>,
+      "mixmatch: set_batch_norm_momentum cannot reach into TorchScript, where the momentum is a constant");
+  TORCH_CHECK(momentum >= 0 && momentum <= 1, "set_batch_norm_momentum: momentum must be in [0, 1], got ",
+              momentum);
   detail::nn_module(model).apply([momentum](torch::nn::Module& module) {
     if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
       norm1->options.momentum(momentum);

@@ -1,10 +1,10 @@
 #pragma once
 
+#include <torch/arg.h>
+#include <torch/serialize/archive.h>
 #include <mixmatch/detail/ema_kernel.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/weight_decay.hpp>
-#include <torch/arg.h>
-#include <torch/serialize/archive.h>
 
 #include <algorithm>
 #include <memory>
@@ -18,7 +18,8 @@ namespace mixmatch {
 
 /// What the averaged model does with buffers, batch-norm running statistics above all.
 enum class EmaBuffers {
-  copy,     ///< takes the live model's at each update: averaged parameters with live statistics, as in the papers
+  copy,     ///< takes the live model's at each update: averaged parameters with live statistics, as in the
+            ///< papers
   average,  ///< averages floating-point buffers like parameters, copies the others
   keep      ///< keeps those it started with
 };
@@ -30,28 +31,34 @@ struct EmaModelOptions {
   /// In [0, 1]: 0 follows the model, 1 never moves.
   TORCH_ARG(double, decay) = 0.999;
   TORCH_ARG(EmaBuffers, buffers) = EmaBuffers::copy;
-  /// Uses min(decay, (1 + n) / (10 + n)) at the n-th update, so that a short run forgets its random start. Off in the papers.
+  /// Uses min(decay, (1 + n) / (10 + n)) at the n-th update, so that a short run forgets its random start.
+  /// Off in the papers.
   TORCH_ARG(bool, warmup) = false;
   /// Where the averages live; by default beside each parameter.
   TORCH_ARG(std::optional<torch::Device>, device) = std::nullopt;
 };
 
-/// Exponential moving average of a model's parameters, which MixMatch evaluates in place of a decayed learning rate:
+/// Exponential moving average of a model's parameters, which MixMatch evaluates in place of a decayed
+/// learning rate:
 ///
 ///     average <- decay * average + (1 - decay) * parameter          at each update()
 ///
-/// Works on every model with parameters, clonable or not: it keeps a deep copy of the tensors, not of the module, and
-/// lends them to the module for the length of a forward(). A tensor that a module holds under two names counts once.
-/// Averages of half-precision parameters are kept in float32, where a step of 1 - decay is not rounded away. Parameters
-/// are any dtype and device and may carry gradients; nothing here records any. Draws nothing.
+/// Works on every model with parameters, clonable or not: it keeps a deep copy of the tensors, not of the
+/// module, and lends them to the module for the length of a forward(). A tensor that a module holds under two
+/// names counts once. Averages of half-precision parameters are kept in float32, where a step of 1 - decay is
+/// not rounded away. Parameters are any dtype and device and may carry gradients; nothing here records any.
+/// Draws nothing.
 ///
-/// Modules, ModuleHolders and TorchScript modules are shared with the caller; a module passed by reference must outlive it.
+/// Modules, ModuleHolders and TorchScript modules are shared with the caller; a module passed by reference
+/// must outlive it.
 template <class Model>
 class EmaModel {
-  static_assert(ModuleModel<Model>, "mixmatch: EmaModel needs a module with parameters, not a plain callable");
+  static_assert(ModuleModel<Model>,
+                "mixmatch: EmaModel needs a module with parameters, not a plain callable");
 
  public:
-  explicit EmaModel(Model& model, const EmaModelOptions& options = {}) : model_(reference(model)), options_(options) {
+  explicit EmaModel(Model& model, const EmaModelOptions& options = {})
+      : model_(reference(model)), options_(options) {
     TORCH_CHECK(options.decay() >= 0 && options.decay() <= 1, "EmaModel: decay must be in [0, 1], got ",
                 options.decay());
     torch::NoGradGuard no_grad;
@@ -71,10 +78,12 @@ class EmaModel {
   /// Moves the averages towards the model's present parameters; buffers by policy.
   void update() { decay_weights_and_update(0); }
 
-  /// decay_weights(model, rate) and then update(), in one pass over memory: the papers' order after the optimiser's step.
+  /// decay_weights(model, rate) and then update(), in one pass over memory: the papers' order after the
+  /// optimiser's step.
   void decay_weights_and_update(double rate) {
     TORCH_CHECK(rate >= 0 && rate <= 1, "EmaModel: weight decay rate must be in [0, 1], got ", rate);
-    TORCH_CHECK(scopes_ == 0, "EmaModel: update() must not be called while average_parameters() is in effect");
+    TORCH_CHECK(scopes_ == 0,
+                "EmaModel: update() must not be called while average_parameters() is in effect");
     torch::NoGradGuard no_grad;
     const double decay = current_decay();
     std::vector<Tensor> live, average;
@@ -99,8 +108,8 @@ class EmaModel {
     ++num_updates_;
   }
 
-  /// The model's output with averaged weights, in evaluation mode, without gradient. The model's own weights and
-  /// modes are back when it returns.
+  /// The model's output with averaged weights, in evaluation mode, without gradient. The model's own weights
+  /// and modes are back when it returns.
   Tensor forward(const Tensor& input) {
     torch::NoGradGuard no_grad;
     auto scope = average_parameters();
@@ -124,8 +133,9 @@ class EmaModel {
     EmaModel* ema_;
   };
 
-  /// Puts the averages into the model until the scope ends; the model's mode is left alone. Scopes nest. Storage is
-  /// swapped, not copied, so gradients, optimiser state and a pending backward pass of the live weights survive.
+  /// Puts the averages into the model until the scope ends; the model's mode is left alone. Scopes nest.
+  /// Storage is swapped, not copied, so gradients, optimiser state and a pending backward pass of the live
+  /// weights survive.
   Scope average_parameters() { return Scope(*this); }
 
   int64_t num_updates() const { return num_updates_; }
@@ -146,7 +156,8 @@ class EmaModel {
     write(archive, "buffer", buffers_);
   }
 
-  /// Throws, naming the first difference and changing nothing, if the archive is of a model with other names or shapes.
+  /// Throws, naming the first difference and changing nothing, if the archive is of a model with other names
+  /// or shapes.
   void load(torch::serialize::InputArchive& archive) {
     torch::NoGradGuard no_grad;
     c10::IValue updates;
@@ -165,12 +176,13 @@ class EmaModel {
  private:
   struct Entry {
     std::string name;
-    Tensor live;     // the module's own handle
+    Tensor live;  // the module's own handle
     Tensor average;
     Tensor set_aside;  // the live data while the averages are in the model
   };
 
-  // Values are borrowed; holders, shared pointers, AnyModule and TorchScript modules are handles worth keeping.
+  // Values are borrowed; holders, shared pointers, AnyModule and TorchScript modules are handles worth
+  // keeping.
   static constexpr bool kBorrowed = detail::is_nn_module<std::remove_const_t<Model>>;
   using Reference = std::conditional_t<kBorrowed, Model*, std::shared_ptr<std::remove_const_t<Model>>>;
 
@@ -240,7 +252,8 @@ class EmaModel {
     }
   }
 
-  static void write(torch::serialize::OutputArchive& archive, const std::string& kind, const std::vector<Entry>& list) {
+  static void write(torch::serialize::OutputArchive& archive, const std::string& kind,
+                    const std::vector<Entry>& list) {
     c10::List<std::string> names;
     for (size_t i = 0; i < list.size(); ++i) {
       names.push_back(list[i].name);
@@ -258,8 +271,8 @@ class EmaModel {
                 "s, the archive ", names.size());
     std::vector<Tensor> tensors(list.size());
     for (size_t i = 0; i < list.size(); ++i) {
-      TORCH_CHECK(names[i].toStringRef() == list[i].name, "EmaModel::load: expected ", kind, " ", list[i].name,
-                  ", the archive has ", names[i].toStringRef());
+      TORCH_CHECK(names[i].toStringRef() == list[i].name, "EmaModel::load: expected ", kind, " ",
+                  list[i].name, ", the archive has ", names[i].toStringRef());
       archive.read(kind + "_" + std::to_string(i), tensors[i], /*is_buffer=*/true);
       TORCH_CHECK(tensors[i].sizes() == list[i].average.sizes(), "EmaModel::load: ", kind, " ", list[i].name,
                   " has shape ", list[i].average.sizes(), ", in the archive ", tensors[i].sizes());
@@ -278,7 +291,8 @@ class EmaModel {
 
 /// For torch::save(ema, …) and torch::load(ema, …).
 template <class Model>
-torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive, const EmaModel<Model>& ema) {
+torch::serialize::OutputArchive& operator<<(torch::serialize::OutputArchive& archive,
+                                            const EmaModel<Model>& ema) {
   ema.save(archive);
   return archive;
 }

@@ -1,9 +1,9 @@
 #pragma once
 
+#include <torch/arg.h>
 #include <mixmatch/batch_norm.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/sharpen.hpp>
-#include <torch/arg.h>
 
 #include <optional>
 #include <vector>
@@ -25,23 +25,26 @@ inline Tensor float_logits(const Tensor& logits) {
 }
 
 inline void check_logits(const char* function, const Tensor& logits) {
-  TORCH_CHECK(logits.defined() && logits.dim() == 2 && at::isFloatingType(logits.scalar_type()), function,
-              ": logits must be a floating-point [N, L] tensor, got ",
-              logits.defined() ? c10::str(logits.scalar_type(), " ", logits.sizes()) : std::string("undefined"));
+  TORCH_CHECK(
+      logits.defined() && logits.dim() == 2 && at::isFloatingType(logits.scalar_type()), function,
+      ": logits must be a floating-point [N, L] tensor, got ",
+      logits.defined() ? c10::str(logits.scalar_type(), " ", logits.sizes()) : std::string("undefined"));
 }
 
 }  // namespace detail
 
-/// sharpen(mean over k of softmax(logits[k]), temperature), without gradient: Algorithm 1, lines 7-8, from the logits
-/// of the K views, each [N, L] of any floating dtype. The result is [N, L], float32 for half-precision logits.
+/// sharpen(mean over k of softmax(logits[k]), temperature), without gradient: Algorithm 1, lines 7-8, from
+/// the logits of the K views, each [N, L] of any floating dtype. The result is [N, L], float32 for
+/// half-precision logits.
 inline Tensor guess_labels_from_logits(const std::vector<Tensor>& logits, double temperature = 0.5) {
   TORCH_CHECK(!logits.empty(), "guess_labels_from_logits: logits must hold at least one view, got none");
   torch::NoGradGuard no_grad;
   Tensor mean;
   for (const Tensor& view : logits) {
     detail::check_logits("guess_labels_from_logits", view);
-    TORCH_CHECK(view.sizes() == logits.front().sizes(), "guess_labels_from_logits: all views must have shape ",
-                logits.front().sizes(), ", got ", view.sizes());
+    TORCH_CHECK(view.sizes() == logits.front().sizes(),
+                "guess_labels_from_logits: all views must have shape ", logits.front().sizes(), ", got ",
+                view.sizes());
     Tensor probabilities = torch::softmax(detail::float_logits(view), -1);
     mean = mean.defined() ? mean.add_(probabilities) : probabilities;
   }
@@ -51,12 +54,13 @@ inline Tensor guess_labels_from_logits(const std::vector<Tensor>& logits, double
   return sharpen_(mean, temperature, -1);
 }
 
-/// Guessed labels q = Sharpen(1/K sum_k p_model(y | view_k), T) for one unlabeled batch (Algorithm 1, lines 7-8).
+/// Guessed labels q = Sharpen(1/K sum_k p_model(y | view_k), T) for one unlabeled batch (Algorithm 1, lines
+/// 7-8).
 ///
-/// `views`: K >= 1 tensors that the model takes, one augmentation of the same N rows each; the model returns [N, L]
-/// logits. The model runs in the mode it is in (the papers: training mode, so batch statistics), its mode is not changed,
-/// no gradient is recorded, and batch-norm running statistics stay put unless `update_batch_norm` is set. The one
-/// result serves all K views. Draws nothing itself.
+/// `views`: K >= 1 tensors that the model takes, one augmentation of the same N rows each; the model returns
+/// [N, L] logits. The model runs in the mode it is in (the papers: training mode, so batch statistics), its
+/// mode is not changed, no gradient is recorded, and batch-norm running statistics stay put unless
+/// `update_batch_norm` is set. The one result serves all K views. Draws nothing itself.
 template <class Model>
 Tensor guess_labels(Model& model, const std::vector<Tensor>& views, const GuessLabelsOptions& options = {}) {
   TORCH_CHECK(!views.empty(), "guess_labels: views must hold at least one augmented batch, got none");

@@ -11,17 +11,17 @@ using torch::Tensor;
 
 /// Swaps slices between K + 1 equal batches, so that each holds a fair mix of all of them. Its own inverse.
 ///
-/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups; group i of
-/// batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of which only the
-/// first moves the batch-norm running statistics: interleaving lets that pass see labeled and unlabeled rows alike, and
-/// interleaving the logits puts them back. Irrelevant to one concatenated pass. Differentiable; draws nothing;
-/// throws unless all batches have one shape.
+/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups;
+/// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
+/// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
+/// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
+/// Differentiable; draws nothing; throws unless all batches have one shape.
 inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   TORCH_CHECK(!batches.empty(), "interleave: batches must hold at least one batch, got none");
   for (const Tensor& batch : batches) {
     TORCH_CHECK(batch.dim() >= 1 && batch.sizes() == batches.front().sizes(),
-                "interleave: all batches must have the shape of the first, ", batches.front().sizes(), ", got ",
-                batch.sizes());
+                "interleave: all batches must have the shape of the first, ", batches.front().sizes(),
+                ", got ", batch.sizes());
   }
   const auto count = static_cast<int64_t>(batches.size());
   const int64_t rows = batches.front().size(0);

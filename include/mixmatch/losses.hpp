@@ -1,7 +1,7 @@
 #pragma once
 
-#include <mixmatch/guess_labels.hpp>
 #include <torch/types.h>
+#include <mixmatch/guess_labels.hpp>
 
 namespace mixmatch {
 
@@ -9,19 +9,21 @@ namespace detail {
 
 inline void check_loss_arguments(const char* function, const Tensor& logits, const Tensor& targets) {
   check_logits(function, logits);
-  TORCH_CHECK(targets.defined() && at::isFloatingType(targets.scalar_type()), function,
-              ": targets must be floating-point probabilities [N, L], got ",
-              targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
-              "; class labels go through mixmatch::one_hot(labels, num_classes)");
-  TORCH_CHECK(targets.sizes() == logits.sizes(), function, ": targets must have the logits' shape ", logits.sizes(),
-              ", got ", targets.sizes());
+  TORCH_CHECK(
+      targets.defined() && at::isFloatingType(targets.scalar_type()), function,
+      ": targets must be floating-point probabilities [N, L], got ",
+      targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
+      "; class labels go through mixmatch::one_hot(labels, num_classes)");
+  TORCH_CHECK(targets.sizes() == logits.sizes(), function, ": targets must have the logits' shape ",
+              logits.sizes(), ", got ", targets.sizes());
 }
 
 }  // namespace detail
 
-/// -1/N sum_n sum_c targets[n, c] log softmax(logits)[n, c]: mean over rows of the cross-entropy against soft targets
-/// (MixMatch, eq. 3). Both [N, L]; half-precision logits are computed in float32. Gradient to the logits only;
-/// zero rows give 0. torch::nn::CrossEntropyLoss with probabilities is the same sum, with gradient to the targets.
+/// -1/N sum_n sum_c targets[n, c] log softmax(logits)[n, c]: mean over rows of the cross-entropy against soft
+/// targets (MixMatch, eq. 3). Both [N, L]; half-precision logits are computed in float32. Gradient to the
+/// logits only; zero rows give 0. torch::nn::CrossEntropyLoss with probabilities is the same sum, with
+/// gradient to the targets.
 inline Tensor soft_cross_entropy(const Tensor& logits, const Tensor& targets) {
   detail::check_loss_arguments("soft_cross_entropy", logits, targets);
   const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
@@ -29,9 +31,9 @@ inline Tensor soft_cross_entropy(const Tensor& logits, const Tensor& targets) {
   return (log_probabilities * targets.detach()).sum() / -rows;
 }
 
-/// 1/(N L) sum (softmax(logits) - targets)^2: mean over rows AND classes (MixMatch, eq. 4: the 1/L is part of it, so
-/// that lambda_u = 100 weighs as in the paper). Both [N, L]; half-precision logits are computed in float32.
-/// Gradient to the logits only; zero rows give 0.
+/// 1/(N L) sum (softmax(logits) - targets)^2: mean over rows AND classes (MixMatch, eq. 4: the 1/L is part of
+/// it, so that lambda_u = 100 weighs as in the paper). Both [N, L]; half-precision logits are computed in
+/// float32. Gradient to the logits only; zero rows give 0.
 inline Tensor softmax_mse(const Tensor& logits, const Tensor& targets) {
   detail::check_loss_arguments("softmax_mse", logits, targets);
   const Tensor difference = torch::softmax(detail::float_logits(logits), -1) - targets.detach();

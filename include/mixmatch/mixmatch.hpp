@@ -1,32 +1,31 @@
 #pragma once
 
-// The umbrella: every public header, in the order in which the method uses them.
+// The umbrella: every public header.
 
 #include <mixmatch/model.hpp>
 
-#include <mixmatch/one_hot.hpp>
-#include <mixmatch/sharpen.hpp>
 #include <mixmatch/batch_norm.hpp>
+#include <mixmatch/ema_model.hpp>
 #include <mixmatch/guess_labels.hpp>
-#include <mixmatch/mixup.hpp>
-#include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
-#include <mixmatch/schedules.hpp>
-#include <mixmatch/ramped_loss.hpp>
-#include <mixmatch/weight_decay.hpp>
-#include <mixmatch/ema_model.hpp>
+#include <mixmatch/mixmatch_batch.hpp>
+#include <mixmatch/mixup.hpp>
+#include <mixmatch/one_hot.hpp>
 #include <mixmatch/presets.hpp>
+#include <mixmatch/ramped_loss.hpp>
+#include <mixmatch/schedules.hpp>
+#include <mixmatch/sharpen.hpp>
+#include <mixmatch/weight_decay.hpp>
 
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
 
-#include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
+#include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/shapes.hpp>
-
 
 #include <mixmatch/models/wide_resnet.hpp>
 

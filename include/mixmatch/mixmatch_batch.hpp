@@ -1,9 +1,9 @@
 #pragma once
 
+#include <torch/arg.h>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
-#include <torch/arg.h>
 
 #include <array>
 #include <optional>
@@ -14,18 +14,18 @@
 
 namespace mixmatch {
 
-/// What is mixed with what, in the ablation's notation: before the dot labeled rows x, after it unlabeled rows y;
-/// "xx.yxy" reads "mix x with x; mix y with both x and y".
+/// What is mixed with what, in the ablation's notation: before the dot labeled rows x, after it unlabeled
+/// rows y; "xx.yxy" reads "mix x with x; mix y with both x and y".
 enum class MixMode {
-  none,     ///< "."        no MixUp
-  xx,       ///< "xx."      labeled rows among themselves
-  yy,       ///< ".yy"      unlabeled rows among themselves
-  xx_yy,    ///< "xx.yy"    each among themselves
-  xxy,      ///< "xxy."     labeled rows with all rows
-  yxy,      ///< ".yxy"     unlabeled rows with all rows
-  xx_yxy,   ///< "xx.yxy"
-  xx_yx,    ///< "xx.yx"    unlabeled rows with labeled ones only
-  all       ///< "xxy.yxy"  all rows with all rows: MixMatch
+  none,    ///< "."        no MixUp
+  xx,      ///< "xx."      labeled rows among themselves
+  yy,      ///< ".yy"      unlabeled rows among themselves
+  xx_yy,   ///< "xx.yy"    each among themselves
+  xxy,     ///< "xxy."     labeled rows with all rows
+  yxy,     ///< ".yxy"     unlabeled rows with all rows
+  xx_yxy,  ///< "xx.yxy"
+  xx_yx,   ///< "xx.yx"    unlabeled rows with labeled ones only
+  all      ///< "xxy.yxy"  all rows with all rows: MixMatch
 };
 
 namespace detail {
@@ -69,10 +69,12 @@ struct MixMatchOptions {
   TORCH_ARG(int64_t, num_augmentations) = 2;
   /// MixUp's Beta(alpha, alpha).
   TORCH_ARG(double, alpha) = 0.75;
-  /// Another alpha for the unlabeled rows where a mode mixes them apart; joint mixing then uses the mean of both.
+  /// Another alpha for the unlabeled rows where a mode mixes them apart; joint mixing then uses the mean of
+  /// both.
   TORCH_ARG(std::optional<double>, alpha_unlabeled) = std::nullopt;
   TORCH_ARG(MixMode, mix_mode) = MixMode::all;
-  /// One lambda per row (the papers), or one for the whole batch (a deviation of several ports that costs accuracy).
+  /// One lambda per row (the papers), or one for the whole batch (a deviation of several ports that costs
+  /// accuracy).
   TORCH_ARG(bool, per_sample) = true;
 };
 
@@ -93,7 +95,8 @@ inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
 
 inline LabeledRows mixed(const LabeledRows& rows, double alpha, bool per_sample,
                          const std::optional<at::Generator>& generator) {
-  auto result = mixup(rows.inputs, rows.targets, MixUpOptions().alpha(alpha).per_sample(per_sample), generator);
+  auto result =
+      mixup(rows.inputs, rows.targets, MixUpOptions().alpha(alpha).per_sample(per_sample), generator);
   return {std::move(result.inputs), std::move(result.targets)};
 }
 
@@ -103,8 +106,8 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
   const int64_t rows = y.inputs.size(0);
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor lambda = alpha == 0 ? torch::ones({per_sample ? rows : 1}, y.inputs.options().dtype(lambda_type))
-                             : sample_symmetric_beta(per_sample ? rows : 1, alpha, y.inputs.device(), lambda_type,
-                                                     generator);
+                             : sample_symmetric_beta(per_sample ? rows : 1, alpha, y.inputs.device(),
+                                                     lambda_type, generator);
   lambda = torch::maximum(lambda, 1 - lambda);
   if (!per_sample) {
     lambda = lambda.squeeze(0);
@@ -119,9 +122,10 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
 
 }  // namespace detail
 
-/// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of nine modes:
-/// Algorithm 1, lines 10-14, without the augmentation and the guess. Both hold floating-point inputs [N, …] and
-/// targets [N, L]. Draws a permutation and lambdas from `generator` for each mixing that the mode asks for.
+/// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of
+/// nine modes: Algorithm 1, lines 10-14, without the augmentation and the guess. Both hold floating-point
+/// inputs [N, …] and targets [N, L]. Draws a permutation and lambdas from `generator` for each mixing that
+/// the mode asks for.
 inline MixMatchBatch mix_labeled_unlabeled(const Tensor& labeled_inputs, const Tensor& labeled_targets,
                                            const Tensor& unlabeled_inputs, const Tensor& unlabeled_targets,
                                            const MixMatchOptions& options = {},
@@ -140,7 +144,8 @@ inline MixMatchBatch mix_labeled_unlabeled(const Tensor& labeled_inputs, const T
   };
   const auto tail = [&](const detail::LabeledRows& rows) {
     const int64_t rest = rows.inputs.size(0) - num_labeled;
-    return detail::LabeledRows{rows.inputs.narrow(0, num_labeled, rest), rows.targets.narrow(0, num_labeled, rest)};
+    return detail::LabeledRows{rows.inputs.narrow(0, num_labeled, rest),
+                               rows.targets.narrow(0, num_labeled, rest)};
   };
   const auto batch = [](const detail::LabeledRows& labeled, const detail::LabeledRows& unlabeled) {
     return MixMatchBatch{labeled.inputs, labeled.targets, unlabeled.inputs, unlabeled.targets};
@@ -183,19 +188,20 @@ inline MixMatchBatch mix_labeled_unlabeled(const Tensor& labeled_inputs, const T
 ///     q       = Sharpen(1/K sum_k p_model(y | u^_k), T)            lines 7-8
 ///     x', u'  = MixUp of x^ and all u^_k with their targets        lines 10-14
 ///
-/// `augment` is any callable `Tensor(const Tensor&)` that differs at each call; it may turn uint8 images into the
-/// floating-point inputs that the model takes. `labeled` is [B, …], `labels` int64 [B] or probabilities [B, L],
-/// `unlabeled` [U, …] of any batch size. The number of classes L is that of the model's output. Guessed labels carry
-/// no gradient (see guess_labels). `generator` drives MixUp; `augment` brings its own.
+/// `augment` is any callable `Tensor(const Tensor&)` that differs at each call; it may turn uint8 images into
+/// the floating-point inputs that the model takes. `labeled` is [B, …], `labels` int64 [B] or probabilities
+/// [B, L], `unlabeled` [U, …] of any batch size. The number of classes L is that of the model's output.
+/// Guessed labels carry no gradient (see guess_labels). `generator` drives MixUp; `augment` brings its own.
 template <class Model, class Augment>
 MixMatchBatch mixmatch_batch(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
                              const Tensor& unlabeled, const MixMatchOptions& options = {},
                              std::optional<at::Generator> generator = std::nullopt) {
   TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
               options.num_augmentations());
-  TORCH_CHECK(labeled.dim() >= 1 && unlabeled.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled.size(0),
-              "mixmatch_batch: labels must have one row for each row of labeled ", labeled.sizes(), ", got ",
-              labels.sizes());
+  TORCH_CHECK(
+      labeled.dim() >= 1 && unlabeled.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled.size(0),
+      "mixmatch_batch: labels must have one row for each row of labeled ", labeled.sizes(), ", got ",
+      labels.sizes());
   const Tensor labeled_view = augment(labeled);
   std::vector<Tensor> views;
   for (int64_t k = 0; k < options.num_augmentations(); ++k) {
@@ -206,12 +212,13 @@ MixMatchBatch mixmatch_batch(Model& model, Augment&& augment, const Tensor& labe
   if (!at::isFloatingType(labels.scalar_type())) {
     targets = one_hot(labels, guess.size(1), guess.scalar_type());
   } else {
-    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1), "mixmatch_batch: labels must be int64 [B] or [B, ",
-                guess.size(1), "] probabilities as the model has classes, got ", labels.sizes());
+    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1),
+                "mixmatch_batch: labels must be int64 [B] or [B, ", guess.size(1),
+                "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return mix_labeled_unlabeled(labeled_view, targets, torch::cat(views), guess.repeat({options.num_augmentations(), 1}),
-                               options, generator);
+  return mix_labeled_unlabeled(labeled_view, targets, torch::cat(views),
+                               guess.repeat({options.num_augmentations(), 1}), options, generator);
 }
 
 }  // namespace mixmatch

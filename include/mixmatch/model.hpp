@@ -24,9 +24,10 @@ Tensor forward(M& model, const Tensor& input) {
   if constexpr (Model<M>) {
     return detail::call_model(model, input);
   } else {
-    static_assert(Model<M>,
-                  "mixmatch: a Model is a torch::nn::Module with forward(Tensor) -> Tensor, a ModuleHolder, a "
-                  "std::shared_ptr to one, Sequential, AnyModule, torch::jit::Module or a callable Tensor(Tensor)");
+    static_assert(
+        Model<M>,
+        "mixmatch: a Model is a torch::nn::Module with forward(Tensor) -> Tensor, a ModuleHolder, a "
+        "std::shared_ptr to one, Sequential, AnyModule, torch::jit::Module or a callable Tensor(Tensor)");
     return input;
   }
 }

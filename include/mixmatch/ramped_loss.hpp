@@ -1,40 +1,48 @@
 #pragma once
 
+#include <torch/arg.h>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/schedules.hpp>
-#include <torch/arg.h>
 
 #include <cmath>
 
 namespace mixmatch {
 
 struct RampedLossOptions {
-  /// Weight of the unlabeled loss after the ramp, >= 0. The paper's general default; CIFAR-10 runs use 75 (presets.hpp).
+  /// Weight of the unlabeled loss after the ramp, >= 0. The paper's general default; CIFAR-10 runs use 75
+  /// (presets.hpp).
   TORCH_ARG(double, lambda_u) = 100;
-  /// Optimiser steps until then; 0 means full weight at once. 1024 kimg at batch 64, which the paper rounds to 16,000.
+  /// Optimiser steps until then; 0 means full weight at once. 1024 kimg at batch 64, which the paper rounds
+  /// to 16,000.
   TORCH_ARG(int64_t, rampup_steps) = 16384;
 };
 
-/// `total` carries the gradient; `labeled` and `unlabeled` are its two terms before weighting; all are scalars.
+/// `total` carries the gradient; `labeled` and `unlabeled` are its two terms before weighting; all are
+/// scalars.
 struct RampedLossOutput {
   Tensor total, labeled, unlabeled;
   double weight;
 };
 
-/// L = L_X + lambda_u(step) L_U with lambda_u(step) = lambda_u clamp(step / rampup_steps, 0, 1) (MixMatch, eqs. 3-5).
+/// L = L_X + lambda_u(step) L_U with lambda_u(step) = lambda_u clamp(step / rampup_steps, 0, 1) (MixMatch,
+/// eqs. 3-5).
 ///
-/// L_X: mean over rows of cross-entropy against soft targets; L_U: mean over rows and classes of the squared difference
-/// between softmax(logits_u) and targets_u. Logits and targets are [N, L], the two batches of any sizes; no gradient
-/// goes through the targets. Stateless: the step is an argument, counted from 0, so the first step's weight is 0.
+/// L_X: mean over rows of cross-entropy against soft targets; L_U: mean over rows and classes of the squared
+/// difference between softmax(logits_u) and targets_u. Logits and targets are [N, L], the two batches of any
+/// sizes; no gradient goes through the targets. Stateless: the step is an argument, counted from 0, so the
+/// first step's weight is 0.
 class RampedLoss {
  public:
   explicit RampedLoss(const RampedLossOptions& options = {}) : options_(options) {
     TORCH_CHECK(options.lambda_u() >= 0 && std::isfinite(options.lambda_u()),
                 "RampedLoss: lambda_u must be finite and >= 0, got ", options.lambda_u());
-    TORCH_CHECK(options.rampup_steps() >= 0, "RampedLoss: rampup_steps must be >= 0, got ", options.rampup_steps());
+    TORCH_CHECK(options.rampup_steps() >= 0, "RampedLoss: rampup_steps must be >= 0, got ",
+                options.rampup_steps());
   }
 
-  double weight(int64_t step) const { return options_.lambda_u() * linear_rampup(step, options_.rampup_steps()); }
+  double weight(int64_t step) const {
+    return options_.lambda_u() * linear_rampup(step, options_.rampup_steps());
+  }
 
   RampedLossOutput operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
                               const Tensor& targets_u, int64_t step) const {

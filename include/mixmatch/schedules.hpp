@@ -34,8 +34,8 @@ inline double sigmoid_rampup(int64_t step, int64_t rampup_steps) {
   return std::exp(-5.0 * rest * rest);
 }
 
-/// cos(7 pi t / 16) with t = clamp(step / total_steps, 0, 1): FixMatch's factor on the learning rate (arXiv 2001.07685).
-/// Ends near .195, not at 0.
+/// cos(7 pi t / 16) with t = clamp(step / total_steps, 0, 1): FixMatch's factor on the learning rate (arXiv
+/// 2001.07685). Ends near .195, not at 0.
 inline double cosine_decay(int64_t step, int64_t total_steps) {
   constexpr double pi = 3.14159265358979323846;
   TORCH_CHECK(total_steps > 0, "cosine_decay: total_steps must be > 0, got ", total_steps);

@@ -14,14 +14,16 @@ inline bool is_kernel(const Tensor& parameter) { return parameter.dim() >= 2; }
 
 }  // namespace detail
 
-/// Decoupled weight decay w <- w (1 - rate) on convolution and dense kernels only: no bias, no batch-norm scale or shift.
+/// Decoupled weight decay w <- w (1 - rate) on convolution and dense kernels only: no bias, no batch-norm
+/// scale or shift.
 ///
-/// `rate` is the product of weight decay and learning rate (the paper's .02 * .002 = 4e-5), in [0, 1]; call it
-/// after the optimiser's step. In place, without gradient, any dtype and device. Not to be confused with AdamOptions::
-/// weight_decay, which adds an L2 term to the gradient of every parameter, biases included.
+/// `rate` is the product of weight decay and learning rate (the paper's .02 * .002 = 4e-5), in [0, 1]; call
+/// it after the optimiser's step. In place, without gradient, any dtype and device. Not to be confused with
+/// AdamOptions:: weight_decay, which adds an L2 term to the gradient of every parameter, biases included.
 template <class Model>
 void decay_weights(Model& model, double rate) {
-  static_assert(ModuleModel<Model>, "mixmatch: decay_weights needs a module with parameters, not a plain callable");
+  static_assert(ModuleModel<Model>,
+                "mixmatch: decay_weights needs a module with parameters, not a plain callable");
   TORCH_CHECK(rate >= 0 && rate <= 1, "decay_weights: rate must be in [0, 1], got ", rate);
   if (rate == 0) {
     return;

@@ -22,7 +22,8 @@ struct WideResNetOptions {
   /* implicit */ WideResNetOptions(int64_t num_classes) : num_classes_(num_classes) {}
 
   TORCH_ARG(int64_t, num_classes);
-  /// 6 n + 4 with n residual blocks in each scale: 10, 16, 22, 28, … The count is that of three scales, whatever `scales` is.
+  /// 6 n + 4 with n residual blocks in each scale: 10, 16, 22, 28, … The count is that of three scales,
+  /// whatever `scales` is.
   TORCH_ARG(int64_t, depth) = 28;
   /// The first scale has 16 * widen_factor filters; each further one doubles them.
   TORCH_ARG(int64_t, widen_factor) = 2;
@@ -54,13 +55,18 @@ inline torch::nn::Conv2d convolution(int64_t in, int64_t out, int64_t kernel, in
 
 }  // namespace detail
 
-/// BN, leaky ReLU, conv3x3(stride), BN, leaky ReLU, conv3x3, plus the shortcut; a 1x1 convolution on the shortcut
-/// only where the number of channels changes. Only the network's first block takes the shortcut after its activation.
+/// BN, leaky ReLU, conv3x3(stride), BN, leaky ReLU, conv3x3, plus the shortcut; a 1x1 convolution on the
+/// shortcut only where the number of channels changes. Only the network's first block takes the shortcut
+/// after its activation.
 class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
  public:
   WideResNetBlockImpl(int64_t in, int64_t out, int64_t stride, bool activate_before_residual,
                       const WideResNetOptions& options)
-      : in_(in), out_(out), stride_(stride), activate_before_residual_(activate_before_residual), options_(options) {
+      : in_(in),
+        out_(out),
+        stride_(stride),
+        activate_before_residual_(activate_before_residual),
+        options_(options) {
     reset();
   }
 
@@ -104,7 +110,8 @@ class WideResNetGroupImpl : public torch::nn::Cloneable<WideResNetGroupImpl> {
     layer = register_module("layer", torch::nn::Sequential());
     const int64_t blocks = (options_.depth() - 4) / 6;
     for (int64_t i = 0; i < blocks; ++i) {
-      layer->push_back(WideResNetBlock(i == 0 ? in_ : out_, out_, i == 0 ? stride_ : 1, first_ && i == 0, options_));
+      layer->push_back(
+          WideResNetBlock(i == 0 ? in_ : out_, out_, i == 0 ? stride_ : 1, first_ && i == 0, options_));
     }
   }
 
@@ -119,20 +126,24 @@ class WideResNetGroupImpl : public torch::nn::Cloneable<WideResNetGroupImpl> {
 };
 TORCH_MODULE(WideResNetGroup);
 
-/// The papers' Wide ResNet, WRN-28-2 by default with 1,467,610 parameters for ten classes: conv3x3(16), `scales`
-/// groups of residual blocks, BN, leaky ReLU, global mean, dense. Images [N, in_channels, H, W] to logits
-/// [N, num_classes]; channels-last input stays channels-last. Initial weights come from LibTorch's default generator
-/// (torch::manual_seed): convolutions as above, dense Glorot normal, biases 0. Modules carry the names of the common
-/// PyTorch ports (conv1, block1.layer.0.bn1, …, bn1, fc). Throws on a depth that is not 6 n + 4.
+/// The papers' Wide ResNet, WRN-28-2 by default with 1,467,610 parameters for ten classes: conv3x3(16),
+/// `scales` groups of residual blocks, BN, leaky ReLU, global mean, dense. Images [N, in_channels, H, W] to
+/// logits [N, num_classes]; channels-last input stays channels-last. Initial weights come from LibTorch's
+/// default generator (torch::manual_seed): convolutions as above, dense Glorot normal, biases 0. Modules
+/// carry the names of the common PyTorch ports (conv1, block1.layer.0.bn1, …, bn1, fc). Throws on a depth
+/// that is not 6 n + 4.
 class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
  public:
   explicit WideResNetImpl(const WideResNetOptions& options) : options_(options) {
     TORCH_CHECK(options.depth() >= 10 && (options.depth() - 4) % 6 == 0,
                 "WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, …), got ", options.depth());
-    TORCH_CHECK(options.widen_factor() >= 1, "WideResNet: widen_factor must be >= 1, got ", options.widen_factor());
+    TORCH_CHECK(options.widen_factor() >= 1, "WideResNet: widen_factor must be >= 1, got ",
+                options.widen_factor());
     TORCH_CHECK(options.scales() >= 1, "WideResNet: scales must be >= 1, got ", options.scales());
-    TORCH_CHECK(options.num_classes() >= 1, "WideResNet: num_classes must be >= 1, got ", options.num_classes());
-    TORCH_CHECK(options.in_channels() >= 1, "WideResNet: in_channels must be >= 1, got ", options.in_channels());
+    TORCH_CHECK(options.num_classes() >= 1, "WideResNet: num_classes must be >= 1, got ",
+                options.num_classes());
+    TORCH_CHECK(options.in_channels() >= 1, "WideResNet: in_channels must be >= 1, got ",
+                options.in_channels());
     reset();
   }
 
@@ -142,8 +153,9 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
     groups.clear();
     for (int64_t scale = 0; scale < options_.scales(); ++scale) {
       const int64_t filters = (16 * options_.widen_factor()) << scale;
-      groups.push_back(register_module(fmt::format("block{}", scale + 1),
-                                       WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
+      groups.push_back(
+          register_module(fmt::format("block{}", scale + 1),
+                          WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
       channels = filters;
     }
     bn1 = register_module("bn1", detail::batch_norm(channels, options_));
@@ -154,8 +166,8 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   }
 
   Tensor forward(const Tensor& images) {
-    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(), "WideResNet: input must be [N, ",
-                options_.in_channels(), ", H, W], got ", images.sizes());
+    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(),
+                "WideResNet: input must be [N, ", options_.in_channels(), ", H, W], got ", images.sizes());
     Tensor x = conv1(images);
     for (auto& group : groups) {
       x = group(x);

@@ -451,11 +451,13 @@ class Checkpoint {
 /// The config stored with a checkpoint, without touching its entries. Throws as Checkpoint::load does.
 inline Config read_config(const std::filesystem::path& path) {
   auto archive = detail::parse_checkpoint(path, detail::read_sealed_checkpoint(path), at::kCPU);
+  Config config;
   try {
-    return detail::parse_config(archive);
+    config = detail::parse_config(archive);
   } catch (const std::exception& error) {
     TORCH_CHECK(false, path.string(), " has no config: ", detail::message_of(error));
   }
+  return config;
 }
 
 }  // namespace mixmatch::training

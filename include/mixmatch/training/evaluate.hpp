@@ -16,11 +16,13 @@ struct EvaluateOptions {
   TORCH_ARG(torch::Device, device) = torch::kCPU;
 };
 
-/// Share of images in percent that the predictor, any callable `Tensor(const Tensor& images)` that returns logits,
-/// puts into another class than their label. Images are normalised to [-1, 1]; nothing is augmented or drawn, no
-/// gradient is recorded. The predictor chooses weights and mode: EmaModel::forward does both; see evaluate_model.
+/// Share of images in percent that the predictor, any callable `Tensor(const Tensor& images)` that returns
+/// logits, puts into another class than their label. Images are normalised to [-1, 1]; nothing is augmented
+/// or drawn, no gradient is recorded. The predictor chooses weights and mode: EmaModel::forward does both;
+/// see evaluate_model.
 template <class Predictor>
-double error_percent(Predictor&& predictor, const data::ImageDataset& dataset, const EvaluateOptions& options = {}) {
+double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
+                     const EvaluateOptions& options = {}) {
   TORCH_CHECK(dataset.size() > 0, "error_percent: the data set holds no images");
   TORCH_CHECK(options.batch_size() > 0, "error_percent: batch_size must be > 0, got ", options.batch_size());
   torch::NoGradGuard no_grad;

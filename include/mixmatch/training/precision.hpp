@@ -7,11 +7,13 @@
 
 namespace mixmatch::training {
 
-/// Automatic mixed precision for one scope: convolutions and matrix products in `dtype`, what needs it in float32;
-/// parameters and gradients stay float32. bfloat16 needs no gradient scaling. Switched off by float32.
+/// Automatic mixed precision for one scope: convolutions and matrix products in `dtype`, what needs it in
+/// float32; parameters and gradients stay float32. bfloat16 needs no gradient scaling. Switched off by
+/// float32.
 class Autocast {
  public:
-  Autocast(torch::Device device, at::ScalarType dtype) : device_(device.type()), before_(mixmatch::detail::autocast_state(device_)) {
+  Autocast(torch::Device device, at::ScalarType dtype)
+      : device_(device.type()), before_(mixmatch::detail::autocast_state(device_)) {
     at::autocast::increment_nesting();
     const bool enabled = dtype != at::kFloat;
     mixmatch::detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
@@ -30,8 +32,9 @@ class Autocast {
   mixmatch::detail::AutocastState before_;
 };
 
-/// Stores convolution kernels channels-last, the layout in which the augmentations deliver images and in which CPU and
-/// GPU convolutions are fastest. Values and names stay; do it before an optimiser or EmaModel copies the layout.
+/// Stores convolution kernels channels-last, the layout in which the augmentations deliver images and in
+/// which CPU and GPU convolutions are fastest. Values and names stay; do it before an optimiser or EmaModel
+/// copies the layout.
 template <ModuleModel Model>
 void to_channels_last(Model& model) {
   torch::NoGradGuard no_grad;
