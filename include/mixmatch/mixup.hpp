@@ -51,10 +51,12 @@ inline void check_mix(const char* function, const Tensor& x, const Tensor& partn
       function, ": lambda must be floating-point [", x.size(0), "] or a scalar tensor, got ",
       lambda.defined() ? c10::str(lambda.scalar_type(), " ", lambda.sizes()) : std::string("undefined"));
   if (permutation.device().is_cpu() && permutation.numel() > 0) {
-    const auto lowest = permutation.min().item<int64_t>();
-    const auto highest = permutation.max().item<int64_t>();
-    TORCH_CHECK(lowest >= 0 && highest < partners.size(0), function, ": permutation must be in [0, ",
-                partners.size(0), "), got ", lowest < 0 ? lowest : highest);
+    // On other devices this would wait for the device.
+    const auto order = permutation.accessor<int64_t, 1>();
+    for (int64_t i = 0; i < order.size(0); ++i) {
+      TORCH_CHECK(order[i] >= 0 && order[i] < partners.size(0), function, ": permutation must be in [0, ",
+                  partners.size(0), "), got ", order[i]);
+    }
   }
 }
 
