@@ -279,7 +279,7 @@ struct SharpenRows {
                                     float power, float power_low) {
     using V = typename F::V;
     constexpr int lanes = F::lanes;
-    V rows[lanes], total;
+    V rows[lanes], total = V{};
     load_rows<0, F>(rows, in, classes, mask);
     bool scaled = scale_first;
     if constexpr (!scale_first) {
