@@ -167,7 +167,8 @@ struct Training {
   Training(const Options& o, const mm::data::SslSplit& split, torch::Device device)
       : generator(at::detail::createCPUGenerator(o.seed)),
         labeled(split.labeled, o.batch, o.seed),
-        unlabeled(split.unlabeled, o.batch, o.seed + 1),
+        // The fully supervised baseline has no unlabeled rows, and draws none.
+        unlabeled(split.unlabeled.numel() > 0 ? split.unlabeled : split.labeled, o.batch, o.seed + 1),
         model(make_model(o, device)),
         ema(model, mm::EmaModelOptions().decay(o.ema_decay).warmup(o.warmup)),
         optimizer(model->parameters(), torch::optim::AdamOptions(o.learning_rate)) {}
@@ -315,6 +316,9 @@ int train_run(CLI::App& app, Options& o) {
   if (o.resume) {
     run = RunDirectory::open(o.out);
     adopt_config(app, o, mm::training::read_config(run->checkpoint()));
+    int64_t done = 0;
+    mm::training::Checkpoint(run->checkpoint()).add("step", done).load();
+    TORCH_CHECK(done <= o.steps, "--steps ", o.steps, ": the run has done ", done, " already");
   }
   // Data and options are checked before anything is written.
   auto train = mm::data::load_cifar10(o.data, mm::data::Split::train);
@@ -356,7 +360,6 @@ int train_run(CLI::App& app, Options& o) {
   } else {
     checkpoint.load();
     saved_step = t.step;
-    TORCH_CHECK(t.step <= o.steps, "--steps ", o.steps, ": the run has done ", t.step, " already");
   }
   mm::training::JsonObject config;
   for (const auto& [name, value] : config_of(o)) {

@@ -223,6 +223,10 @@ TEST_CASE("sharpen: gradient by finite differences") {
       }
     }
   }
+  // A row of zeros ties whatever its neighbours do, and sends no NaN upstream.
+  Tensor zeros = torch::zeros({2, 3}, torch::requires_grad());
+  (sharpen(zeros) * torch::rand({2, 3})).sum().backward();
+  CHECK(zeros.grad().isfinite().all().item<bool>());
   // Without a need for it, none is recorded.
   CHECK_FALSE(sharpen(torch::rand({2, 3})).requires_grad());
 }
@@ -275,6 +279,10 @@ TEST_CASE("sharpen: refuses what it cannot do") {
   Tensor turned = square.t();
   CHECK_THAT(error_of([&] { sharpen_out(turned, square); }),
              contains("out must be probabilities itself or share no memory with it"));
+  const Tensor buffer = torch::rand({10, 8});
+  Tensor shifted = buffer.narrow(0, 1, 9).narrow(1, 0, 2);
+  CHECK_THAT(error_of([&] { sharpen_out(shifted, buffer.narrow(0, 0, 9).narrow(1, 0, 2)); }),
+             contains("share no memory with it"));
   Tensor leaf = torch::rand({2, 3}, torch::requires_grad());
   Tensor out = at::empty({2, 3});
   CHECK_THAT(error_of([&] { sharpen_out(out, leaf); }), contains("no gradient is recorded"));

@@ -104,6 +104,11 @@ inline LabeledRows mixed(const LabeledRows& rows, double alpha, bool per_sample,
 inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double alpha, bool per_sample,
                               const std::optional<at::Generator>& generator) {
   const int64_t rows = y.inputs.size(0);
+  if (rows == 0) {
+    return y;
+  }
+  TORCH_CHECK(x.inputs.size(0) > 0,
+              "mixmatch_batch: mode xx.yx mixes unlabeled rows with labeled ones, got none");
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor lambda = alpha == 0 ? torch::ones({per_sample ? rows : 1}, y.inputs.options().dtype(lambda_type))
                              : sample_symmetric_beta(per_sample ? rows : 1, alpha, y.inputs.device(),

@@ -37,7 +37,8 @@ inline Tensor sharpen_composite(const Tensor& probabilities, double temperature,
     power = p.eq(largest).to(p.scalar_type()).masked_fill(largest.isnan(), std::nan(""));
   } else {
     // A row of zeros has no largest class: all of its classes tie.
-    power = torch::where(largest.eq(0), torch::ones_like(p), p / largest).pow(exponent);
+    power = torch::where(largest.eq(0), torch::ones_like(p), p / largest.masked_fill(largest.eq(0), 1))
+                .pow(exponent);
   }
   return (power / power.sum(dim, /*keepdim=*/true)).to(type);
 }

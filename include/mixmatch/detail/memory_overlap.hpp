@@ -10,8 +10,11 @@ inline void check_same_or_separate(const char* function, const at::Tensor& out, 
                                    const char* source_name) {
   TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
               ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
-  TORCH_CHECK(at::get_overlap_status(out, source) != at::MemOverlapStatus::Partial, function,
-              ": out must be ", source_name, " itself or share no memory with it");
+  const auto status = at::get_overlap_status(out, source);
+  const bool same = out.data_ptr() == source.data_ptr() && out.strides() == source.strides();
+  TORCH_CHECK(status != at::MemOverlapStatus::Partial &&
+                  (status != at::MemOverlapStatus::TooHard || same || !out.is_alias_of(source)),
+              function, ": out must be ", source_name, " itself or share no memory with it");
 }
 
 /// A result must be apart from its source. Two slices of one buffer are; where strides make it too hard to
