@@ -49,6 +49,20 @@ TEST_CASE("EmaModel: decay 0 follows, decay 1 stays, warm-up, options out of ran
   CHECK_THAT(error_of([&] { EmaModel(model, EmaModelOptions().decay(-0.1)); }), contains("decay"));
 }
 
+TEST_CASE("EmaModel: a frozen parameter is not averaged, the model's own value stands") {
+  HeldNet model;
+  EmaModel ema(model, EmaModelOptions().decay(0.9));
+  model->dense->weight.set_requires_grad(false).fill_(5);  // say, weights that were loaded late
+  for (int i = 0; i < 3; ++i) {
+    ema.update();
+  }
+  CHECK(torch::equal(ema.named_parameters()[0].second, torch::full({2, 3}, 5.f)));
+  // Thawed, it is averaged from where it stands.
+  model->dense->weight.fill_(6).set_requires_grad(true);
+  ema.update();
+  CHECK(torch::allclose(ema.named_parameters()[0].second, torch::full({2, 3}, 5.1f)));
+}
+
 TEST_CASE("EmaModel: buffers by policy") {
   HeldNet model;
   EmaModel copies(model, EmaModelOptions().decay(0.5)),

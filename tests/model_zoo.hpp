@@ -49,8 +49,8 @@ inline torch::jit::Module script_net() {
       return torch.batch_norm(x, None, None, self.running_mean, self.running_var, self.training, 0.1, 1e-5, False)
   )");
   torch::jit::Module net("Net");
-  net.register_parameter("weight", torch::randn({2, 3}), false);
-  net.register_parameter("bias", torch::randn({2}), false);
+  net.register_parameter("weight", torch::randn({2, 3}).set_requires_grad(true), false);
+  net.register_parameter("bias", torch::randn({2}).set_requires_grad(true), false);
   net.register_module("norm", norm);
   net.register_attribute("training", c10::BoolType::get(), true);
   net.define(R"(

@@ -45,7 +45,8 @@ struct EmaModelOptions {
 ///
 /// Works on every model with parameters, clonable or not: it keeps a deep copy of the tensors, not of the
 /// module, and lends them to the module for the length of a forward(). A tensor that a module holds under two
-/// names counts once. Averages of half-precision parameters are kept in float32, where a step of 1 - decay is
+/// names counts once. Only trainable parameters are averaged: a frozen one (`requires_grad` false) stands as
+/// the model has it. Averages of half-precision parameters are kept in float32, where a step of 1 - decay is
 /// not rounded away. Parameters are any dtype and device and may carry gradients; nothing here records any.
 /// Draws nothing.
 ///
@@ -62,9 +63,12 @@ class EmaModel {
     TORCH_CHECK(options.decay() >= 0 && options.decay() <= 1, "EmaModel: decay must be in [0, 1], got ",
                 options.decay());
     torch::NoGradGuard no_grad;
+    const auto kernels = detail::model_kernels(model);
     for (auto& item : detail::model_parameters(model)) {
       parameters_.push_back(entry(std::move(item)));
-      shrinkable_.push_back(detail::is_kernel(parameters_.back().live));
+      const Tensor& live = parameters_.back().live;
+      is_kernel_.push_back(
+          std::any_of(kernels.begin(), kernels.end(), [&](const Tensor& k) { return k.is_same(live); }));
     }
     for (auto& item : detail::model_buffers(model)) {
       buffers_.push_back(entry(std::move(item)));
@@ -89,8 +93,12 @@ class EmaModel {
     std::vector<Tensor> live, average;
     std::vector<double> shrink;
     for (size_t i = 0; i < parameters_.size(); ++i) {
-      const double factor = shrinkable_[i] ? 1.0 - rate : 1.0;
       Tensor current = parameters_[i].live;
+      if (!current.requires_grad()) {  // frozen
+        parameters_[i].average.copy_(current);
+        continue;
+      }
+      const double factor = is_kernel_[i] ? 1.0 - rate : 1.0;
       if (current.device() != parameters_[i].average.device()) {
         if (factor != 1.0) {
           current.mul_(factor);
@@ -114,7 +122,8 @@ class EmaModel {
     torch::NoGradGuard no_grad;
     auto scope = average_parameters();
     detail::EvaluationModeGuard evaluation(*model_);
-    return detail::call_model(*model_, input);
+    // A TorchScript graph that was optimised for training marks its output even here.
+    return detail::call_model(*model_, input).detach();
   }
 
   /// Gives the model its own tensors back when it goes; made by average_parameters().
@@ -284,7 +293,7 @@ class EmaModel {
   EmaModelOptions options_;
   std::vector<Entry> parameters_;
   std::vector<Entry> buffers_;
-  std::vector<bool> shrinkable_;
+  std::vector<bool> is_kernel_;
   int64_t num_updates_ = 0;
   int scopes_ = 0;
 };

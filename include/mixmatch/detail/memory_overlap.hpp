@@ -5,11 +5,15 @@
 
 namespace mixmatch::detail {
 
+inline void check_not_expanded(const char* function, const at::Tensor& out) {
+  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
+              ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
+}
+
 /// A result may be its source, or be apart from it; a part in common would be read after it was written.
 inline void check_same_or_separate(const char* function, const at::Tensor& out, const at::Tensor& source,
                                    const char* source_name) {
-  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
-              ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
+  check_not_expanded(function, out);
   const auto status = at::get_overlap_status(out, source);
   const bool same = out.data_ptr() == source.data_ptr() && out.strides() == source.strides();
   TORCH_CHECK(status != at::MemOverlapStatus::Partial &&
@@ -21,8 +25,7 @@ inline void check_same_or_separate(const char* function, const at::Tensor& out, 
 /// tell, one buffer counts as shared.
 inline void check_separate(const char* function, const at::Tensor& out, const at::Tensor& source,
                            const char* source_name) {
-  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
-              ": out must have memory for each element, got an expanded tensor of strides ", out.strides());
+  check_not_expanded(function, out);
   const auto status = at::get_overlap_status(out, source);
   TORCH_CHECK(status == at::MemOverlapStatus::No ||
                   (status == at::MemOverlapStatus::TooHard && !out.is_alias_of(source)),
