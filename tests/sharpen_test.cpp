@@ -227,6 +227,12 @@ TEST_CASE("sharpen: gradient by finite differences") {
   Tensor zeros = torch::zeros({2, 3}, torch::requires_grad());
   (sharpen(zeros) * torch::rand({2, 3})).sum().backward();
   CHECK(zeros.grad().isfinite().all().item<bool>());
+  // At T = 0 the result is constant almost everywhere: the gradient is there, and 0.
+  Tensor p = distribution({3, 5}).requires_grad_();
+  const Tensor limit = sharpen(p, 0);
+  REQUIRE(limit.requires_grad());
+  (limit * torch::rand({3, 5})).sum().backward();
+  CHECK(torch::equal(p.grad(), torch::zeros({3, 5})));
   // Without a need for it, none is recorded.
   CHECK_FALSE(sharpen(torch::rand({2, 3})).requires_grad());
 }

@@ -34,7 +34,9 @@ inline Tensor sharpen_composite(const Tensor& probabilities, double temperature,
   const double exponent = 1.0 / temperature;
   Tensor power;
   if (std::isinf(exponent)) {
-    power = p.eq(largest).to(p.scalar_type()).masked_fill(largest.isnan(), std::nan(""));
+    // The limit is constant almost everywhere: gradient 0, and part of the graph all the same.
+    power = p.eq(largest).to(p.scalar_type()).masked_fill(largest.isnan(), std::nan("")) +
+            p.masked_fill(torch::ones_like(p, at::kBool), 0);
   } else {
     // A row of zeros has no largest class: all of its classes tie.
     power = torch::where(largest.eq(0), torch::ones_like(p), p / largest.masked_fill(largest.eq(0), 1))
