@@ -74,15 +74,6 @@ std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::str
               more);
 }
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) {
-    lines.push_back(line);
-  }
-  return lines;
-}
-
 /// Exit status 2 and one line on stderr that says so.
 void check_refused(const Finished& finished, const std::string& message) {
   INFO(finished.err);

@@ -69,15 +69,6 @@ class Capture {
   int master_ = -1;
 };
 
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) {
-    lines.push_back(line);
-  }
-  return lines;
-}
-
 }  // namespace
 
 TEST_CASE("plain lines: the first, one each ten seconds, the last", "[progress]") {

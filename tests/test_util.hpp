@@ -3,12 +3,14 @@
 #include <c10/util/Exception.h>
 #include <stdlib.h>
 
+#include <cstdint>
 #include <exception>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 /// A directory of its own for one test, removed at the end.
 class TempDir {
@@ -44,6 +46,27 @@ inline std::string read_file(const std::filesystem::path& path) {
 
 inline void write_file(const std::filesystem::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
+}
+
+inline std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) {
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+/// CRC-32 bit by bit, from its definition; the polynomial's bits reversed.
+inline uint32_t slow_crc(const std::string& bytes, uint32_t polynomial) {
+  uint32_t crc = 0xFFFFFFFFU;
+  for (const char c : bytes) {
+    crc ^= static_cast<unsigned char>(c);
+    for (int bit = 0; bit < 8; ++bit) {
+      crc = crc >> 1 ^ ((crc & 1) != 0 ? polynomial : 0);
+    }
+  }
+  return ~crc;
 }
 
 /// The message of what `f` throws, without LibTorch's backtrace; "" if it throws nothing.
