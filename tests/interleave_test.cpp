@@ -1,8 +1,10 @@
 #include <mixmatch/interleave.hpp>
 
 #include "catch.hpp"
+#include "model_zoo.hpp"
 #include "test_util.hpp"
 
+using mixmatch::forward_interleaved;
 using mixmatch::interleave;
 using torch::Tensor;
 
@@ -46,4 +48,31 @@ TEST_CASE("interleave: each batch holds rows of all, gradients come back to wher
 TEST_CASE("interleave: refuses no batches and unequal ones") {
   CHECK_THAT(error_of([] { interleave({}); }), contains("interleave: batches must hold at least one"));
   CHECK_THAT(error_of([] { interleave({torch::zeros({4, 2}), torch::zeros({3, 2})}); }), contains("[3, 2]"));
+}
+
+TEST_CASE(
+    "forward_interleaved: logits of each row in its place, and statistics moved by the first pass alone") {
+  torch::manual_seed(3);
+  HeldNet model;
+  const Tensor x = torch::randn({4, 3}), u = torch::randn({8, 3});
+  // In evaluation mode a row's logits do not depend on its batch.
+  model->eval();
+  const auto logits = forward_interleaved(model, x, u);
+  CHECK(torch::allclose(logits.labeled, model->forward(x)));
+  CHECK(torch::allclose(logits.unlabeled, model->forward(u)));
+
+  model->train();
+  HeldNet twin(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));
+  forward_interleaved(model, x, u);
+  const auto batches = interleave({x, u.narrow(0, 0, 4), u.narrow(0, 4, 4)});
+  twin->forward(batches[0]);
+  CHECK(torch::equal(model->norm->running_mean, twin->norm->running_mean));
+  CHECK(model->norm->num_batches_tracked.item<int64_t>() == 1);
+
+  const auto none = forward_interleaved(model, x, u.narrow(0, 0, 0));
+  CHECK(none.unlabeled.sizes() == torch::IntArrayRef({0, 2}));
+  CHECK_THAT(error_of([&] {
+               forward_interleaved(model, x, torch::randn({6, 3}));
+             }),
+             contains("a multiple of the labeled batch's 4 rows, got [6, 3]"));
 }

@@ -137,3 +137,33 @@ TEST_CASE("split_labels names what is wrong") {
   CHECK_THAT(message(at::full({4}, -1, at::kLong), 0, 0), contains("no row with a label"));
   CHECK_THAT(message(at::tensor({0, -2}, at::kLong), 1, 0), contains("got -2 in row 1"));
 }
+
+TEST_CASE("split_by_rows: the given rows are labeled, validation is drawn from the others") {
+  const Tensor labels = torch::arange(40) % 4;
+  const Tensor fold = torch::tensor({39, 0, 1, 2}, at::kLong);
+  const auto split = mixmatch::data::split_by_rows(labels, fold, 8, 3);
+  CHECK(torch::equal(split.labeled, torch::tensor({0, 1, 2, 39}, at::kLong)));
+  CHECK(split.validation.size(0) == 8);
+  CHECK(split.unlabeled.size(0) == 28);
+  const Tensor all = std::get<0>(torch::cat({split.labeled, split.unlabeled, split.validation}).sort());
+  CHECK(torch::equal(all, torch::arange(40)));
+  for (int64_t c = 0; c < 4; ++c) {
+    CHECK(labels.index_select(0, split.validation).eq(c).sum().item<int64_t>() == 2);
+  }
+  // Images without a label are unlabeled; all labeled leaves none.
+  const Tensor some = torch::cat({labels, torch::full({5}, -1, at::kLong)});
+  CHECK(mixmatch::data::split_by_rows(some, fold, 0, 3).unlabeled.size(0) == 41);
+  CHECK(mixmatch::data::split_by_rows(labels, torch::arange(40), 0, 3).unlabeled.size(0) == 0);
+}
+
+TEST_CASE("split_by_rows: rows that do not fit") {
+  const Tensor labels = torch::tensor({0, 1, -1}, at::kLong);
+  const auto refused = [&](const Tensor& rows, int64_t validation = 0) {
+    return error_of([&] { mixmatch::data::split_by_rows(labels, rows, validation, 1); });
+  };
+  CHECK_THAT(refused(torch::tensor({3}, at::kLong)), contains("labeled row 3 is not in [0, 3)"));
+  CHECK_THAT(refused(torch::tensor({2}, at::kLong)), contains("labeled row 2 has no label"));
+  CHECK_THAT(refused(torch::tensor({1, 1}, at::kLong)), contains("labeled row 1 is given twice"));
+  CHECK_THAT(refused(torch::tensor({0.}, at::kDouble)), contains("must be int64"));
+  CHECK_THAT(refused(torch::tensor({0, 1}, at::kLong), 1), contains("no labeled row is left"));
+}

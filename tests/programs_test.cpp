@@ -1,85 +1,20 @@
 // The example programs from outside: files, exit statuses, messages, interruption and resumption.
 
-#include <mixmatch/data/shapes.hpp>
-
 #include <algorithm>
 #include <filesystem>
-#include <sstream>
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "subprocess.hpp"
-#include "test_util.hpp"
+#include "program_util.hpp"
 
 namespace fs = std::filesystem;
 
 namespace {
 
-/// Pictures of shapes in CIFAR-10's binary format.
-void write_records(const fs::path& path, int64_t count, uint64_t seed) {
-  const auto shapes = mixmatch::data::make_shapes(count, seed);
-  std::string bytes;
-  for (int64_t i = 0; i < count; ++i) {
-    bytes += static_cast<char>(shapes.labels[i].item<int64_t>());
-    bytes.append(reinterpret_cast<const char*>(shapes.images[i].data_ptr<uint8_t>()), 3072);
-  }
-  write_file(path, bytes);
-}
+const fs::path& data_dir() { return cifar10_dir(); }
 
-/// A small data set, made once.
-const fs::path& data_dir() {
-  static const TempDir dir;
-  static const bool made = [] {
-    for (int i = 1; i <= 5; ++i) {
-      write_records(dir / ("data_batch_" + std::to_string(i) + ".bin"), 40, static_cast<uint64_t>(i));
-    }
-    write_records(dir / "test_batch.bin", 30, 6);
-    return true;
-  }();
-  static_cast<void>(made);
-  return dir.path();
-}
-
-std::vector<std::string> with(std::vector<std::string> arguments, const std::vector<std::string>& more) {
-  arguments.insert(arguments.end(), more.begin(), more.end());
-  return arguments;
-}
-
-/// A run of a few seconds.
 std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::string>& more = {}) {
-  return with({MIXMATCH_CIFAR10,
-               "--data",
-               data_dir().string(),
-               "--out",
-               out.string(),
-               "--labels",
-               "20",
-               "--batch",
-               "6",
-               "--depth",
-               "10",
-               "--widen",
-               "1",
-               "--steps",
-               "12",
-               "--eval-every",
-               "4",
-               "--log-every",
-               "1",
-               "--checkpoint-every",
-               "3",
-               "--threads",
-               "1"},
-              more);
-}
-
-/// Exit status 2 and one line on stderr that says so.
-void check_refused(const Finished& finished, const std::string& message) {
-  INFO(finished.err);
-  CHECK(finished.status == 2);
-  CHECK(lines_of(finished.err).size() == 1);
-  CHECK_THAT(finished.err, contains(message));
+  return short_run(MIXMATCH_CIFAR10, data_dir(), out, more);
 }
 
 /// The metrics of a run that was never stopped, made once.
@@ -102,7 +37,8 @@ TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
   const auto metrics = lines_of(read_file(dir / "run" / "metrics.csv"));
   REQUIRE(metrics.size() == 13);
   CHECK(metrics[0] ==
-        "step,loss,loss_labeled,loss_unlabeled,lambda_u,validation_error,test_error,ema_test_error");
+        "step,loss,loss_labeled,loss_unlabeled,lambda_u,guess_confidence,guess_entropy,guess_accuracy,"
+        "validation_error,test_error,ema_test_error");
   CHECK(metrics[1].rfind("1,", 0) == 0);
   CHECK(metrics[12].rfind("12,", 0) == 0);
   const std::string summary = read_file(dir / "run" / "summary.json");
@@ -113,6 +49,12 @@ TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
   }
   CHECK_THAT(read_file(dir / "run" / "config.json"), contains("\"labels\": \"20\""));
   CHECK(fs::exists(dir / "run" / "checkpoint.pt"));
+  CHECK_THAT(read_file(dir / "run" / "split.txt"), contains("mixmatch split of 200 images\nlabeled "));
+  CHECK_THAT(summary, contains("\"recalibrated_ema_test_error\": "));
+  CHECK(summary.find("null") == std::string::npos);
+  CHECK(lines_of(read_file(dir / "run" / "confusion.csv")).size() == 11);
+  CHECK_THAT(read_file(dir / "run" / "report.html"), contains("<!DOCTYPE html>"));
+  CHECK(fs::file_size(dir / "run" / "model.safetensors") > 4 * 77000);
   int64_t events = 0;
   for (const auto& entry : fs::directory_iterator(dir / "run")) {
     const std::string name = entry.path().filename().string();
@@ -197,11 +139,35 @@ TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there
 TEST_CASE("cifar10: resuming a finished run changes nothing but says its result") {
   TempDir dir;
   REQUIRE(run(cifar10(dir / "run")).status == 0);
+  const std::string summary = read_file(dir / "run" / "summary.json");
   const auto again =
       run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(), "--resume"});
   CHECK(again.status == 0);
   CHECK_THAT(again.out, contains("test error: raw "));
   CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
+  CHECK(read_file(dir / "run" / "summary.json") == summary);
+}
+
+TEST_CASE("cifar10: another run takes the split of the first") {
+  TempDir dir;
+  REQUIRE(run(cifar10(dir / "one", {"--steps", "1"})).status == 0);
+  const std::string split = (dir / "one" / "split.txt").string();
+  REQUIRE(run(cifar10(dir / "two", {"--steps", "1", "--seed", "9", "--split", split})).status == 0);
+  CHECK(read_file(dir / "two" / "split.txt") == read_file(split));
+  write_file(dir / "bad.txt", "mixmatch split of 199 images\nlabeled 1\n");
+  check_refused(run(cifar10(dir / "three", {"--split", (dir / "bad.txt").string()})),
+                "splits 199 images, the data set has 200");
+  CHECK_FALSE(fs::exists(dir / "three"));
+}
+
+TEST_CASE("train: on CIFAR-10 it is the cifar10 program") {
+  TempDir dir;
+  const auto finished = run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "run", {"--dataset", "cifar10"}));
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
+  check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "mnist"})), "--dataset");
+  check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "cifar100"})), "cifar");
 }
 
 TEST_CASE("cifar10: --help says every option and exits 0") {
@@ -280,7 +246,7 @@ TEST_CASE("cifar10: run directories that do not fit exit 2 and stay as they are"
   check_refused(run(cifar10(dir / "run")), "already holds a run");
   check_refused(run(cifar10(dir / "run", {"--resume", "--widen", "2"})), "--widen 2 is not the run's");
   check_refused(run(cifar10(dir / "run", {"--resume", "--steps", "2"})),
-                "--steps 2: the run has done 3 already");
+                "the run has done 3 steps already, --steps asks for 2");
   check_refused(run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--eval", dir.path().string()}),
                 "holds no run");
   CHECK(all_files() == before);

@@ -2,6 +2,7 @@
 #include <mixmatch/weight_decay.hpp>
 
 #include <cmath>
+#include <limits>
 
 #include "catch.hpp"
 #include "model_zoo.hpp"
@@ -132,4 +133,28 @@ TEST_CASE("optimizer_step: Adam, decay and average in the papers' order, against
   }
   CHECK_THAT(error_of([&] { training::optimizer_step(optimizer, ema, rate, -1); }),
              contains("weight_decay must be >= 0, got -1"));
+}
+
+TEST_CASE("optimizer_step: a gradient that is not finite changes nothing and is told") {
+  torch::manual_seed(4);
+  for (const double bad : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+    torch::nn::Linear model(2, 2);
+    EmaModel ema(model, 0.5);
+    torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(0.1));
+    const Tensor x = torch::ones({1, 2});
+    model(x).sum().backward();
+    CHECK(training::optimizer_step(optimizer, ema, 0.1, 0.1));
+    const Tensor weight = model->weight.detach().clone(), average = ema.named_parameters()[0].second.clone();
+    model(x).sum().backward();
+    model->weight.mutable_grad()[0][1] = bad;
+    CHECK_FALSE(training::optimizer_step(optimizer, ema, 0.1, 0.1));
+    CHECK(torch::equal(model->weight, weight));
+    CHECK(torch::equal(ema.named_parameters()[0].second, average));
+    // And the next good step is as if the bad one had never been.
+    model(x).sum().backward();
+    CHECK(torch::equal(model->weight.grad(), torch::ones({2, 2})));
+    CHECK(training::optimizer_step(optimizer, ema, 0.1, 0.1));
+    CHECK(model->weight.isfinite().all().item<bool>());
+    CHECK_FALSE(torch::equal(model->weight, weight));
+  }
 }

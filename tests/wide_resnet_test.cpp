@@ -31,6 +31,11 @@ TEST_CASE("WideResNet: parameter counts") {
   const int64_t stl10 = count_parameters(WideResNet(WideResNetOptions(10).scales(4)));
   CHECK(stl10 > 5800000);
   CHECK(stl10 < 6000000);
+  // The papers' large network: 135 filters, no multiple of 16, "26M parameters".
+  const int64_t large = count_parameters(WideResNet(WideResNetOptions(10).filters(135)));
+  CHECK(large > 25500000);
+  CHECK(large < 26500000);
+  CHECK(count_parameters(WideResNet(WideResNetOptions(10).filters(32))) == 1467610);
 }
 
 TEST_CASE("WideResNet: shapes, names, memory format, gradient to every parameter") {

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/model.hpp>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -41,6 +44,39 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
     batches[i] = torch::cat(groups[i], 0);
   }
   return batches;
+}
+
+struct InterleavedLogits {
+  Tensor labeled, unlabeled;
+};
+
+/// The K + 1 forward passes of a MixMatch step: `labeled` [B, …] and `unlabeled` [K*B, …] to logits [B, L]
+/// and [K*B, L], interleaved so that the first pass, the only one to move batch-norm running statistics, sees
+/// labeled and unlabeled rows alike. Gradient to all; throws unless the unlabeled rows are a multiple of the
+/// labeled ones.
+template <class Model>
+InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled) {
+  const int64_t rows = labeled.size(0);
+  TORCH_CHECK(rows > 0 && unlabeled.size(0) % rows == 0,
+              "forward_interleaved: unlabeled must have a multiple of the labeled batch's ", rows,
+              " rows, got ", unlabeled.sizes());
+  std::vector<Tensor> batches = unlabeled.split(rows);
+  batches.insert(batches.begin(), labeled);
+  batches = interleave(std::move(batches));
+  std::vector<Tensor> logits{forward(model, batches.front())};
+  {
+    std::optional<BatchNormFreeze> freeze;
+    if constexpr (ModuleModel<Model>) {
+      freeze.emplace(model);
+    }
+    for (size_t k = 1; k < batches.size(); ++k) {
+      logits.push_back(forward(model, batches[k]));
+    }
+  }
+  logits = interleave(std::move(logits));
+  const Tensor first = logits.front();
+  logits.erase(logits.begin());
+  return {first, logits.empty() ? first.narrow(0, 0, 0) : torch::cat(logits)};
 }
 
 }  // namespace mixmatch

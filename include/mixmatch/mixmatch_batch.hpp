@@ -127,19 +127,46 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
 
 }  // namespace detail
 
+/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows
+/// with the labels guessed over all K views, nothing mixed yet; see mixmatch_batch(). The guesses stand in
+/// the first U rows of `unlabeled_targets`, and again for each further view.
+template <class Model, class Augment>
+MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
+                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
+  TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
+              options.num_augmentations());
+  TORCH_CHECK(
+      labeled.dim() >= 1 && unlabeled.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled.size(0),
+      "mixmatch_batch: labels must have one row for each row of labeled ", labeled.sizes(), ", got ",
+      labels.sizes());
+  const Tensor labeled_view = augment(labeled);
+  std::vector<Tensor> views;
+  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
+    views.push_back(augment(unlabeled));
+  }
+  const Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
+  Tensor targets = labels;
+  if (!at::isFloatingType(labels.scalar_type())) {
+    targets = one_hot(labels, guess.size(1), guess.scalar_type());
+  } else {
+    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1),
+                "mixmatch_batch: labels must be int64 [B] or [B, ", guess.size(1),
+                "] probabilities as the model has classes, got ", labels.sizes());
+    targets = labels.to(guess.scalar_type());
+  }
+  return {labeled_view, targets, torch::cat(views), guess.repeat({options.num_augmentations(), 1})};
+}
+
 /// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of
-/// nine modes: Algorithm 1, lines 10-14, without the augmentation and the guess. Both hold floating-point
-/// inputs [N, …] and targets [N, L]. Draws a permutation and lambdas from `generator` for each mixing that
-/// the mode asks for.
-inline MixMatchBatch mix_labeled_unlabeled(const Tensor& labeled_inputs, const Tensor& labeled_targets,
-                                           const Tensor& unlabeled_inputs, const Tensor& unlabeled_targets,
-                                           const MixMatchOptions& options = {},
+/// nine modes: Algorithm 1, lines 10-14. Inputs are floating-point [N, …], targets [N, L]. Draws a
+/// permutation and lambdas from `generator` for each mixing that the mode asks for.
+inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const MixMatchOptions& options = {},
                                            std::optional<at::Generator> generator = std::nullopt) {
-  const detail::LabeledRows x{labeled_inputs, labeled_targets};
-  const detail::LabeledRows y{unlabeled_inputs, unlabeled_targets};
+  const detail::LabeledRows x{unmixed.labeled_inputs, unmixed.labeled_targets};
+  const detail::LabeledRows y{unmixed.unlabeled_inputs, unmixed.unlabeled_targets};
   const double alpha_x = options.alpha();
   const double alpha_y = options.alpha_unlabeled().value_or(alpha_x);
-  const int64_t num_labeled = labeled_inputs.size(0);
+  const int64_t num_labeled = x.inputs.size(0);
   const auto mix = [&](const detail::LabeledRows& rows, double alpha) {
     return detail::mixed(rows, alpha, options.per_sample(), generator);
   };
@@ -201,29 +228,8 @@ template <class Model, class Augment>
 MixMatchBatch mixmatch_batch(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
                              const Tensor& unlabeled, const MixMatchOptions& options = {},
                              std::optional<at::Generator> generator = std::nullopt) {
-  TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
-              options.num_augmentations());
-  TORCH_CHECK(
-      labeled.dim() >= 1 && unlabeled.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled.size(0),
-      "mixmatch_batch: labels must have one row for each row of labeled ", labeled.sizes(), ", got ",
-      labels.sizes());
-  const Tensor labeled_view = augment(labeled);
-  std::vector<Tensor> views;
-  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
-    views.push_back(augment(unlabeled));
-  }
-  Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
-  Tensor targets = labels;
-  if (!at::isFloatingType(labels.scalar_type())) {
-    targets = one_hot(labels, guess.size(1), guess.scalar_type());
-  } else {
-    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1),
-                "mixmatch_batch: labels must be int64 [B] or [B, ", guess.size(1),
-                "] probabilities as the model has classes, got ", labels.sizes());
-    targets = labels.to(guess.scalar_type());
-  }
-  return mix_labeled_unlabeled(labeled_view, targets, torch::cat(views),
-                               guess.repeat({options.num_augmentations(), 1}), options, generator);
+  return mix_labeled_unlabeled(augment_and_guess(model, augment, labeled, labels, unlabeled, options),
+                               options, std::move(generator));
 }
 
 }  // namespace mixmatch

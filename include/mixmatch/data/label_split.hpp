@@ -98,4 +98,46 @@ inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t 
           detail::ascending(std::move(validation))};
 }
 
+/// The split in which the given rows are the labeled ones, an official fold say; validation rows are drawn
+/// from the others as by split_labels(), and what then remains is unlabeled.
+///
+/// `labeled`: int64 [M], each row at most once, of known label. Throws on other rows and as split_labels().
+inline SslSplit split_by_rows(const Tensor& labels, const Tensor& labeled, int64_t num_validation,
+                              uint64_t seed) {
+  TORCH_CHECK(labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
+                  labeled.defined() && labeled.dim() == 1 && labeled.scalar_type() == at::kLong,
+              "split_by_rows: labels and labeled must be int64 [N] and [M]");
+  Tensor hidden = labels.cpu().clone();
+  auto* label = hidden.data_ptr<int64_t>();
+  const Tensor rows = labeled.cpu().contiguous();
+  std::vector<bool> chosen(static_cast<size_t>(hidden.numel()), false);
+  for (int64_t i = 0; i < rows.numel(); ++i) {
+    const int64_t row = rows.data_ptr<int64_t>()[i];
+    TORCH_CHECK(row >= 0 && row < hidden.numel(), "split_by_rows: labeled row ", row, " is not in [0, ",
+                hidden.numel(), ")");
+    TORCH_CHECK(label[row] >= 0, "split_by_rows: labeled row ", row,
+                chosen[static_cast<size_t>(row)] ? " is given twice" : " has no label");
+    label[row] = -1;
+    chosen[static_cast<size_t>(row)] = true;
+  }
+  std::vector<int64_t> unlabeled;
+  Tensor validation = at::empty({0}, at::kLong), rest = at::arange(hidden.numel(), at::kLong);
+  if (hidden.numel() > 0 && hidden.max().item<int64_t>() >= 0) {
+    const SslSplit others = split_labels(hidden, 0, num_validation, seed);
+    validation = others.validation;
+    rest = others.unlabeled;
+  } else {
+    TORCH_CHECK(num_validation == 0, "split_by_rows: no labeled row is left for ", num_validation,
+                " validation rows");
+  }
+  for (int64_t i = 0; i < rest.numel(); ++i) {
+    const int64_t row = rest.data_ptr<int64_t>()[i];
+    if (!chosen[static_cast<size_t>(row)]) {
+      unlabeled.push_back(row);
+    }
+  }
+  const auto* first = rows.data_ptr<int64_t>();
+  return {detail::ascending({first, first + rows.numel()}), at::tensor(unlabeled, at::kLong), validation};
+}
+
 }  // namespace mixmatch::data

@@ -27,6 +27,8 @@ struct WideResNetOptions {
   TORCH_ARG(int64_t, depth) = 28;
   /// The first scale has 16 * widen_factor filters; each further one doubles them.
   TORCH_ARG(int64_t, widen_factor) = 2;
+  /// Filters of the first scale where they are no multiple of 16 (the papers' 135); 0 = 16 * widen_factor.
+  TORCH_ARG(int64_t, filters) = 0;
   /// 3 for 32x32 images, 4 for STL-10's 96x96.
   TORCH_ARG(int64_t, scales) = 3;
   TORCH_ARG(int64_t, in_channels) = 3;
@@ -139,6 +141,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
                 "WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, …), got ", options.depth());
     TORCH_CHECK(options.widen_factor() >= 1, "WideResNet: widen_factor must be >= 1, got ",
                 options.widen_factor());
+    TORCH_CHECK(options.filters() >= 0, "WideResNet: filters must be >= 0, got ", options.filters());
     TORCH_CHECK(options.scales() >= 1, "WideResNet: scales must be >= 1, got ", options.scales());
     TORCH_CHECK(options.num_classes() >= 1, "WideResNet: num_classes must be >= 1, got ",
                 options.num_classes());
@@ -148,11 +151,12 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   }
 
   void reset() override {
+    const int64_t first = options_.filters() > 0 ? options_.filters() : 16 * options_.widen_factor();
     int64_t channels = 16;
     conv1 = register_module("conv1", detail::convolution(options_.in_channels(), channels, 3, 1));
     groups.clear();
     for (int64_t scale = 0; scale < options_.scales(); ++scale) {
-      const int64_t filters = (16 * options_.widen_factor()) << scale;
+      const int64_t filters = first << scale;
       groups.push_back(
           register_module(fmt::format("block{}", scale + 1),
                           WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));

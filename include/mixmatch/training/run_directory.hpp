@@ -8,8 +8,9 @@
 
 namespace mixmatch::training {
 
-/// Where one training run keeps its files: config.json, metrics.csv, checkpoint.pt, summary.json and
-/// TensorBoard's events. A directory holds a run as soon as it holds a config.json.
+/// Where one training run keeps its files: config.json, split.txt, metrics.csv, checkpoint.pt and
+/// TensorBoard's events, and at the end summary.json, confusion.csv, report.html and model.safetensors. A
+/// directory holds a run as soon as it holds a config.json.
 class RunDirectory {
  public:
   /// Makes the directory (and its parents) for a new run. Throws c10::Error if it holds a run, or cannot be
@@ -46,6 +47,10 @@ class RunDirectory {
   std::filesystem::path metrics() const { return path_ / "metrics.csv"; }
   std::filesystem::path checkpoint() const { return path_ / "checkpoint.pt"; }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
+  std::filesystem::path split() const { return path_ / "split.txt"; }
+  std::filesystem::path report() const { return path_ / "report.html"; }
+  std::filesystem::path confusion() const { return path_ / "confusion.csv"; }
+  std::filesystem::path weights() const { return path_ / "model.safetensors"; }
 
  private:
   explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)) {}

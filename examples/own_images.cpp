@@ -1,0 +1,123 @@
+// Your own pictures: DIR/labeled/<class>/… and DIR/unlabeled/… to a trained classifier, a report, and
+// predictions for the unlabeled pictures, without writing code.
+
+#include <fmt/format.h>
+#include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training/command_line.hpp>
+
+#include <string>
+#include <utility>
+
+namespace mm = mixmatch;
+using mm::training::TrainingData;
+using mm::training::TrainingOptions;
+using torch::Tensor;
+
+namespace {
+
+struct Options : TrainingOptions {
+  /// The paper's numbers for CIFAR-10, but for a network and a run that a computer without a GPU has patience
+  /// for.
+  Options() : TrainingOptions(mm::presets::cifar10) {
+    out = "runs/own_images";
+    labels = 0;
+    validation = 0;
+    depth = 10;
+    steps = 3000;
+    rampup_steps = 1000;
+    eval_every = 500;
+  }
+  int64_t size = 32;
+  bool strict = false;
+};
+
+mm::training::Config config_of(const Options& o) {
+  auto config = mm::training::config_of(static_cast<const TrainingOptions&>(o));
+  config.emplace_back("size", fmt::format("{}", o.size));
+  return config;
+}
+
+/// Of the pictures with a label, `--validation` are held out, and the others train with it, or `--labels` of
+/// them; the rest are unlabeled.
+mm::data::SslSplit split_pictures(const Options& o, const Tensor& labels) {
+  if (!o.split.empty()) {
+    return mm::data::load_split(o.split, labels.size(0));
+  }
+  auto split = mm::data::split_labels(labels, o.labels, o.validation, o.seed);
+  if (o.labels == 0) {
+    const Tensor known = labels.index_select(0, split.unlabeled).ge(0);
+    split.labeled = split.unlabeled.masked_select(known);
+    split.unlabeled = split.unlabeled.masked_select(known.logical_not());
+  }
+  return split;
+}
+
+int train_run(CLI::App& app, Options& o) {
+  const auto config = [&o] { return config_of(o); };
+  if (o.resume) {
+    mm::training::open_run(app, o, config);
+  }
+  mm::training::check_options(o);
+  const auto device = mm::training::parse_device(o.device);
+  const auto folder =
+      mm::data::load_image_folder(o.data, o.size, mm::data::ImageFolderOptions().strict(o.strict));
+  for (const auto& file : folder.unreadable) {
+    fmt::print(stderr, "own_images: left out {}: {}\n", file.file, file.reason);
+  }
+  auto split = split_pictures(o, folder.labels);
+  fmt::print("{} pictures with a label in {} classes ({} of them for validation), {} without\n",
+             split.labeled.size(0) + split.validation.size(0), folder.num_classes(), split.validation.size(0),
+             split.unlabeled.size(0));
+  if (split.unlabeled.size(0) == 0 && o.method != "supervised") {
+    fmt::print("there are no unlabeled pictures: training is supervised\n");
+    o.method = "supervised";
+  }
+  auto validation = mm::data::take(folder, split.validation);
+  const TrainingData data{mm::data::ImagePool({mm::data::to_device(folder, device)}),
+                          std::move(split),
+                          std::move(validation),
+                          {}};
+  mm::training::TrainState<mm::models::WideResNet> state(
+      mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
+      data.split.unlabeled, mm::training::train_state_options(o));
+  const int status = mm::training::train_classifier(o, config(), data, state, device, "own_images");
+  if (status != 0) {
+    return status;
+  }
+
+  const Tensor rows = folder.labels.eq(-1).nonzero().view(-1);
+  if (rows.size(0) > 0) {
+    const auto unlabeled = mm::data::take(folder, rows);
+    const Tensor probabilities =
+        mm::training::predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
+                                            unlabeled.images, mm::training::evaluate_options(o, device));
+    // The least certain first: those are worth a look.
+    mm::training::write_predictions(mm::training::RunDirectory::open(o.out).path() / "predictions.csv",
+                                    folder.unlabeled_files(), probabilities, folder.class_names);
+  }
+  fmt::print("model, report and predictions are in {}\n", o.out);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "Trains on DIR/labeled/<class>/… and DIR/unlabeled/…: model.safetensors, report.html and "
+      "predictions.csv.",
+      "own_images");
+  mm::training::add_training_options(app, options);
+  app.add_option("--size", options.size, "Pixels of the square that pictures are resized and cropped to")
+      ->check(CLI::Range(8, 1024))
+      ->capture_default_str();
+  app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
+  app.get_option("--labels")
+      ->description("Pictures that keep their label; 0 = all")
+      ->check(mm::training::not_negative_integer());
+  return mm::training::run_program(app, argc, argv, [&] {
+    mm::training::set_threads(options.threads);
+    return train_run(app, options);
+  });
+}

@@ -1,0 +1,108 @@
+// Classifies pictures with a trained model: a run directory or its model.safetensors, and pictures or folders
+// of them. Prints a line "file,class,confidence" a picture.
+
+#include <fmt/format.h>
+#include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training/command_line.hpp>
+
+#include <algorithm>
+#include <exception>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+namespace fs = std::filesystem;
+namespace mm = mixmatch;
+using torch::Tensor;
+
+namespace {
+
+struct Options {
+  std::string model, out, device = "auto";
+  std::vector<std::string> inputs;
+  int64_t batch = 256;
+  int threads = 0;
+  bool strict = false;
+};
+
+/// The pictures that the arguments name: files as they are, folders by what they hold.
+std::vector<std::string> find_pictures(const std::vector<std::string>& inputs) {
+  std::vector<std::string> files;
+  for (const auto& input : inputs) {
+    if (!fs::is_directory(input)) {
+      files.push_back(input);
+      continue;
+    }
+    const auto found = mm::data::list_images(input);
+    TORCH_CHECK(!found.empty(), input, " holds no pictures");
+    for (const auto& file : found) {
+      files.push_back((fs::path(input) / file).string());
+    }
+  }
+  return files;
+}
+
+int predict(const Options& o) {
+  const fs::path path =
+      fs::is_directory(o.model) ? mm::training::RunDirectory::open(o.model).weights() : o.model;
+  auto classifier = mm::models::load_classifier(path);
+  const auto device = mm::training::parse_device(o.device);
+  classifier.model->to(device);
+  mm::training::to_channels_last(classifier.model);
+  const auto files = find_pictures(o.inputs);
+
+  std::vector<std::string> readable;
+  std::vector<Tensor> probabilities{torch::empty({0, static_cast<int64_t>(classifier.class_names.size())})};
+  const auto batch = static_cast<size_t>(o.batch);
+  for (size_t begin = 0; begin < files.size(); begin += batch) {
+    std::vector<Tensor> images;
+    for (size_t i = begin; i < std::min(begin + batch, files.size()); ++i) {
+      try {
+        images.push_back(mm::data::decode_image(files[i], classifier.image_size));
+        readable.push_back(files[i]);
+      } catch (const c10::Error& error) {
+        TORCH_CHECK(!o.strict, error.what_without_backtrace());
+        fmt::print(stderr, "predict: {}\n", error.what_without_backtrace());
+      }
+    }
+    if (!images.empty()) {
+      probabilities.push_back(mm::training::predict_probabilities(
+          [&](const Tensor& x) { return classifier.model->forward(x); }, torch::stack(images),
+          mm::training::EvaluateOptions().device(device).batch_size(o.batch)));
+    }
+  }
+  TORCH_CHECK(!readable.empty(), "none of ", files.size(), " pictures could be read");
+  const Tensor all = torch::cat(probabilities);
+  if (!o.out.empty()) {
+    mm::training::write_predictions(o.out, readable, all, classifier.class_names);
+    return 0;
+  }
+  fmt::print("{}", mm::training::format_predictions(readable, all, classifier.class_names));
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app("Classifies pictures: file,class,confidence on the standard output.", "predict");
+  app.add_option("--model", options.model, "Run directory, or a model.safetensors of one")->required();
+  app.add_option("pictures", options.inputs, "Pictures, or folders of them")
+      ->required()
+      ->check(CLI::ExistingPath);
+  app.add_option("--out", options.out, "Write to this file, the least certain first");
+  app.add_option("--batch", options.batch, "Pictures at a time")
+      ->check(mm::training::positive_integer())
+      ->capture_default_str();
+  app.add_option("--device", options.device)
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
+  app.add_option("--threads", options.threads, "CPU threads; 0 = one a processor, at most 16")
+      ->check(CLI::Range(0, 1024));
+  app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
+  return mm::training::run_program(app, argc, argv, [&] {
+    mm::training::set_threads(options.threads);
+    return predict(options);
+  });
+}

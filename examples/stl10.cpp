@@ -1,0 +1,158 @@
+// MixMatch on STL-10: WRN-28 with four scales on 96x96 images, the official folds, and 100,000 unlabeled
+// images that are read from the disk as they are drawn. What differs from cifar10.cpp: the data, the preset
+// (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets.
+
+#include <fmt/format.h>
+#include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training/command_line.hpp>
+
+#include <utility>
+
+namespace mm = mixmatch;
+using mm::training::StepLoss;
+using mm::training::TrainingData;
+using mm::training::TrainingOptions;
+using torch::Tensor;
+
+namespace {
+
+constexpr int64_t kClasses = 10;
+using State = mm::training::TrainState<mm::models::WideResNet>;
+
+struct Options : TrainingOptions {
+  Options() : TrainingOptions(mm::presets::stl10) {
+    out = "runs/stl10";
+    labels = 1000;
+  }
+  int64_t fold = 0;
+};
+
+mm::training::Config config_of(const Options& o) {
+  auto config = mm::training::config_of(static_cast<const TrainingOptions&>(o));
+  config.emplace_back("fold", fmt::format("{}", o.fold));
+  return config;
+}
+
+/// One step of the method.
+StepLoss train_step(State& state, const Options& o, const TrainingData& data, const mm::RampedLoss& criterion,
+                    const mm::augment::RandomCropFlip& augment, torch::Device device) {
+  const Tensor rows = state.labeled.next();
+  const Tensor x = data.pool.gather(rows);
+  const Tensor labels = data.pool.labels_of(rows, device);
+  if (o.warmup) {
+    mm::set_batch_norm_momentum(
+        state.model, mm::batch_norm_momentum(state.step, state.model->options().batch_norm_momentum()));
+  }
+  StepLoss loss;
+  {
+    mm::training::Autocast autocast(device, mm::training::parse_precision(o.precision));
+    if (o.method == "supervised") {
+      loss.total = loss.labeled =
+          mm::soft_cross_entropy(state.model->forward(augment(x)), mm::one_hot(labels, kClasses));
+    } else {
+      const Tensor unlabeled_rows = state.unlabeled->next();
+      const Tensor u = data.pool.gather(unlabeled_rows);
+      // Algorithm 1: augment, guess and sharpen; then MixUp.
+      const auto options = mm::training::mixmatch_options(o);
+      const auto guessed = mm::augment_and_guess(state.model, augment, x, labels, u, options);
+      const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
+
+      // K + 1 interleaved forward passes, which cifar10.cpp spells out.
+      const auto logits = mm::forward_interleaved(state.model, mixed.labeled_inputs, mixed.unlabeled_inputs);
+
+      // Eqs. 3-5 with the ramped weight of the unlabeled loss.
+      const auto out = criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled,
+                                 mixed.unlabeled_targets, state.step);
+      loss.total = out.total;
+      loss.labeled = out.labeled;
+      loss.unlabeled = out.unlabeled;
+      loss.weight = out.weight;
+      // The training images among the unlabeled have labels, which only this line looks at.
+      loss.guesses = mm::training::guess_quality(guessed.unlabeled_targets.narrow(0, 0, o.batch),
+                                                 data.pool.labels_of(unlabeled_rows, device));
+    }
+  }
+  loss.total.backward();
+  // Adam, decay of the kernels, moving average.
+  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.learning_rate, o.weight_decay);
+  ++state.step;
+  return loss;
+}
+
+/// The pool is the training images, of which a fold or `--labels` have their labels, then the unlabeled ones.
+TrainingData load(const Options& o, torch::Device device) {
+  const auto train = mm::data::load_stl10(o.data, mm::data::Split::train);
+  const auto unlabeled = mm::data::load_stl10(o.data, mm::data::Split::unlabeled);
+  auto test = mm::data::load_stl10(o.data, mm::data::Split::test);
+  mm::data::ImagePool pool({mm::data::to_device(train, device), mm::data::to_device(unlabeled, device)});
+  auto split = o.fold >= 0 && o.split.empty()
+                   ? mm::data::split_by_rows(pool.labels, mm::data::load_stl10_folds(o.data).at(o.fold),
+                                             o.validation, o.seed)
+                   : mm::training::make_split(o, pool.labels);
+  auto validation = mm::data::take(train, split.validation);
+  return {std::move(pool), std::move(split), std::move(validation), std::move(test)};
+}
+
+int train_run(CLI::App& app, Options& o) {
+  using mm::training::RunDirectory;
+  const auto config = [&o] { return config_of(o); };
+  if (o.resume) {
+    mm::training::open_run(app, o, config);
+  }
+  // Data and options are checked before anything is written.
+  mm::training::check_options(o);
+  const auto device = mm::training::parse_device(o.device);
+  const TrainingData data = load(o, device);
+  State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
+              mm::training::train_state_options(o));
+  const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
+  const mm::augment::RandomCropFlip augment(mm::training::augment_options(o), state.generator);
+
+  mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
+                                mm::training::training_run_options(o, config(), device), state.step);
+  state.register_in(run.checkpoint());
+  if (o.resume) {
+    run.resume();
+  } else {
+    run.start();
+    mm::data::save_split(run.directory().split(), data.split, data.pool.size());
+    mm::training::log_example_images(run.board(), state.model, o, data, device);
+  }
+  while (run.running()) {
+    const StepLoss loss = train_step(state, o, data, criterion, augment, device);
+    run.record(loss.values(), loss.finite);
+    if (run.evaluation_due()) {
+      run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
+                                                   mm::training::evaluate_options(o, device)));
+    }
+    run.finish_step();
+  }
+  if (run.interrupted()) {
+    return run.leave("stl10");
+  }
+  mm::training::finish_run(run, o, state, data, device);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Options options;
+  CLI::App app(
+      "MixMatch on STL-10 (arXiv 1905.02249): WRN-28 with four scales, or its supervised-only baseline.",
+      "stl10");
+  mm::training::add_training_options(app, options);
+  app.add_option("--fold", options.fold,
+                 "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed")
+      ->check(CLI::Range(-1, 9))
+      ->capture_default_str();
+  return mm::training::run_program(app, argc, argv, [&] {
+    mm::training::set_threads(options.threads);
+    if (!options.eval.empty()) {
+      return mm::training::evaluate_saved_run(
+          options, [&] { return mm::data::load_stl10(options.data, mm::data::Split::test); });
+    }
+    return train_run(app, options);
+  });
+}

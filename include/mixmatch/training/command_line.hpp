@@ -1,0 +1,180 @@
+#pragma once
+
+// Needs CLI11 (Debian: libcli11-dev), so it is not in the umbrella header.
+
+#include <fmt/format.h>
+#include <mixmatch/training/device.hpp>
+#include <mixmatch/training/training_options.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace mixmatch::training {
+
+/// The last of a repeated option counts, so that a script can append to a user's options.
+inline void take_last_of_repeated(CLI::App& app) {
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+}
+
+/// Checks for add_option(…)->check(…).
+inline CLI::Validator positive_integer() {
+  return CLI::Range(int64_t{1}, std::numeric_limits<int64_t>::max());
+}
+inline CLI::Validator not_negative_integer() {
+  return CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max());
+}
+inline CLI::Validator not_negative_number() {
+  return {[](const std::string& text) {
+            char* end = nullptr;
+            const double value = std::strtod(text.c_str(), &end);
+            const bool fine = !text.empty() && *end == '\0' && std::isfinite(value) && value >= 0;
+            return fine ? std::string() : "expected a finite number >= 0, got " + text;
+          },
+          "NUMBER >= 0"};
+}
+
+/// The options that every training program has, with what `o` holds as defaults.
+inline void add_training_options(CLI::App& app, TrainingOptions& o) {
+  take_last_of_repeated(app);
+  const auto positive = positive_integer();
+  const auto not_negative = not_negative_integer();
+  const auto real = not_negative_number();
+  const auto number = [&](const std::string& name, auto& target, const std::string& text,
+                          const CLI::Validator& check) {
+    app.add_option(name, target, text)->check(check)->capture_default_str();
+  };
+  app.add_option("--data", o.data, "Directory of the data set")->required();
+  number("--labels", o.labels, "Labeled images, class-balanced", positive);
+  number("--validation", o.validation, "Images held out from training", not_negative);
+  app.add_option("--split", o.split, "File that says which images are labeled, as a run's split.txt");
+  number("--steps", o.steps, "Optimiser steps", positive);
+  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", positive);
+  app.add_option("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp")
+      ->capture_default_str();
+  app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
+  app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
+  app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
+  app.add_option("--method", o.method, "mixmatch, or supervised: the labeled images alone")
+      ->check(CLI::IsMember({"mixmatch", "supervised"}))
+      ->capture_default_str();
+  app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
+  app.add_option("--precision", o.precision, "bf16: autocast, weights stay fp32")
+      ->check(CLI::IsMember({"fp32", "bf16"}))
+      ->capture_default_str();
+  number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", CLI::Range(0, 1024));
+  number("--depth", o.depth, "6 n + 4 layers", positive);
+  number("--widen", o.widen, "Widen factor", positive);
+  number("--filters", o.filters, "Filters of the first scale; 0 = 16 times the widen factor", not_negative);
+  number("--scales", o.scales, "Scales of the network, each half the size of the one before", positive);
+  number("--lr", o.learning_rate, "Adam's learning rate", real);
+  number("--weight-decay", o.weight_decay, "Decoupled, times the learning rate", real);
+  number("--lambda-u", o.lambda_u, "Weight of the unlabeled loss", real);
+  number("--rampup-steps", o.rampup_steps, "Steps until that weight", not_negative);
+  number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", real);
+  number("--temperature", o.temperature, "Sharpening", real);
+  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", positive);
+  app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")
+      ->capture_default_str();
+  number("--ema-decay", o.ema_decay, "Of the weights' moving average", CLI::Range(0.0, 1.0));
+  app.add_option("--warmup", o.warmup,
+                 "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
+                 "thousands of steps only. false = as in the paper")
+      ->capture_default_str();
+  number("--padding", o.padding, "Pixels of reflection before the random crop", not_negative);
+  app.add_option("--mirror", o.mirror, "Mirror at random")->capture_default_str();
+  number("--eval-every", o.eval_every, "Steps between evaluations", positive);
+  number("--log-every", o.log_every, "Steps between rows of metrics.csv", positive);
+  number("--checkpoint-every", o.checkpoint_every,
+         "Steps between checkpoints; 0 = at each evaluation, and each minute", not_negative);
+  number("--recalibrate", o.recalibrate,
+         "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", not_negative);
+}
+
+/// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest
+/// but `steps`. `now` gives the configuration after that.
+template <class Now>
+void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
+  for (const auto& [name, value] : stored) {
+    CLI::Option* option = app.get_option_no_throw("--" + name);
+    if (option != nullptr && option->count() == 0) {
+      option->add_result(value);
+      option->run_callback();
+    }
+  }
+  const Config chosen = now();
+  for (const auto& [name, value] : stored) {
+    for (const auto& [known, mine] : chosen) {
+      TORCH_CHECK(known != name || name == "steps" || mine == value, "--", name, " ", mine,
+                  " is not the run's: it was started with ", value);
+    }
+  }
+}
+
+/// The run directory o.out of a run to go on with; `o` then has what the run was started with, and its split.
+template <class Now>
+RunDirectory open_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+  auto directory = RunDirectory::open(o.out);
+  adopt_config(app, read_config(directory.checkpoint()), now);
+  o.split = directory.split();
+  return directory;
+}
+
+/// `o` with what defines the run that a configuration was stored of, and everything else as it is.
+inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
+  CLI::App app;
+  add_training_options(app, o);
+  adopt_config(app, stored, [&] { return config_of(o); });
+  return o;
+}
+
+/// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`
+/// returns, the latter as the last line of output.
+template <class LoadTest>
+int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
+  const auto run = RunDirectory::open(given.eval);
+  const auto o = with_config(given, read_config(run.checkpoint()));
+  const data::ImageDataset test = load_test();
+  const auto device = parse_device(given.device);
+  auto model = make_wide_resnet(o, test.num_classes(), device);
+  EmaModel ema(model);
+  Checkpoint(run.checkpoint()).add("model", model).add("ema", ema).load();
+  const auto options = evaluate_options(o, device);
+  fmt::print("raw test error: {:.2f} %\n", evaluate_model(model, test, options));
+  fmt::print("test error: {:.2f} %\n", evaluate_ema(ema, test, options));
+  return 0;
+}
+
+/// A program's main(): parses, runs `body`, and turns what is thrown into one line and an exit status: 2 for
+/// bad usage or unreadable input, 1 for a run that cannot go on because its loss is not finite.
+template <class Body>
+int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
+  const std::string name = app.get_name();
+  app.failure_message([name](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("{}: {} (--help lists the options)\n", name, error.what());
+  });
+  const auto complain = [&name](std::string_view what, int status) {
+    fmt::print(stderr, "{}: {}\n", name, what);
+    return status;
+  };
+  try {
+    app.parse(argc, argv);
+    return std::forward<Body>(body)();
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const NonFiniteError& error) {
+    return complain(error.what(), 1);
+  } catch (const c10::Error& error) {
+    return complain(error.what_without_backtrace(), 2);
+  } catch (const std::exception& error) {
+    return complain(error.what(), 2);
+  }
+}
+
+}  // namespace mixmatch::training

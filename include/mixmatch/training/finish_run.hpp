@@ -1,0 +1,145 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/detail/csv.hpp>
+#include <mixmatch/models/classifier_file.hpp>
+#include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/training/confusion_matrix.hpp>
+#include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/json.hpp>
+#include <mixmatch/training/metrics_table.hpp>
+#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/training/report.hpp>
+#include <mixmatch/training/training_data.hpp>
+#include <mixmatch/training/training_options.hpp>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace mixmatch::training {
+
+namespace detail {
+
+struct RecalibratedErrors {
+  double raw = std::numeric_limits<double>::quiet_NaN(), averaged = raw;
+};
+
+/// Errors of both sets of weights with batch-norm statistics recomputed for them; the model is left as it
+/// was.
+template <class Model>
+RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::ImageDataset& judged,
+                                       const data::ImagePool& pool, int64_t num_images,
+                                       const EvaluateOptions& options) {
+  RecalibratedErrors errors;
+  if (num_images == 0 || judged.size() == 0) {
+    return errors;
+  }
+  const auto gather = [&](const Tensor& rows) {
+    return augment::normalize(pool.gather(rows).to(options.device()));
+  };
+  const auto recalibrate = RecalibrateOptions()
+                               .num_images(num_images)
+                               .batch_size(options.batch_size())
+                               .precision(options.precision())
+                               .device(options.device());
+  {
+    BatchNormRecalibration recalibration(state.model, pool.size(), gather, recalibrate);
+    errors.raw = evaluate_model(state.model, judged, options);
+  }
+  auto average = state.ema.average_parameters();
+  BatchNormRecalibration recalibration(state.model, pool.size(), gather, recalibrate);
+  errors.averaged = evaluate_model(state.model, judged, options);
+  return errors;
+}
+
+inline std::string confusion_csv(const Tensor& confusion, const std::vector<std::string>& class_names) {
+  std::string text = "true \\ predicted";
+  for (const auto& name : class_names) {
+    text += "," + mixmatch::detail::csv_cell(name);
+  }
+  text += "\n";
+  for (int64_t row = 0; row < confusion.size(0); ++row) {
+    text += mixmatch::detail::csv_cell(class_names[static_cast<size_t>(row)]);
+    for (int64_t column = 0; column < confusion.size(1); ++column) {
+      text += fmt::format(",{}", confusion[row][column].item<int64_t>());
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace detail
+
+/// Errors for TrainingRun::record_errors, in the columns of training_run_options(): validation (averaged
+/// weights), test (raw weights), test (averaged weights); NaN for an empty set.
+template <class Model>
+std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageDataset& validation,
+                                 const data::ImageDataset& test, const EvaluateOptions& options) {
+  return {evaluate_ema(state.ema, validation, options), evaluate_model(state.model, test, options),
+          evaluate_ema(state.ema, test, options)};
+}
+
+/// The end of a run: last errors, also with recalibrated batch norm; confusion matrix and errors by class;
+/// summary.json, confusion.csv, report.html and model.safetensors (the averaged weights); prints the result.
+///
+/// The test set may be empty; pictures and matrix are then those of the validation images, if there are any.
+inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<models::WideResNet>& state,
+                       const TrainingData& data, torch::Device device) {
+  run.finish();
+  const auto options = evaluate_options(o, device);
+  const auto last = [&](const std::string& column) {
+    const auto errors = run.errors(column);
+    return errors.empty() ? std::numeric_limits<double>::quiet_NaN() : errors.back();
+  };
+  const double test_error = last("test_error"), ema_error = last("ema_test_error");
+  const auto ema_errors = run.errors("ema_test_error");
+  const double median = median_of_last(ema_errors, 20);
+  const bool has_test = data.test.size() > 0;
+  const auto& judged = has_test ? data.test : data.validation;
+  const auto& class_names = data.pool.class_names;
+  const auto recalibrated = detail::recalibrated_errors(state, judged, data.pool, o.recalibrate, options);
+
+  JsonObject summary;
+  summary.set("method", o.method)
+      .set("seed", o.seed)
+      .set("labels", o.labels)
+      .set("steps", state.step)
+      .set("test_error", test_error)
+      .set("ema_test_error", ema_error)
+      .set("median_last20_test_error", median)
+      .set("validation_error", last("validation_error"))
+      .set(has_test ? "recalibrated_test_error" : "recalibrated_validation_error", recalibrated.raw)
+      .set(has_test ? "recalibrated_ema_test_error" : "recalibrated_ema_validation_error",
+           recalibrated.averaged)
+      .set("seconds_per_step", run.seconds_per_step());
+
+  Report report;
+  if (judged.size() > 0) {
+    const Tensor probabilities = predict_probabilities(
+        [&](const Tensor& images) { return state.ema.forward(images); }, judged.images, options);
+    const Tensor confusion =
+        confusion_matrix(judged.labels, probabilities.argmax(1), static_cast<int64_t>(class_names.size()));
+    write_file_atomically(run.directory().confusion(), detail::confusion_csv(confusion, class_names));
+    const auto errors = per_class_error(confusion);
+    fmt::print("{} error by class (averaged weights):", has_test ? "test" : "validation");
+    for (size_t i = 0; i < errors.size(); ++i) {
+      fmt::print("{} {} {:.1f} %", i == 0 ? "" : ",", class_names[i], errors[i]);
+    }
+    fmt::print("\n");
+  }
+  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
+                          data.pool.image_size());
+  write_file_atomically(run.directory().summary(), summary.str());
+  if (has_test) {
+    fmt::print("test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
+               test_error, ema_error, std::min<size_t>(20, ema_errors.size()), median);
+  } else if (data.validation.size() > 0) {
+    fmt::print("validation error: EMA {:.2f} % of {} images\n", last("validation_error"),
+               data.validation.size());
+  }
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,86 @@
+#pragma once
+
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/data/split_file.hpp>
+#include <mixmatch/losses.hpp>
+#include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/one_hot.hpp>
+#include <mixmatch/training/example_images.hpp>
+#include <mixmatch/training/finish_run.hpp>
+#include <mixmatch/training/optimizer_step.hpp>
+#include <mixmatch/training/training_data.hpp>
+
+#include <string_view>
+
+namespace mixmatch::training {
+
+/// One step of MixMatch, or of its supervised-only baseline, on the rows that the state's streams yield: that
+/// of examples/cifar10.cpp, for any data set.
+inline StepLoss train_step(TrainState<models::WideResNet>& state, const TrainingOptions& o,
+                           const data::ImagePool& pool, torch::Device device) {
+  const RampedLoss criterion(ramped_loss_options(o));
+  const augment::RandomCropFlip augment(augment_options(o), state.generator);
+  const Tensor rows = state.labeled.next();
+  const Tensor x = pool.gather(rows).to(device);
+  const Tensor labels = pool.labels_of(rows, device);
+  if (o.warmup) {
+    set_batch_norm_momentum(state.model,
+                            batch_norm_momentum(state.step, state.model->options().batch_norm_momentum()));
+  }
+  StepLoss loss;
+  {
+    Autocast autocast(device, parse_precision(o.precision));
+    if (o.method == "supervised") {
+      loss.total = loss.labeled = soft_cross_entropy(state.model->forward(augment(x)),
+                                                     one_hot(labels, state.model->options().num_classes()));
+    } else {
+      const Tensor unlabeled_rows = state.unlabeled->next();
+      const Tensor u = pool.gather(unlabeled_rows).to(device);
+      const auto out = methods::mixmatch_loss(state.model, augment, x, labels, u, state.step, criterion,
+                                              mixmatch_options(o), state.generator);
+      loss.total = out.total;
+      loss.labeled = out.labeled;
+      loss.unlabeled = out.unlabeled;
+      loss.weight = out.weight;
+      loss.guesses = guess_quality(out.guesses, pool.labels_of(unlabeled_rows, device));
+    }
+  }
+  loss.total.backward();
+  loss.finite = optimizer_step(state.optimizer, state.ema, o.learning_rate, o.weight_decay);
+  ++state.step;
+  return loss;
+}
+
+/// A whole run: trains a Wide ResNet on `data` until o.steps, into the run directory o.out, or goes on with
+/// the one that is there (o.resume). `config` is config_of(o), and what the program adds. Returns 0, or 130
+/// after an interrupt, with a checkpoint saved. `state` then holds the trained model and its averages.
+inline int train_classifier(const TrainingOptions& o, const Config& config, const TrainingData& data,
+                            TrainState<models::WideResNet>& state, torch::Device device,
+                            std::string_view program) {
+  TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
+                  training_run_options(o, config, device), state.step);
+  state.register_in(run.checkpoint());
+  if (o.resume) {
+    run.resume();
+  } else {
+    run.start();
+    data::save_split(run.directory().split(), data.split, data.pool.size());
+    log_example_images(run.board(), state.model, o, data, device);
+  }
+  while (run.running()) {
+    const StepLoss loss = train_step(state, o, data.pool, device);
+    run.record(loss.values(), loss.finite);
+    if (run.evaluation_due()) {
+      run.record_errors(evaluate_all(state, data.validation, data.test, evaluate_options(o, device)));
+    }
+    run.finish_step();
+  }
+  if (run.interrupted()) {
+    return run.leave(program);
+  }
+  finish_run(run, o, state, data, device);
+  return 0;
+}
+
+}  // namespace mixmatch::training

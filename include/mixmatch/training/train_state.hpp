@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/optim/adam.h>
+#include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/ema_model.hpp>
+#include <mixmatch/training/checkpoint.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <utility>
+
+namespace mixmatch::training {
+
+struct TrainStateOptions {
+  TORCH_ARG(int64_t, batch_size) = 64;
+  /// The streams' and the generator's; weights were drawn by whoever made the model.
+  TORCH_ARG(uint64_t, seed) = 1;
+  TORCH_ARG(double, learning_rate) = 2e-3;
+  TORCH_ARG(EmaModelOptions, ema) = {};
+};
+
+/// Everything that a step of semi-supervised training changes, and so everything that a checkpoint must hold
+/// for a resumed run to equal one that never stopped. Knows no method and no data set: the streams yield rows
+/// of whatever the caller keeps.
+///
+/// `Model` is a ModuleHolder or std::shared_ptr. `labeled_rows` and `unlabeled_rows` are int64 [N]; without
+/// unlabeled rows (a supervised baseline that labels all) there is no unlabeled stream.
+template <class Model>
+struct TrainState {
+  TrainState(Model network, const Tensor& labeled_rows, const Tensor& unlabeled_rows,
+             const TrainStateOptions& options = {})
+      : generator(at::detail::createCPUGenerator(options.seed())),
+        labeled(labeled_rows, options.batch_size(), options.seed()),
+        model(std::move(network)),
+        ema(model, options.ema()),
+        optimizer(model->parameters(), torch::optim::AdamOptions(options.learning_rate())) {
+    if (unlabeled_rows.numel() > 0) {
+      unlabeled.emplace(unlabeled_rows, options.batch_size(), options.seed() + 1);
+    }
+  }
+  TrainState(const TrainState&) = delete;
+  TrainState& operator=(const TrainState&) = delete;
+
+  /// Adds every part by its name.
+  void register_in(Checkpoint& checkpoint) {
+    checkpoint.add("model", model)
+        .add("ema", ema)
+        .add("optimizer", optimizer)
+        .add("labeled", labeled)
+        .add("generator", generator);
+    if (unlabeled.has_value()) {
+      checkpoint.add("unlabeled", *unlabeled);
+    }
+  }
+
+  int64_t step = 0;         ///< optimiser steps done; TrainingRun puts it into the checkpoint
+  at::Generator generator;  ///< of augmentation and MixUp
+  data::BatchStream labeled;
+  std::optional<data::BatchStream> unlabeled;
+  Model model;
+  EmaModel<Model> ema;
+  torch::optim::Adam optimizer;
+};
+
+}  // namespace mixmatch::training

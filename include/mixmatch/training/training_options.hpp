@@ -1,0 +1,178 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/split_file.hpp>
+#include <mixmatch/mixmatch_batch.hpp>
+#include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/presets.hpp>
+#include <mixmatch/ramped_loss.hpp>
+#include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/step_loss.hpp>
+#include <mixmatch/training/train_state.hpp>
+#include <mixmatch/training/training_run.hpp>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+namespace mixmatch::training {
+
+/// What the training programs can be told, with a preset's numbers as defaults; command_line.hpp makes
+/// options of it. A plain struct: programs of one's own add to it what they need.
+struct TrainingOptions {
+  TrainingOptions() = default;
+  explicit TrainingOptions(const Preset& preset)
+      : steps(preset.total_steps),
+        batch(preset.batch_size),
+        widen(preset.filters / 16),
+        filters(preset.filters % 16 == 0 ? 0 : preset.filters),
+        scales(preset.scales),
+        learning_rate(preset.learning_rate),
+        weight_decay(preset.weight_decay),
+        lambda_u(preset.lambda_u),
+        rampup_steps(preset.rampup_steps),
+        alpha(preset.alpha),
+        temperature(preset.temperature),
+        num_augmentations(preset.num_augmentations),
+        ema_decay(preset.ema_decay),
+        padding(preset.padding),
+        mirror(preset.mirror),
+        eval_every(preset.steps_per_checkpoint) {}
+
+  // Where from and where to.
+  std::string data, out, eval, split;
+  bool resume = false;
+  // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` may change.
+  std::string method = "mixmatch";
+  int64_t labels = 250, validation = 1;
+  int64_t steps = 0, batch = 64;
+  uint64_t seed = 1;
+  int64_t depth = 28, widen = 2, filters = 0, scales = 3;
+  std::string precision = "fp32";
+  double learning_rate = 2e-3, weight_decay = 0.02;
+  double lambda_u = 75;
+  int64_t rampup_steps = 16384;
+  double alpha = 0.75, temperature = 0.5;
+  int64_t num_augmentations = 2;
+  std::string mix_mode = "xxy.yxy";
+  double ema_decay = 0.999;
+  bool warmup = true;
+  int64_t padding = 4;
+  bool mirror = true;
+  int64_t eval_every = 1024, log_every = 50;
+  // How it is run, without changing its result.
+  std::string device = "auto";
+  int threads = 0;
+  int64_t checkpoint_every = 0;
+  int64_t recalibrate = 16384;
+};
+
+/// What defines a run, by the names of the command line.
+inline Config config_of(const TrainingOptions& o) {
+  const auto text = [](const auto& value) { return fmt::format("{}", value); };
+  return {{"method", o.method},
+          {"labels", text(o.labels)},
+          {"validation", text(o.validation)},
+          {"steps", text(o.steps)},
+          {"batch", text(o.batch)},
+          {"seed", text(o.seed)},
+          {"depth", text(o.depth)},
+          {"widen", text(o.widen)},
+          {"filters", text(o.filters)},
+          {"scales", text(o.scales)},
+          {"precision", o.precision},
+          {"lr", text(o.learning_rate)},
+          {"weight-decay", text(o.weight_decay)},
+          {"lambda-u", text(o.lambda_u)},
+          {"rampup-steps", text(o.rampup_steps)},
+          {"alpha", text(o.alpha)},
+          {"temperature", text(o.temperature)},
+          {"num-augmentations", text(o.num_augmentations)},
+          {"mix-mode", o.mix_mode},
+          {"ema-decay", text(o.ema_decay)},
+          {"warmup", text(o.warmup)},
+          {"padding", text(o.padding)},
+          {"mirror", text(o.mirror)},
+          {"eval-every", text(o.eval_every)},
+          {"log-every", text(o.log_every)}};
+}
+
+inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
+  return MixMatchOptions()
+      .temperature(o.temperature)
+      .num_augmentations(o.num_augmentations)
+      .alpha(o.alpha)
+      .mix_mode(parse_mix_mode(o.mix_mode));
+}
+
+inline RampedLossOptions ramped_loss_options(const TrainingOptions& o) {
+  return RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.rampup_steps);
+}
+
+inline TrainStateOptions train_state_options(const TrainingOptions& o) {
+  return TrainStateOptions()
+      .batch_size(o.batch)
+      .seed(o.seed)
+      .learning_rate(o.learning_rate)
+      .ema(EmaModelOptions().decay(o.ema_decay).warmup(o.warmup));
+}
+
+inline augment::RandomCropFlipOptions augment_options(const TrainingOptions& o) {
+  return augment::RandomCropFlipOptions().padding(o.padding).mirror(o.mirror);
+}
+
+/// With the columns of metrics.csv that every program has. `config` is config_of(o), and what a program adds.
+inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config config,
+                                               torch::Device device) {
+  return TrainingRunOptions()
+      .label(o.method)
+      .steps(o.steps)
+      .eval_every(o.eval_every)
+      .log_every(o.log_every)
+      .checkpoint_every(o.checkpoint_every)
+      .values(StepLoss::columns())
+      .errors({"validation_error", "test_error", "ema_test_error"})
+      .config(std::move(config))
+      .surroundings({{"data", o.data}, {"device", device.str()}});
+}
+
+inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device device) {
+  return EvaluateOptions().device(device).precision(parse_precision(o.precision));
+}
+
+/// The network with weights drawn from the seed, channels-last on the device.
+inline models::WideResNet make_wide_resnet(const TrainingOptions& o, int64_t num_classes,
+                                           torch::Device device) {
+  torch::manual_seed(o.seed);
+  models::WideResNet network(models::WideResNetOptions(num_classes)
+                                 .depth(o.depth)
+                                 .widen_factor(o.widen)
+                                 .filters(o.filters)
+                                 .scales(o.scales));
+  network->to(device);
+  to_channels_last(network);
+  return network;
+}
+
+/// The rows of `labels` that train with labels, without, and not at all: from `--split`, or drawn by the
+/// seed. Throws where nothing is left to learn from.
+inline data::SslSplit make_split(const TrainingOptions& o, const Tensor& labels) {
+  const auto split = o.split.empty() ? data::split_labels(labels, o.labels, o.validation, o.seed)
+                                     : data::load_split(o.split, labels.size(0));
+  TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0, "--labels ", o.labels,
+              " and --validation ", o.validation, " leave no unlabeled image of ", labels.size(0));
+  return split;
+}
+
+/// Throws on options that do not fit together, before anything is read or written.
+inline void check_options(const TrainingOptions& o) {
+  TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
+              o.weight_decay, " must be <= 1: the share that each step takes from the weights");
+  parse_mix_mode(o.mix_mode);
+  RampedLoss{ramped_loss_options(o)};
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,307 @@
+#pragma once
+
+#include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/interrupt.hpp>
+#include <mixmatch/training/json.hpp>
+#include <mixmatch/training/metrics.hpp>
+#include <mixmatch/training/progress.hpp>
+#include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/tensorboard.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// A loss or gradient that is not a finite number: the run cannot go on.
+class NonFiniteError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+struct TrainingRunOptions {
+  /// Shown before the progress bar.
+  TORCH_ARG(std::string, label) = "training";
+  TORCH_ARG(int64_t, steps) = 0;
+  /// Steps between evaluations, rows of metrics.csv, checkpoints; the last step has all three. A
+  /// `checkpoint_every` of 0 saves at each evaluation, and each minute.
+  TORCH_ARG(int64_t, eval_every) = 1024;
+  TORCH_ARG(int64_t, log_every) = 50;
+  TORCH_ARG(int64_t, checkpoint_every) = 0;
+  /// Columns of metrics.csv: values of every step, of which a row holds the mean since the row before it (NaN
+  /// values are left out); the first is the loss, which must stay finite.
+  TORCH_ARG(std::vector<std::string>, values);
+  /// Columns of metrics.csv that evaluations fill, in percent; the last is the one to watch.
+  TORCH_ARG(std::vector<std::string>, errors);
+  /// What defines the run, for config.json and the checkpoint.
+  TORCH_ARG(Config, config);
+  /// More for config.json: where the data is, the device.
+  TORCH_ARG(Config, surroundings);
+};
+
+/// The bookkeeping of one run, for a loop that the caller writes:
+///
+///     TrainingRun run(RunDirectory::create("runs/first"), options, state.step);
+///     state.register_in(run.checkpoint());
+///     run.start();                                   // or run.resume(), which loads everything registered
+///     while (run.running()) {
+///       … one step of the method, ++state.step …
+///       run.record({loss, …});                       // options.values; throws NonFiniteError
+///       if (run.evaluation_due()) {
+///         run.record_errors({…});                    // options.errors
+///       }
+///       run.finish_step();                           // metrics.csv, TensorBoard, checkpoint, progress
+///     }
+///     if (run.interrupted()) { return run.leave("my program"); }
+///
+/// Knows no method, model or data set. Ctrl-C and SIGTERM end the loop between two steps. A resumed run's
+/// metrics.csv equals that of a run never stopped.
+class TrainingRun {
+ public:
+  /// `step` counts the optimiser steps done; the caller's loop increments it, `resume` sets it.
+  TrainingRun(RunDirectory directory, TrainingRunOptions options, int64_t& step)
+      : directory_(std::move(directory)),
+        options_(std::move(options)),
+        step_{&step, options_.steps()},
+        checkpoint_(directory_.checkpoint()) {
+    TORCH_CHECK(options_.steps() >= 1, "TrainingRun: steps must be >= 1, got ", options_.steps());
+    TORCH_CHECK(options_.eval_every() >= 1, "TrainingRun: eval_every must be >= 1, got ",
+                options_.eval_every());
+    TORCH_CHECK(options_.log_every() >= 1, "TrainingRun: log_every must be >= 1, got ", options_.log_every());
+    TORCH_CHECK(options_.checkpoint_every() >= 0, "TrainingRun: checkpoint_every must be >= 0, got ",
+                options_.checkpoint_every());
+    TORCH_CHECK(!options_.values().empty(), "TrainingRun: values must name the loss at least");
+    sums_.assign(options_.values().size(), 0);
+    counts_.assign(options_.values().size(), 0);
+    checkpoint_.set_config(options_.config());
+    checkpoint_.add("step", step_)
+        .add("value_sums", sums_)
+        .add("value_counts", counts_)
+        .add("errors", errors_)
+        .add("seconds_per_step", seconds_per_step_);
+  }
+  TrainingRun(const TrainingRun&) = delete;
+  TrainingRun& operator=(const TrainingRun&) = delete;
+
+  /// To add what a step changes to, before start() or resume().
+  Checkpoint& checkpoint() { return checkpoint_; }
+  const RunDirectory& directory() const { return directory_; }
+
+  /// Begins a new run: its first files.
+  void start() {
+    open_metrics();
+    save();
+    begin();
+  }
+
+  /// Goes on where the run directory's checkpoint stands. Throws, changing nothing, if it does not fit what
+  /// is registered, has done more than `steps`, or metrics.csv is gone.
+  void resume() {
+    std::error_code no_error;
+    TORCH_CHECK(std::filesystem::exists(directory_.metrics(), no_error), directory_.metrics().string(),
+                " is missing: the run directory was changed, and cannot be resumed");
+    open_metrics();
+    checkpoint_.load();
+    saved_step_ = *step_.value;
+    begin();
+  }
+
+  /// Whether there are steps to do and no one has asked to stop.
+  bool running() const { return *step_.value < options_.steps() && !interrupted(); }
+  bool interrupted() const { return *step_.value < options_.steps() && interrupt_->interrupted(); }
+
+  /// The values of the step just done. A first value that is not finite, or `finite` false (a gradient that
+  /// overflowed), throws NonFiniteError with the step and the last good checkpoint's name.
+  void record(const std::vector<double>& values, bool finite = true) {
+    TORCH_CHECK(values.size() == sums_.size(), "TrainingRun: record: expected ", sums_.size(),
+                " values, got ", values.size());
+    if (!finite || !std::isfinite(values[0])) {
+      progress_->finish();
+      throw NonFiniteError(fmt::format(
+          "{} at step {}; the last good checkpoint is {} of step {}",
+          std::isfinite(values[0]) ? "a gradient is not finite" : fmt::format("the loss is {}", values[0]),
+          *step_.value, directory_.checkpoint().string(), saved_step_));
+    }
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (!std::isnan(values[i])) {
+        sums_[i] += values[i];
+        counts_[i] += 1;
+      }
+    }
+    latest_ = values;
+    new_errors_.assign(options_.errors().size(), std::numeric_limits<double>::quiet_NaN());
+  }
+
+  bool evaluation_due() const {
+    return *step_.value % options_.eval_every() == 0 || *step_.value == options_.steps();
+  }
+
+  /// The errors of an evaluation, in percent; NaN where there is none.
+  void record_errors(const std::vector<double>& errors) {
+    TORCH_CHECK(errors.size() == options_.errors().size(), "TrainingRun: record_errors: expected ",
+                options_.errors().size(), " values, got ", errors.size());
+    new_errors_ = errors;
+    errors_.insert(errors_.end(), errors.begin(), errors.end());
+    for (size_t i = 0; i < errors.size(); ++i) {
+      if (!std::isnan(errors[i])) {
+        board_->scalar("error/" + options_.errors()[i], errors[i], *step_.value);
+      }
+    }
+  }
+
+  /// Ends a step: writes what is due.
+  void finish_step() {
+    if (evaluation_due() || *step_.value % options_.log_every() == 0) {
+      write_row();
+    }
+    const bool minute_over = std::chrono::steady_clock::now() - saved_at_ > std::chrono::minutes(1);
+    const bool due = options_.checkpoint_every() > 0 ? *step_.value % options_.checkpoint_every() == 0
+                                                     : evaluation_due() || minute_over;
+    if (due || *step_.value == options_.steps()) {
+      save();
+    }
+    progress_->update(*step_.value, [this] { return status(); });
+  }
+
+  void save() {
+    const double seconds = progress_.has_value() ? progress_->seconds_per_step() : seconds_per_step_;
+    if (!std::isnan(seconds)) {
+      seconds_per_step_ = seconds;
+    }
+    checkpoint_.save();
+    saved_step_ = *step_.value;
+    saved_at_ = std::chrono::steady_clock::now();
+  }
+
+  /// Ends the progress display; nothing more will be recorded.
+  void finish() { progress_->finish(); }
+
+  /// Saves an interrupted run and says how to go on; returns the exit status for it, 130.
+  int leave(std::string_view program) {
+    finish();
+    save();
+    fmt::print(stderr, "{}: interrupted at step {}; go on with --resume --out {}\n", program, *step_.value,
+               directory_.path().string());
+    return 130;
+  }
+
+  /// One column of the evaluations so far, those before a resume included.
+  std::vector<double> errors(const std::string& column) const {
+    const auto& names = options_.errors();
+    const auto found = std::find(names.begin(), names.end(), column);
+    TORCH_CHECK(found != names.end(), "TrainingRun: errors: no column '", column, "'");
+    std::vector<double> values;
+    for (auto i = static_cast<size_t>(found - names.begin()); i < errors_.size(); i += names.size()) {
+      values.push_back(errors_[i]);
+    }
+    return values;
+  }
+
+  /// Median of the steps of this process, or, if it has done none, of the one that saved the checkpoint.
+  double seconds_per_step() const {
+    const double seconds =
+        progress_.has_value() ? progress_->seconds_per_step() : std::numeric_limits<double>::quiet_NaN();
+    return std::isnan(seconds) ? seconds_per_step_ : seconds;
+  }
+
+  /// For images and texts of the caller's; between start() or resume() and the end.
+  TensorBoardWriter& board() { return *board_; }
+
+ private:
+  /// Loaded before everything else, so that a run that has gone too far is refused with nothing changed.
+  struct StepCounter {
+    int64_t* value;
+    int64_t limit;
+    void save(torch::serialize::OutputArchive& archive) const { archive.write("value", c10::IValue(*value)); }
+    void load(torch::serialize::InputArchive& archive) {
+      c10::IValue stored;
+      archive.read("value", stored);
+      TORCH_CHECK(stored.toInt() <= limit, "the run has done ", stored.toInt(),
+                  " steps already, --steps asks for ", limit);
+      *value = stored.toInt();
+    }
+  };
+
+  void open_metrics() {
+    std::vector<std::string> columns{"step"};
+    columns.insert(columns.end(), options_.values().begin(), options_.values().end());
+    columns.insert(columns.end(), options_.errors().begin(), options_.errors().end());
+    metrics_.emplace(directory_.metrics(), std::move(columns));
+    checkpoint_.add("metrics", *metrics_);
+  }
+
+  void begin() {
+    JsonObject config;
+    std::string table = "| option | value |\n|---|---|\n";
+    for (const auto& [name, value] : options_.config()) {
+      config.set(name, value);
+      table += fmt::format("| {} | {} |\n", name, value);
+    }
+    for (const auto& [name, value] : options_.surroundings()) {
+      config.set(name, value);
+    }
+    write_file_atomically(directory_.config(), config.str());
+    board_.emplace(directory_.path(), *step_.value);
+    board_->text("configuration", table, *step_.value);
+    saved_at_ = std::chrono::steady_clock::now();
+    interrupt_.emplace();
+    progress_.emplace(options_.label(), options_.steps(), *step_.value);
+  }
+
+  void write_row() {
+    std::vector<double> row{static_cast<double>(*step_.value)};
+    for (size_t i = 0; i < sums_.size(); ++i) {
+      const double mean = sums_[i] / counts_[i];  // NaN without values
+      row.push_back(mean);
+      if (!std::isnan(mean)) {
+        board_->scalar(options_.values()[i], mean, *step_.value);
+      }
+    }
+    row.insert(row.end(), new_errors_.begin(), new_errors_.end());
+    metrics_->append(row);
+    board_->flush();
+    sums_.assign(sums_.size(), 0);
+    counts_.assign(counts_.size(), 0);
+  }
+
+  std::string status() const {
+    std::string text;
+    for (size_t i = 0; i < std::min<size_t>(latest_.size(), 3); ++i) {
+      text += fmt::format("{}{} {:.4g}", i == 0 ? "" : ", ", options_.values()[i], latest_[i]);
+    }
+    // The last column with a value: a set without test images has a validation error at most.
+    for (size_t i = 0; i < options_.errors().size() && i < errors_.size(); ++i) {
+      const double error = errors_[errors_.size() - 1 - i];
+      if (!std::isnan(error)) {
+        return text + fmt::format(", error {:.2f} %", error);
+      }
+    }
+    return text;
+  }
+
+  RunDirectory directory_;
+  TrainingRunOptions options_;
+  StepCounter step_;
+  Checkpoint checkpoint_;
+  std::optional<MetricsCsv> metrics_;
+  std::optional<TensorBoardWriter> board_;
+  std::optional<InterruptGuard> interrupt_;
+  std::optional<Progress> progress_;
+  // Of the row of metrics.csv that is being filled:
+  std::vector<double> sums_, counts_, latest_, new_errors_;
+  std::vector<double> errors_;  // of all evaluations, one after the other
+  double seconds_per_step_ = std::numeric_limits<double>::quiet_NaN();
+  int64_t saved_step_ = 0;
+  std::chrono::steady_clock::time_point saved_at_;
+};
+
+}  // namespace mixmatch::training

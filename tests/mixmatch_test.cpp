@@ -1,0 +1,84 @@
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/methods/mixmatch.hpp>
+
+#include <ATen/CPUGeneratorImpl.h>
+
+#include "catch.hpp"
+#include "model_zoo.hpp"
+#include "test_util.hpp"
+
+using namespace mixmatch;
+
+namespace {
+
+struct Batch {
+  Tensor x = torch::randn({4, 3}), labels = torch::tensor({0, 1, 1, 0}), u = torch::randn({4, 3});
+};
+
+Tensor noisy(const Tensor& x, at::Generator generator) {
+  return x + 0.1 * torch::randn(x.sizes(), generator, x.options());
+}
+
+}  // namespace
+
+TEST_CASE("mixmatch_loss: equals the steps written out") {
+  torch::manual_seed(1);
+  HeldNet model;
+  HeldNet twin(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));
+  const Batch batch;
+  const RampedLoss criterion(RampedLossOptions().lambda_u(10).rampup_steps(4));
+  auto one = at::make_generator<at::CPUGeneratorImpl>(5), two = at::make_generator<at::CPUGeneratorImpl>(5);
+
+  const auto loss = methods::mixmatch_loss(
+      model, [&](const Tensor& x) { return noisy(x, one); }, batch.x, batch.labels, batch.u, 2, criterion,
+      MixMatchOptions(), one);
+  loss.total.backward();
+
+  // Algorithm 1 and the interleaved passes by hand.
+  const Tensor x = noisy(batch.x, two), u1 = noisy(batch.u, two), u2 = noisy(batch.u, two);
+  Tensor q;
+  {
+    torch::NoGradGuard no_grad;
+    BatchNormFreeze freeze(twin);
+    const Tensor p = (torch::softmax(twin->forward(u1), 1) + torch::softmax(twin->forward(u2), 1)) / 2;
+    q = sharpen(p, 0.5);
+  }
+  const auto mixed = mixup(torch::cat({x, u1, u2}), torch::cat({mixmatch::one_hot(batch.labels, 2), q, q}),
+                           MixUpOptions(), two);
+  auto batches =
+      interleave({mixed.inputs.narrow(0, 0, 4), mixed.inputs.narrow(0, 4, 4), mixed.inputs.narrow(0, 8, 4)});
+  std::vector<Tensor> logits{twin->forward(batches[0])};
+  {
+    BatchNormFreeze freeze(twin);
+    logits.push_back(twin->forward(batches[1]));
+    logits.push_back(twin->forward(batches[2]));
+  }
+  logits = interleave(logits);
+  const Tensor labeled = -(mixed.targets.narrow(0, 0, 4) * torch::log_softmax(logits[0], 1)).sum(1).mean();
+  const Tensor unlabeled =
+      (torch::softmax(torch::cat({logits[1], logits[2]}), 1) - mixed.targets.narrow(0, 4, 8)).square().mean();
+  const Tensor total = labeled + 5 * unlabeled;
+  total.backward();
+
+  CHECK(torch::allclose(loss.guesses, q));
+  CHECK(loss.weight == 5);
+  CHECK(torch::allclose(loss.labeled, labeled));
+  CHECK(torch::allclose(loss.unlabeled, unlabeled));
+  CHECK(torch::allclose(loss.total, total));
+  CHECK(torch::allclose(model->dense->weight.grad(), twin->dense->weight.grad(), 1e-4, 1e-6));
+  CHECK(torch::equal(model->norm->running_mean, twin->norm->running_mean));
+  CHECK(torch::equal(one.get_state(), two.get_state()));
+}
+
+TEST_CASE("mixmatch_loss: unlabeled rows alone send a gradient to the student") {
+  torch::manual_seed(2);
+  HeldNet model;
+  const Batch batch;
+  const auto loss = methods::mixmatch_loss(
+      model, [](const Tensor& x) { return x + 0.1 * torch::randn_like(x); }, batch.x, batch.labels, batch.u,
+      1, RampedLoss(RampedLossOptions().lambda_u(1).rampup_steps(0)));
+  loss.unlabeled.backward();
+  CHECK(model->dense->weight.grad().abs().sum().item<double>() > 0);
+  CHECK_FALSE(loss.guesses.requires_grad());
+  CHECK(loss.guesses.sizes() == torch::IntArrayRef({4, 2}));
+}

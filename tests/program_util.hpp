@@ -1,0 +1,83 @@
+#pragma once
+
+// What the tests of example programs share: small data sets on disk, and how a refusal looks.
+
+#include <mixmatch/data/shapes.hpp>
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "subprocess.hpp"
+#include "test_util.hpp"
+
+/// Pictures of shapes in CIFAR-10's binary format.
+inline void write_records(const std::filesystem::path& path, int64_t count, uint64_t seed) {
+  const auto shapes = mixmatch::data::make_shapes(count, seed);
+  std::string bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    bytes += static_cast<char>(shapes.labels[i].item<int64_t>());
+    bytes.append(reinterpret_cast<const char*>(shapes.images[i].data_ptr<uint8_t>()), 3072);
+  }
+  write_file(path, bytes);
+}
+
+/// A small data set in CIFAR-10's files, made once.
+inline const std::filesystem::path& cifar10_dir() {
+  static const TempDir dir;
+  static const bool made = [] {
+    for (int i = 1; i <= 5; ++i) {
+      write_records(dir / ("data_batch_" + std::to_string(i) + ".bin"), 40, static_cast<uint64_t>(i));
+    }
+    write_records(dir / "test_batch.bin", 30, 6);
+    return true;
+  }();
+  static_cast<void>(made);
+  return dir.path();
+}
+
+inline std::vector<std::string> with(std::vector<std::string> arguments,
+                                     const std::vector<std::string>& more) {
+  arguments.insert(arguments.end(), more.begin(), more.end());
+  return arguments;
+}
+
+/// A program with the options of a run of a few seconds.
+inline std::vector<std::string> short_run(const std::string& program, const std::filesystem::path& data,
+                                          const std::filesystem::path& out,
+                                          const std::vector<std::string>& more = {}) {
+  return with({program,
+               "--data",
+               data.string(),
+               "--out",
+               out.string(),
+               "--labels",
+               "20",
+               "--batch",
+               "6",
+               "--depth",
+               "10",
+               "--widen",
+               "1",
+               "--steps",
+               "12",
+               "--eval-every",
+               "4",
+               "--log-every",
+               "1",
+               "--checkpoint-every",
+               "3",
+               "--threads",
+               "1"},
+              more);
+}
+
+/// Exit status 2 and one line on stderr that says so.
+inline void check_refused(const Finished& finished, const std::string& message) {
+  INFO(finished.err);
+  CHECK(finished.status == 2);
+  CHECK(lines_of(finished.err).size() == 1);
+  CHECK_THAT(finished.err, contains(message));
+}

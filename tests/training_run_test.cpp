@@ -1,0 +1,215 @@
+#include <mixmatch/training/train_state.hpp>
+#include <mixmatch/training/training_run.hpp>
+
+#include <csignal>
+#include <limits>
+
+#include "catch.hpp"
+#include "model_zoo.hpp"
+#include "test_util.hpp"
+
+using mixmatch::Tensor;
+using mixmatch::training::MetricsCsv;
+using mixmatch::training::NonFiniteError;
+using mixmatch::training::RunDirectory;
+using mixmatch::training::TrainingRun;
+using mixmatch::training::TrainingRunOptions;
+using mixmatch::training::TrainState;
+using mixmatch::training::TrainStateOptions;
+
+namespace {
+
+constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+
+TrainingRunOptions options(int64_t steps = 6) {
+  return TrainingRunOptions()
+      .steps(steps)
+      .eval_every(4)
+      .log_every(2)
+      .checkpoint_every(3)
+      .values({"loss", "quality"})
+      .errors({"validation_error", "test_error"})
+      .config({{"depth", "10"}})
+      .surroundings({{"data", "a \"dir\""}});
+}
+
+/// Steps whose loss is the step's number, and whose quality is known at odd steps only.
+void train(TrainingRun& run, int64_t& step, int64_t until) {
+  while (run.running() && step < until) {
+    ++step;
+    run.record({static_cast<double>(step), step % 2 == 1 ? static_cast<double>(10 * step) : kNone});
+    if (run.evaluation_due()) {
+      run.record_errors({kNone, static_cast<double>(100 - step)});
+    }
+    run.finish_step();
+  }
+}
+
+}  // namespace
+
+TEST_CASE("TrainingRun: rows hold means since the row before, errors where there was an evaluation") {
+  TempDir dir;
+  int64_t step = 0;
+  TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+  run.start();
+  train(run, step, 6);
+  run.finish();
+  CHECK(read_file(dir / "run" / "metrics.csv") ==
+        "step,loss,quality,validation_error,test_error\n"
+        "2,1.5,10,,\n"
+        "4,3.5,30,,96\n"
+        "6,5.5,50,,94\n");
+  CHECK(run.errors("test_error") == std::vector<double>{96, 94});
+  CHECK(std::isnan(run.errors("validation_error")[0]));
+  CHECK_THAT(error_of([&] { run.errors("loss"); }), contains("no column 'loss'"));
+  CHECK(run.seconds_per_step() >= 0);
+  CHECK_FALSE(run.interrupted());
+  const std::string config = read_file(dir / "run" / "config.json");
+  CHECK_THAT(config, contains("\"depth\": \"10\""));
+  CHECK_THAT(config, contains("\"data\": \"a \\\"dir\\\"\""));
+}
+
+TEST_CASE("TrainingRun: resumed equals never stopped") {
+  TempDir dir;
+  int64_t whole = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "whole"), options(), whole);
+    run.start();
+    train(run, whole, 6);
+  }
+  int64_t step = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+    run.start();
+    train(run, step, 5);  // the last checkpoint is that of step 3
+  }
+  step = 0;
+  TrainingRun run(RunDirectory::open(dir / "run"), options(), step);
+  run.resume();
+  CHECK(step == 3);
+  CHECK(run.seconds_per_step() >= 0);  // of the process that saved it
+  train(run, step, 6);
+  CHECK(read_file(dir / "run" / "metrics.csv") == read_file(dir / "whole" / "metrics.csv"));
+  CHECK(run.errors("test_error") == std::vector<double>{96, 94});
+}
+
+TEST_CASE("TrainingRun: a run that cannot be resumed stays as it is") {
+  TempDir dir;
+  int64_t step = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+    run.start();
+    train(run, step, 6);
+  }
+  const std::string metrics = read_file(dir / "run" / "metrics.csv");
+  {
+    int64_t other = 0;
+    TrainingRun run(RunDirectory::open(dir / "run"), options(5), other);
+    CHECK_THAT(error_of([&] { run.resume(); }),
+               contains("the run has done 6 steps already, --steps asks for 5"));
+    CHECK(other == 0);
+  }
+  CHECK(read_file(dir / "run" / "metrics.csv") == metrics);
+  std::filesystem::remove(dir / "run" / "metrics.csv");
+  int64_t other = 0;
+  TrainingRun run(RunDirectory::open(dir / "run"), options(), other);
+  CHECK_THAT(error_of([&] { run.resume(); }), contains("metrics.csv is missing"));
+  CHECK_FALSE(std::filesystem::exists(dir / "run" / "metrics.csv"));
+}
+
+TEST_CASE("TrainingRun: a loss or gradient that is not finite names the last good checkpoint, which stays") {
+  TempDir dir;
+  int64_t step = 0;
+  TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+  run.start();
+  train(run, step, 3);
+  const std::string checkpoint = read_file(dir / "run" / "checkpoint.pt");
+  ++step;
+  const auto message = [&](double loss, bool finite) -> std::string {
+    try {
+      run.record({loss, 0}, finite);
+    } catch (const NonFiniteError& error) {
+      return error.what();
+    }
+    return "";
+  };
+  const std::string where = (dir / "run" / "checkpoint.pt").string() + " of step 3";
+  CHECK(message(kNone, true) == "the loss is nan at step 4; the last good checkpoint is " + where);
+  CHECK(message(1, false) == "a gradient is not finite at step 4; the last good checkpoint is " + where);
+  CHECK(message(1, true).empty());
+  CHECK(read_file(dir / "run" / "checkpoint.pt") == checkpoint);
+}
+
+TEST_CASE("TrainingRun: Ctrl-C ends the loop between two steps, and leave() saves") {
+  TempDir dir;
+  int64_t step = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "run"), options(100), step);
+    run.start();
+    train(run, step, 4);
+    std::raise(SIGINT);
+    CHECK_FALSE(run.running());
+    CHECK(run.interrupted());
+    CHECK(run.leave("program") == 130);
+  }
+  step = 0;
+  TrainingRun run(RunDirectory::open(dir / "run"), options(100), step);
+  run.resume();
+  CHECK(step == 4);
+}
+
+TEST_CASE("TrainingRun: options out of range") {
+  TempDir dir;
+  int64_t step = 0;
+  const auto refused = [&](const TrainingRunOptions& bad) {
+    return error_of([&] { TrainingRun(RunDirectory::create(dir / "run"), bad, step); });
+  };
+  CHECK_THAT(refused(options(0)), contains("steps must be >= 1, got 0"));
+  CHECK_THAT(refused(options().eval_every(0)), contains("eval_every"));
+  CHECK_THAT(refused(options().log_every(0)), contains("log_every"));
+  CHECK_THAT(refused(options().checkpoint_every(-1)), contains("checkpoint_every"));
+  CHECK_THAT(refused(options().values({})), contains("values"));
+  TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+  run.start();
+  CHECK_THAT(error_of([&] { run.record({1}); }), contains("expected 2 values, got 1"));
+  CHECK_THAT(error_of([&] { run.record_errors({1}); }), contains("expected 2 values, got 1"));
+}
+
+TEST_CASE("TrainState: everything comes back from a checkpoint") {
+  TempDir dir;
+  const Tensor rows = torch::arange(8), others = torch::arange(8, 30);
+  const auto make = [&](uint64_t seed) {
+    torch::manual_seed(seed);
+    return std::make_unique<TrainState<HeldNet>>(HeldNet(), rows, others,
+                                                 TrainStateOptions().batch_size(4).seed(1).learning_rate(.1));
+  };
+  const auto steps = [](TrainState<HeldNet>& state, int count) {
+    for (int i = 0; i < count; ++i) {
+      const Tensor x = state.labeled.next().to(at::kFloat).view({4, 1}) +
+                       state.unlabeled->next().to(at::kFloat).view({4, 1}) +
+                       torch::randn({4, 3}, state.generator);
+      state.model->forward(x).square().sum().backward();
+      state.optimizer.step();
+      state.ema.update();
+      state.optimizer.zero_grad();
+      ++state.step;
+    }
+  };
+  auto whole = make(1);
+  steps(*whole, 3);
+  mixmatch::training::Checkpoint save(dir / "c.pt");
+  whole->register_in(save);
+  save.save();
+  steps(*whole, 3);
+  auto resumed = make(2);
+  mixmatch::training::Checkpoint load(dir / "c.pt");
+  resumed->register_in(load);
+  load.load();
+  steps(*resumed, 3);
+  CHECK(torch::equal(whole->model->dense->weight, resumed->model->dense->weight));
+  CHECK(torch::equal(whole->ema.named_parameters()[0].second, resumed->ema.named_parameters()[0].second));
+
+  // A baseline that labels everything has no unlabeled stream.
+  TrainState<HeldNet> supervised(HeldNet(), rows, torch::empty({0}, at::kLong));
+  CHECK_FALSE(supervised.unlabeled.has_value());
+}
