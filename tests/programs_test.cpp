@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -72,23 +71,6 @@ std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::str
                "--threads",
                "1"},
               more);
-}
-
-std::vector<std::string> lines_of(const std::string& text) {
-  std::vector<std::string> lines;
-  std::istringstream in(text);
-  for (std::string line; std::getline(in, line);) {
-    lines.push_back(line);
-  }
-  return lines;
-}
-
-/// Exit status 2 and one line on stderr that says so.
-void check_refused(const Finished& finished, const std::string& message) {
-  INFO(finished.err);
-  CHECK(finished.status == 2);
-  CHECK(lines_of(finished.err).size() == 1);
-  CHECK_THAT(finished.err, contains(message));
 }
 
 /// The metrics of a run that was never stopped, made once.

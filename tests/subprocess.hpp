@@ -6,11 +6,13 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "catch.hpp"
 #include "test_util.hpp"
 
 /// What a program printed, and its exit status; -N if signal N ended it.
@@ -84,3 +86,20 @@ class Subprocess {
 };
 
 inline Finished run(std::vector<std::string> arguments) { return Subprocess(std::move(arguments)).wait(); }
+
+inline std::vector<std::string> lines_of(const std::string& text) {
+  std::vector<std::string> lines;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) {
+    lines.push_back(line);
+  }
+  return lines;
+}
+
+/// Exit status 2 and one line on stderr that says so.
+inline void check_refused(const Finished& finished, const std::string& message) {
+  INFO(finished.err);
+  CHECK(finished.status == 2);
+  CHECK(lines_of(finished.err).size() == 1);
+  CHECK_THAT(finished.err, contains(message));
+}
