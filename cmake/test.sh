@@ -1,7 +1,23 @@
 #!/bin/sh
 # Installs what is missing, builds everything, and runs the whole test suite.
+#   --with-python   also the tests that exchange files with Python's packages (cmake/python_env.sh)
+# Other arguments go to ctest. Tests that were skipped are listed at the end with their reasons.
 . "$(dirname "$0")/setup.sh"
+python=""
+for argument in "$@"; do
+  shift
+  case "$argument" in
+    --with-python) python=$(sh cmake/python_env.sh) ;;
+    *) set -- "$@" "$argument" ;;
+  esac
+done
 need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev catch2
-cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release
+cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
-exec ctest --test-dir build/test --output-on-failure "$@"
+status=0
+ctest --test-dir build/test --output-on-failure "$@" || status=$?
+# ctest names the tests that it skipped, but not why.
+sed -n -e 's/^[0-9]*\/[0-9]* Testing: /test /p' -e '/^SKIPPED: /p' build/test/Testing/Temporary/LastTest.log |
+  awk '/^SKIPPED: / { reason = test ": " $0; if (!(reason in seen)) print reason; seen[reason] = 1; next }
+       { test = $2 }'
+exit "$status"

@@ -73,11 +73,3 @@ inline std::vector<std::string> short_run(const std::string& program, const std:
                "1"},
               more);
 }
-
-/// Exit status 2 and one line on stderr that says so.
-inline void check_refused(const Finished& finished, const std::string& message) {
-  INFO(finished.err);
-  CHECK(finished.status == 2);
-  CHECK(lines_of(finished.err).size() == 1);
-  CHECK_THAT(finished.err, contains(message));
-}

@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "catch.hpp"
 #include "test_util.hpp"
 
 /// What a program printed, and its exit status; -N if signal N ended it.
@@ -84,3 +85,11 @@ class Subprocess {
 };
 
 inline Finished run(std::vector<std::string> arguments) { return Subprocess(std::move(arguments)).wait(); }
+
+/// Exit status 2 and one line on stderr that says so.
+inline void check_refused(const Finished& finished, const std::string& message) {
+  INFO(finished.err);
+  CHECK(finished.status == 2);
+  CHECK(lines_of(finished.err).size() == 1);
+  CHECK_THAT(finished.err, contains(message));
+}

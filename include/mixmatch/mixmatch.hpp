@@ -15,6 +15,7 @@
 #include <mixmatch/presets.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/schedules.hpp>
+#include <mixmatch/safetensors.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/weight_decay.hpp>
 

@@ -78,7 +78,7 @@ torch::nn::Module& nn_module(M& model) {
   } else if constexpr (is_nn_module<T>) {
     return const_cast<T&>(model);
   } else {
-    return *model;
+    return const_cast<T&>(model).operator*();
   }
 }
 
@@ -125,6 +125,34 @@ std::vector<NamedTensor> model_buffers(M& model) {
   } else {
     for (const auto& item : nn_module(model).named_buffers()) {
       push_unique(list, item.key(), item.value());
+    }
+  }
+  return list;
+}
+
+/// Parameters, then buffers, under every name that they have: a tensor that is registered twice comes twice,
+/// as in PyTorch's state_dict().
+template <class M>
+std::vector<NamedTensor> model_state(M& model) {
+  std::vector<NamedTensor> list;
+  const auto push = [&list](const std::string& name, const Tensor& tensor) {
+    if (tensor.defined()) {
+      list.push_back({name, tensor});
+    }
+  };
+  if constexpr (is_script_module<std::remove_const_t<M>>) {
+    for (const auto& item : model.named_parameters()) {
+      push(item.name, item.value);
+    }
+    for (const auto& item : model.named_buffers()) {
+      push(item.name, item.value);
+    }
+  } else {
+    for (const auto& item : nn_module(model).named_parameters()) {
+      push(item.key(), item.value());
+    }
+    for (const auto& item : nn_module(model).named_buffers()) {
+      push(item.key(), item.value());
     }
   }
   return list;

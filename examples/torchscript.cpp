@@ -1,0 +1,211 @@
+// Trains a network from Python: TorchScript in, MixMatch with a moving average here, TorchScript out.
+// examples/python/export_model.py writes such a file; torch.jit.load reads the result.
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <fmt/format.h>
+#include <torch/script.h>
+#include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <exception>
+#include <filesystem>
+#include <sstream>
+#include <string>
+#include <vector>
+
+namespace fs = std::filesystem;
+namespace mm = mixmatch;
+using torch::Tensor;
+
+namespace {
+
+struct Options {
+  std::string model, data, out = "trained.pt", safetensors, device = "auto";
+  int64_t labels = 40, steps = 600, batch = 32;
+  uint64_t seed = 1;
+  double learning_rate = 2e-3, lambda_u = 75;
+  int threads = 0;
+};
+
+/// What went wrong in one line: TorchScript tells it after a traceback, others before one.
+std::string reason_of(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  const std::string mark = "\nRuntimeError: ";
+  if (const auto at = text.rfind(mark); at != text.npos) {
+    text.erase(0, at + mark.size());
+  }
+  return text.substr(0, text.find('\n'));
+}
+
+/// The module of a file, after one pass of images like those to come.
+torch::jit::Module load_model(const std::string& path, const mm::data::ImageDataset& data,
+                              torch::Device device) {
+  TORCH_CHECK(fs::is_regular_file(path), "--model ", path, ": there is no such file");
+  torch::jit::Module model;
+  try {
+    model = torch::jit::load(path, device);
+  } catch (const std::exception& error) {
+    TORCH_CHECK(false, "--model ", path, " is no TorchScript module: ", reason_of(error));
+  }
+  const Tensor images = mm::augment::normalize(data.images.narrow(0, 0, 2).to(device));
+  c10::IValue result;
+  try {
+    torch::NoGradGuard no_grad;
+    model.eval();
+    result = model.forward({images});
+  } catch (const std::exception& error) {
+    TORCH_CHECK(false, "--model ", path, ": forward of images ", images.sizes(),
+                " fails: ", reason_of(error));
+  }
+  const std::array<int64_t, 2> shape{2, data.num_classes()};
+  const at::IntArrayRef expected(shape);
+  TORCH_CHECK(result.isTensor(), "--model ", path, ": forward must return logits, got a ", result.tagKind());
+  TORCH_CHECK(result.toTensor().sizes() == expected, "--model ", path, ": forward of images ", images.sizes(),
+              " must return logits ", expected, " for the data's ", data.num_classes(), " classes, got ",
+              result.toTensor().sizes());
+  model.train();
+  return model;
+}
+
+std::vector<Tensor> trainable(const torch::jit::Module& model) {
+  std::vector<Tensor> parameters;
+  for (const Tensor& parameter : model.parameters()) {
+    if (parameter.requires_grad()) {
+      parameters.push_back(parameter);
+    }
+  }
+  return parameters;
+}
+
+int train(const Options& o) {
+  const auto device = mm::training::parse_device(o.device);
+  for (const auto& path : {o.out, o.safetensors}) {
+    const auto parent = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
+    TORCH_CHECK(fs::is_directory(parent) && !fs::is_directory(path), "cannot write ", path,
+                fs::is_directory(path) ? ": it is a directory" : ": its directory does not exist");
+  }
+  auto data = o.data.empty() ? mm::data::make_shapes(4000, 1)
+                             : mm::data::load_cifar10(o.data, mm::data::Split::train);
+  const auto test =
+      o.data.empty() ? mm::data::make_shapes(1000, 2) : mm::data::load_cifar10(o.data, mm::data::Split::test);
+  const auto split = mm::data::split_labels(data.labels, o.labels, /*num_validation=*/0, o.seed);
+  TORCH_CHECK(split.unlabeled.size(0) > 0, "--labels ", o.labels, " leaves no unlabeled image of ",
+              data.size());
+  data.images = data.images.to(device);
+  data.labels = data.labels.to(device);
+
+  torch::manual_seed(o.seed);
+  auto model = load_model(o.model, data, device);
+  const auto parameters = trainable(model);
+  TORCH_CHECK(!parameters.empty(), "--model ", o.model,
+              " has no parameter that takes a gradient: was it frozen before it was exported?");
+  torch::optim::Adam optimizer(parameters, torch::optim::AdamOptions(o.learning_rate));
+  mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.99).warmup(true));
+  mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.steps));
+  auto generator = at::detail::createCPUGenerator(o.seed);
+  mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
+  mm::data::BatchStream labeled(split.labeled, o.batch, o.seed);
+  mm::data::BatchStream unlabeled(split.unlabeled, o.batch, o.seed + 1);
+
+  const int64_t tenth = std::max<int64_t>(1, o.steps / 10);
+  double first = 0, last = 0;
+  mm::training::Progress progress("MixMatch", o.steps);
+  for (int64_t step = 0; step < o.steps; ++step) {
+    const Tensor rows = labeled.next().to(device);
+    const Tensor u = data.images.index_select(0, unlabeled.next().to(device));
+    const auto mixed = mm::mixmatch_batch(model, augment, data.images.index_select(0, rows),
+                                          data.labels.index_select(0, rows), u, {}, generator);
+
+    // As with any other model: one pass that moves the batch-norm statistics, K that do not.
+    auto batches = mixed.unlabeled_inputs.split(o.batch);
+    batches.insert(batches.begin(), mixed.labeled_inputs);
+    batches = mm::interleave(batches);
+    std::vector<Tensor> logits{mm::forward(model, batches[0])};
+    {
+      mm::BatchNormFreeze freeze(model);
+      for (size_t i = 1; i < batches.size(); ++i) {
+        logits.push_back(mm::forward(model, batches[i]));
+      }
+    }
+    logits = mm::interleave(logits);
+    const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
+    const auto loss = criterion(logits[0], mixed.labeled_targets, logits_u, mixed.unlabeled_targets, step);
+    loss.total.backward();
+    mm::training::optimizer_step(optimizer, ema, o.learning_rate, /*weight_decay=*/0.02);
+
+    const double value = loss.labeled.item<double>();
+    if (!std::isfinite(value)) {
+      progress.finish();
+      fmt::print(stderr, "torchscript: the loss is {} at step {}; nothing was written\n", value, step + 1);
+      return 1;
+    }
+    first += step < tenth ? value : 0;
+    last += step >= o.steps - tenth ? value : 0;
+    progress.update(step + 1, fmt::format("labeled loss {:.3f}", value));
+  }
+  progress.finish();
+  const auto evaluate = mm::training::EvaluateOptions().device(device);
+  const double error =
+      mm::training::error_percent([&](const Tensor& images) { return ema.forward(images); }, test, evaluate);
+
+  // The averages are the result. On the CPU, so that Python can read them anywhere.
+  const auto averages = ema.average_parameters();
+  model.eval();
+  model.to(torch::kCPU);
+  std::ostringstream bytes;
+  model.save(bytes);
+  mm::training::write_file_atomically(o.out, bytes.str());
+  if (!o.safetensors.empty()) {
+    mm::save_safetensors(o.safetensors, model, {{"format", "pt"}});
+  }
+  const auto steps = static_cast<double>(tenth);
+  fmt::print("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n", first / steps, last / steps);
+  fmt::print("test error: {:.2f} %\n", error);
+  return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  Options o;
+  CLI::App app("Trains a TorchScript model from Python with MixMatch and writes the averaged model back.");
+  app.add_option("--model", o.model, "TorchScript file: images [N, 3, 32, 32] to logits [N, 10]")->required();
+  app.add_option("--data", o.data, "Directory of CIFAR-10's binary version; procedural shapes by default");
+  app.add_option("--out", o.out, "TorchScript file to write, in evaluation mode")->capture_default_str();
+  app.add_option("--safetensors", o.safetensors, "File to write the averaged weights to as well");
+  app.add_option("--labels", o.labels, "Labeled images, class-balanced")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--steps", o.steps, "Optimiser steps")->check(CLI::PositiveNumber)->capture_default_str();
+  app.add_option("--batch", o.batch, "Labeled images a step, and unlabeled ones")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--seed", o.seed, "Seed of split, batches, augmentation and MixUp")->capture_default_str();
+  app.add_option("--lr", o.learning_rate, "Adam's learning rate")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--lambda-u", o.lambda_u, "Weight of the unlabeled loss")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
+  app.add_option("--threads", o.threads, "CPU threads; 0 = one a processor")->check(CLI::NonNegativeNumber);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("torchscript: {} (--help lists the options)\n", error.what());
+  });
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  mm::training::set_threads(o.threads);
+  return train(o);
+} catch (const std::exception& error) {
+  fmt::print(stderr, "torchscript: {}\n", reason_of(error));
+  return 2;
+}

@@ -1,0 +1,277 @@
+// Weights to and from the real Python packages: safetensors, numpy and PyTorch. tests/python/weights.py is
+// the other half.
+
+#include <torch/script.h>
+#include <mixmatch/mixmatch.hpp>
+
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "python.hpp"
+#include "subprocess.hpp"
+#include "test_util.hpp"
+
+namespace fs = std::filesystem;
+namespace mm = mixmatch;
+using torch::Tensor;
+
+namespace {
+
+const std::string source_dir = MIXMATCH_SOURCE_DIR;
+
+std::string interpreter() { return python_or_skip("torch, safetensors, numpy"); }
+
+/// Runs a script; its traceback is the test's message.
+void run_python(const std::string& python, const std::string& script,
+                const std::vector<std::string>& arguments) {
+  std::vector<std::string> command{python, "-B", "-W", "ignore", source_dir + script};
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  const auto finished = run(command);
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+}
+
+void weights_py(const std::string& python, const std::vector<std::string>& arguments) {
+  run_python(python, "/tests/python/weights.py", arguments);
+}
+
+const mm::SafetensorsMetadata metadata{{"format", "pt"}, {"note", "quoted \"é\" \\ \n \U0001f600"}};
+
+/// What weights.py calls `expected`.
+std::map<std::string, Tensor> expected_tensors(bool with_bfloat16 = true) {
+  std::map<std::string, Tensor> tensors;
+  const std::vector<std::pair<std::string, at::ScalarType>> types{
+      {"f64", at::kDouble}, {"f32", at::kFloat}, {"f16", at::kHalf},  {"bf16", at::kBFloat16},
+      {"i64", at::kLong},   {"i32", at::kInt},   {"i16", at::kShort}, {"i8", at::kChar},
+      {"u8", at::kByte},    {"bool", at::kBool}};
+  for (const auto& [name, type] : types) {
+    if (type == at::kBFloat16 && !with_bfloat16) {
+      continue;
+    }
+    Tensor values = torch::empty({2, 3, 4, 2}, at::kDouble);
+    auto* data = values.data_ptr<double>();
+    for (int i = 0; i < 48; ++i) {
+      data[i] = type == at::kBool ? (i % 3 == 0 ? 1 : 0) : at::isFloatingType(type) ? 0.25 * i - 2.5 : i;
+    }
+    tensors[name] = values.to(type);
+    tensors[name + ".scalar"] = tensors[name][1][2][3][1].clone();
+    tensors[name + ".empty"] = torch::empty({0, 3}, type);
+  }
+  tensors["name é \n"] = torch::tensor({1.F, 2.F});
+  return tensors;
+}
+
+void check_tensors(const fs::path& path, const std::map<std::string, Tensor>& expected) {
+  const auto read = mm::read_safetensors(path);
+  CHECK(read.size() == expected.size());
+  for (const auto& [name, tensor] : read) {
+    INFO(name);
+    REQUIRE(expected.count(name) == 1);
+    CHECK(tensor.scalar_type() == expected.at(name).scalar_type());
+    CHECK(torch::equal(tensor, expected.at(name)));
+  }
+}
+
+Tensor tensor_of(const fs::path& path, const std::string& name) {
+  for (const auto& [known, tensor] : mm::read_safetensors(path)) {
+    if (known == name) {
+      return tensor;
+    }
+  }
+  FAIL("no " << name);
+  return {};
+}
+
+/// Equal within 1e-5, and not all the same.
+void check_logits(const Tensor& found, const Tensor& expected) {
+  INFO("largest difference " << (found - expected).abs().max().item<double>());
+  CHECK(torch::allclose(found, expected, 1e-5, 1e-5));
+  CHECK(expected.std().item<double>() > 1e-3);
+}
+
+mm::models::WideResNet network() {
+  return mm::models::WideResNet(
+      mm::models::WideResNetOptions(10).depth(16).widen_factor(2).batch_norm_momentum(0.1));
+}
+
+template <class M>
+Tensor evaluate(M& model, const Tensor& images) {
+  torch::NoGradGuard no_grad;
+  mm::detail::EvaluationModeGuard evaluation(model);
+  return mm::forward(model, images);
+}
+
+}  // namespace
+
+TEST_CASE("tensors of every dtype from C++ in Python") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  mm::NamedTensors tensors;
+  for (const auto& [name, tensor] : expected_tensors()) {
+    // Python must not see strides.
+    tensors.emplace_back(name,
+                         tensor.dim() == 4 ? tensor.contiguous(at::MemoryFormat::ChannelsLast) : tensor);
+  }
+  mm::write_safetensors(dir / "a.safetensors", tensors, metadata);
+  weights_py(python, {"check", (dir / "a.safetensors").string()});
+}
+
+TEST_CASE("tensors of every dtype from Python in C++") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  const fs::path from_torch = dir / "torch.safetensors", from_numpy = dir / "numpy.safetensors";
+  weights_py(python, {"write", from_torch.string(), from_numpy.string()});
+  check_tensors(from_torch, expected_tensors());
+  check_tensors(from_numpy, expected_tensors(/*with_bfloat16=*/false));
+  CHECK(mm::read_safetensors_metadata(from_torch) == metadata);
+  CHECK(mm::read_safetensors_metadata(from_numpy).empty());
+}
+
+TEST_CASE("a module under two names, there and back") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  struct Shared : torch::nn::Module {
+    Shared() {
+      first = register_module("first", torch::nn::Linear(3, 3));
+      register_module("again", first);
+    }
+    Tensor forward(const Tensor& x) { return first(x); }
+    torch::nn::Linear first{nullptr};
+  } model;
+  const Tensor weight = torch::arange(1, 10, at::kFloat).view({3, 3});
+  {
+    torch::NoGradGuard no_grad;
+    model.first->weight.copy_(weight);
+    model.first->bias.fill_(0.5);
+  }
+  TempDir dir;
+  const fs::path to = dir / "to.safetensors", from = dir / "from.safetensors";
+  mm::save_safetensors(to, model);
+  weights_py(python, {"shared", to.string(), from.string()});
+  mm::load_safetensors(from, model);
+  CHECK(torch::equal(model.first->weight, 2 * weight));
+  CHECK(torch::equal(model.first->bias, torch::ones({3})));
+}
+
+TEST_CASE("a Wide ResNet that C++ trained gives the same logits in Python, with its averages too") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  torch::manual_seed(1);
+  auto generator = at::detail::createCPUGenerator(1);
+  auto model = network();
+  mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.5));
+  torch::optim::Adam optimizer(model->parameters(), 0.01);
+  mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(75).rampup_steps(10));
+  mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
+  const auto data = mm::data::make_shapes(24, 1);
+  for (int64_t step = 0; step < 4; ++step) {
+    const auto batch =
+        mm::mixmatch_batch(model, augment, data.images.narrow(0, 0, 8), data.labels.narrow(0, 0, 8),
+                           data.images.narrow(0, 8, 8), {}, generator);
+    criterion(model->forward(batch.labeled_inputs), batch.labeled_targets,
+              model->forward(batch.unlabeled_inputs), batch.unlabeled_targets, step)
+        .total.backward();
+    mm::training::optimizer_step(optimizer, ema, 0.01, 0.02);
+  }
+
+  TempDir dir;
+  const fs::path weights = dir / "weights.safetensors", images = dir / "images.safetensors",
+                 result = dir / "result.safetensors";
+  const Tensor x = mm::augment::normalize(data.images.narrow(0, 16, 8));
+  mm::write_safetensors(images, {{"images", x}});
+  const auto python_logits = [&] {
+    weights_py(python, {"logits", weights.string(), images.string(), result.string()});
+    return tensor_of(result, "logits");
+  };
+  const Tensor live = evaluate(model, x), average = ema.forward(x);
+  CHECK_FALSE(torch::allclose(live, average, 1e-3, 1e-3));
+  mm::save_safetensors(weights, *model);
+  check_logits(python_logits(), live);
+  {
+    auto scope = ema.average_parameters();
+    mm::save_safetensors(weights, model);
+  }
+  check_logits(python_logits(), average);
+}
+
+TEST_CASE("a Wide ResNet from Python gives the same logits in C++") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  const fs::path weights = dir / "weights.safetensors", result = dir / "result.safetensors";
+  weights_py(python, {"make", weights.string(), result.string()});
+  auto model = network();
+  mm::training::to_channels_last(model);
+  mm::load_safetensors(weights, model);
+  CHECK(model->bn1->num_batches_tracked.item<int64_t>() == 12);
+  check_logits(evaluate(model, tensor_of(result, "images")), tensor_of(result, "logits"));
+}
+
+TEST_CASE("a TorchScript model from Python: forward, weights, training, and back") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  const fs::path exported = dir / "model.pt", trained_path = dir / "trained.pt";
+  const fs::path weights = dir / "weights.safetensors", images = dir / "images.safetensors",
+                 result = dir / "result.safetensors";
+  const Tensor x = mm::augment::normalize(mm::data::make_shapes(8, 3).images);
+  mm::write_safetensors(images, {{"images", x}});
+  run_python(python, "/examples/python/export_model.py", {exported.string()});
+  const auto check_in_python = [&](const fs::path& script, torch::jit::Module& model) {
+    weights_py(python, {"check_script", script.string(), weights.string(), images.string(), result.string()});
+    check_logits(tensor_of(result, "logits"), evaluate(model, x));
+  };
+
+  // Untrained: the same function, and the names of the Python module.
+  auto model = torch::jit::load(exported.string());
+  CHECK(model.is_training());
+  mm::save_safetensors(weights, model);
+  model.eval();
+  model.save((dir / "evaluation.pt").string());
+  check_in_python(dir / "evaluation.pt", model);
+
+  // Trained by the example program.
+  const auto finished =
+      run({MIXMATCH_TORCHSCRIPT, "--model", exported.string(), "--out", trained_path.string(),
+           "--safetensors", weights.string(), "--steps", "40", "--batch", "16", "--threads", "2"});
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  double first = 0, last = 0;
+  REQUIRE(std::sscanf(finished.out.c_str(), "labeled loss: %lf in the first tenth, %lf in the last", &first,
+                      &last) == 2);
+  CHECK(last < first);
+  auto trained = torch::jit::load(trained_path.string());
+  check_in_python(trained_path, trained);
+  for (const auto& parameter : model.named_parameters()) {
+    INFO(parameter.name);
+    for (const auto& after : trained.named_parameters()) {
+      if (after.name == parameter.name) {
+        CHECK_FALSE(torch::equal(after.value, parameter.value));
+      }
+    }
+  }
+
+  // The trained weights into the untrained module, and into the library's own network.
+  mm::load_safetensors(weights, model);
+  check_logits(evaluate(model, x), evaluate(trained, x));
+  mm::models::WideResNet own(mm::models::WideResNetOptions(10).depth(10).widen_factor(1));
+  mm::load_safetensors(weights, own);
+  check_logits(evaluate(own, x), evaluate(trained, x));
+}
