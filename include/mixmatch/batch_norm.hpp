@@ -98,6 +98,24 @@ inline double batch_norm_momentum(int64_t step, double momentum) {
   return std::max(momentum, 1.0 / static_cast<double>(step + 1));
 }
 
+namespace detail {
+
+/// f(norm) for each torch::nn::BatchNorm1d, 2d and 3d in a module.
+template <class M, class F>
+void for_each_batch_norm(M& model, F&& f) {
+  nn_module(model).apply([&f](torch::nn::Module& module) {
+    if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
+      f(*norm1);
+    } else if (auto* norm2 = module.as<torch::nn::BatchNorm2d>()) {
+      f(*norm2);
+    } else if (auto* norm3 = module.as<torch::nn::BatchNorm3d>()) {
+      f(*norm3);
+    }
+  });
+}
+
+}  // namespace detail
+
 /// Sets the momentum (LibTorch's sense: the share of the new batch, in [0, 1]) of every batch norm in a
 /// module.
 template <ModuleModel M>
@@ -107,15 +125,7 @@ void set_batch_norm_momentum(M& model, double momentum) {
       "mixmatch: set_batch_norm_momentum cannot reach into TorchScript, where the momentum is a constant");
   TORCH_CHECK(momentum >= 0 && momentum <= 1, "set_batch_norm_momentum: momentum must be in [0, 1], got ",
               momentum);
-  detail::nn_module(model).apply([momentum](torch::nn::Module& module) {
-    if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
-      norm1->options.momentum(momentum);
-    } else if (auto* norm2 = module.as<torch::nn::BatchNorm2d>()) {
-      norm2->options.momentum(momentum);
-    } else if (auto* norm3 = module.as<torch::nn::BatchNorm3d>()) {
-      norm3->options.momentum(momentum);
-    }
-  });
+  detail::for_each_batch_norm(model, [momentum](auto& norm) { norm.options.momentum(momentum); });
 }
 
 }  // namespace mixmatch

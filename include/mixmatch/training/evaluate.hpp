@@ -1,20 +1,10 @@
 #pragma once
 
-#include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/model.hpp>
-#include <mixmatch/training/precision.hpp>
-
-#include <algorithm>
-#include <optional>
+#include <mixmatch/training/predict.hpp>
 
 namespace mixmatch::training {
-
-struct EvaluateOptions {
-  TORCH_ARG(int64_t, batch_size) = 250;
-  TORCH_ARG(at::ScalarType, precision) = at::kFloat;
-  TORCH_ARG(torch::Device, device) = torch::kCPU;
-};
 
 /// Share of images in percent that the predictor, any callable `Tensor(const Tensor& images)` that returns
 /// logits, puts into another class than their label. Images are normalised to [-1, 1]; nothing is augmented
@@ -23,17 +13,12 @@ struct EvaluateOptions {
 template <class Predictor>
 double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
                      const EvaluateOptions& options = {}) {
-  TORCH_CHECK(dataset.size() > 0, "error_percent: the data set holds no images");
-  TORCH_CHECK(options.batch_size() > 0, "error_percent: batch_size must be > 0, got ", options.batch_size());
-  torch::NoGradGuard no_grad;
-  Autocast autocast(options.device(), options.precision());
   int64_t wrong = 0;
-  for (int64_t begin = 0; begin < dataset.size(); begin += options.batch_size()) {
-    const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
-    const Tensor images = augment::normalize(dataset.images.narrow(0, begin, count).to(options.device()));
-    const Tensor predicted = predictor(images).argmax(1).to(torch::kCPU);
-    wrong += predicted.ne(dataset.labels.narrow(0, begin, count)).sum().template item<int64_t>();
-  }
+  detail::for_each_logits(
+      "error_percent", predictor, dataset.images, options, [&](int64_t begin, const Tensor& logits) {
+        const Tensor predicted = logits.argmax(1).to(torch::kCPU);
+        wrong += predicted.ne(dataset.labels.narrow(0, begin, logits.size(0))).sum().item<int64_t>();
+      });
   return 100.0 * static_cast<double>(wrong) / static_cast<double>(dataset.size());
 }
 

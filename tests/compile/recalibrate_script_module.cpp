@@ -1,0 +1,7 @@
+// Must not compile, and must say why in one line.
+#include <mixmatch/training/recalibrate_batch_norm.hpp>
+
+int main() {
+  torch::jit::Module model;
+  mixmatch::training::BatchNormRecalibration recalibration(model, torch::zeros({1, 3, 2, 2}, at::kByte));
+}
