@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <exception>
 #include <filesystem>
@@ -44,6 +45,13 @@ inline std::string read_file(const std::filesystem::path& path) {
 
 inline void write_file(const std::filesystem::path& path, const std::string& text) {
   std::ofstream(path, std::ios::binary) << text;
+}
+
+/// Takes all permissions from the file; false for a user that needs none (root), for whom it can be read
+/// still.
+inline bool make_unreadable(const std::filesystem::path& path) {
+  std::filesystem::permissions(path, std::filesystem::perms::none);
+  return ::access(path.c_str(), R_OK) != 0;
 }
 
 /// The message of what `f` throws, without LibTorch's backtrace; "" if it throws nothing.
