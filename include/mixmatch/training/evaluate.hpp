@@ -30,7 +30,8 @@ double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
   int64_t wrong = 0;
   for (int64_t begin = 0; begin < dataset.size(); begin += options.batch_size()) {
     const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
-    const Tensor images = augment::normalize(dataset.images.narrow(0, begin, count).to(options.device()));
+    const Tensor rows = dataset.gather(at::arange(begin, begin + count, at::kLong));
+    const Tensor images = augment::normalize(rows.to(options.device()));
     const Tensor predicted = predictor(images).argmax(1).to(torch::kCPU);
     wrong += predicted.ne(dataset.labels.narrow(0, begin, count)).sum().template item<int64_t>();
   }
