@@ -11,7 +11,7 @@ for argument in "$@"; do
     *) set -- "$@" "$argument" ;;
   esac
 done
-need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev catch2
+need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2
 cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <exception>
@@ -67,6 +68,13 @@ inline uint32_t slow_crc(const std::string& bytes, uint32_t polynomial) {
     }
   }
   return ~crc;
+}
+
+/// Takes all permissions from the file; false for a user that needs none (root), for whom it can be read
+/// still.
+inline bool make_unreadable(const std::filesystem::path& path) {
+  std::filesystem::permissions(path, std::filesystem::perms::none);
+  return ::access(path.c_str(), R_OK) != 0;
 }
 
 /// The message of what `f` throws, without LibTorch's backtrace; "" if it throws nothing.

@@ -24,9 +24,14 @@
 
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
+#include <mixmatch/data/cifar100.hpp>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/data/image_folder.hpp>
+#include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/shapes.hpp>
+#include <mixmatch/data/stl10.hpp>
+#include <mixmatch/data/svhn.hpp>
 
 #include <mixmatch/models/wide_resnet.hpp>
 

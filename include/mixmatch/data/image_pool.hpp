@@ -1,0 +1,117 @@
+#pragma once
+
+#include <torch/types.h>
+#include <mixmatch/data/image_dataset.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::data {
+
+/// Several data sets one after the other, as if they were one, without copying their images: STL-10's
+/// unlabeled images and those of its training images whose labels are hidden; two folders of pictures; mapped
+/// sets beside sets in memory.
+///
+/// Row i is row i of the first set, while it lasts, then come those of the second, and so on. `labels` is
+/// int64 [N], all sets' labels joined; `class_names` are those of the first set that has any. The sets are
+/// uint8 [N, C, H, W] of the same C, H, W and device; throws c10::Error on others, and if no set holds a
+/// tensor. Copies of a pool share the images.
+class ImagePool {
+ public:
+  explicit ImagePool(std::vector<ImageDataset> sets) {
+    std::vector<Tensor> all_labels;
+    for (size_t i = 0; i < sets.size(); ++i) {
+      auto& set = sets[i];
+      if (class_names.empty()) {
+        class_names = set.class_names;
+      }
+      if (!set.images.defined()) {
+        continue;
+      }
+      TORCH_CHECK(set.images.dim() == 4 && set.images.scalar_type() == at::kByte, "ImagePool: set ", i,
+                  " must hold images uint8 [N, C, H, W], got ", set.images.scalar_type(), " ",
+                  set.images.sizes());
+      TORCH_CHECK(set.labels.defined() && set.labels.dim() == 1 && set.labels.scalar_type() == at::kLong &&
+                      set.labels.size(0) == set.size(),
+                  "ImagePool: set ", i, " must hold labels int64 [", set.size(), "], got ",
+                  set.labels.defined() ? c10::str(set.labels.scalar_type(), " ", set.labels.sizes())
+                                       : std::string("undefined"));
+      if (!sets_.empty()) {
+        const Tensor& first = sets_.front().images;
+        TORCH_CHECK(set.images.sizes().slice(1) == first.sizes().slice(1), "ImagePool: set ", i,
+                    " has images of ", set.images.sizes().slice(1), ", those before it of ",
+                    first.sizes().slice(1));
+        TORCH_CHECK(set.images.device() == first.device(), "ImagePool: set ", i, " is on ",
+                    set.images.device(), ", those before it on ", first.device());
+      }
+      all_labels.push_back(set.labels);
+      sets_.push_back(std::move(set));
+      ends_.push_back(size() + sets_.back().size());
+    }
+    TORCH_CHECK(!sets_.empty(), "ImagePool: none of ", sets.size(), " sets holds images");
+    labels = at::cat(all_labels);
+  }
+
+  Tensor labels;
+  std::vector<std::string> class_names;
+
+  int64_t size() const { return ends_.empty() ? 0 : ends_.back(); }
+  /// Height of the images.
+  int64_t image_size() const { return sets_.front().images.size(2); }
+  int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
+
+  /// The images at `indices` (int64 [B], any device), in that order: what gather_images would give of all the
+  /// sets' images joined. Of mapped sets nothing stays in memory, as in
+  /// ImageDataset::gather. Throws on indices of
+  /// another dtype or shape, or out of range.
+  Tensor gather(const Tensor& indices) const {
+    TORCH_CHECK(
+        indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
+        "ImagePool::gather: indices must be int64 [B], got ",
+        indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
+    if (sets_.size() == 1) {
+      return sets_.front().gather(indices);
+    }
+    const Tensor on_cpu = indices.cpu().contiguous();
+    const auto* index = on_cpu.data_ptr<int64_t>();
+    std::vector<std::vector<int64_t>> rows(sets_.size());    // of each set,
+    std::vector<std::vector<int64_t>> places(sets_.size());  // and where they go
+    for (int64_t i = 0; i < on_cpu.numel(); ++i) {
+      TORCH_CHECK(index[i] >= 0 && index[i] < size(), "ImagePool::gather: index ", index[i],
+                  " is out of range for ", size(), " images");
+      const auto set =
+          static_cast<size_t>(std::upper_bound(ends_.begin(), ends_.end(), index[i]) - ends_.begin());
+      rows[set].push_back(index[i] - (set == 0 ? 0 : ends_[set - 1]));
+      places[set].push_back(i);
+    }
+    const Tensor& first = sets_.front().images;
+    auto shape = first.sizes().vec();
+    shape[0] = on_cpu.numel();
+    const bool channels_last = std::all_of(sets_.begin(), sets_.end(), [](const ImageDataset& set) {
+      return !set.images.is_contiguous() && set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
+    });
+    Tensor out = at::empty(shape, first.options(),
+                           channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+    for (size_t set = 0; set < sets_.size(); ++set) {
+      if (!rows[set].empty()) {
+        out.index_copy_(0, at::tensor(places[set], at::kLong).to(out.device()),
+                        sets_[set].gather(at::tensor(rows[set], at::kLong)));
+      }
+    }
+    return out;
+  }
+
+  /// The labels at `indices` (int64 [B], any device), on `device`.
+  Tensor labels_of(const Tensor& indices, torch::Device device) const {
+    return gather_images(labels, indices).to(device);
+  }
+
+ private:
+  std::vector<ImageDataset> sets_;
+  std::vector<int64_t> ends_;
+};
+
+}  // namespace mixmatch::data
