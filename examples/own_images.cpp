@@ -8,6 +8,7 @@
 
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace mm = mixmatch;
 using mm::training::TrainingData;
@@ -88,13 +89,15 @@ int train_run(CLI::App& app, Options& o) {
 
   const Tensor rows = folder.labels.eq(-1).nonzero().view(-1);
   if (rows.size(0) > 0) {
-    const auto unlabeled = mm::data::take(folder, rows);
-    const Tensor probabilities =
-        mm::training::predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
-                                            unlabeled.images, mm::training::evaluate_options(o, device));
-    // The least certain first: those are worth a look.
-    mm::training::write_predictions(mm::training::RunDirectory::open(o.out).path() / "predictions.csv",
-                                    folder.unlabeled_files(), probabilities, folder.class_names);
+    const Tensor probabilities = mm::training::predict_probabilities(
+        [&](const Tensor& images) { return state.ema.forward(images); }, mm::data::take(folder, rows),
+        mm::training::evaluate_options(o, device));
+    std::vector<std::string> files;  // relative to unlabeled/
+    for (int64_t i = 0; i < rows.size(0); ++i) {
+      files.push_back(folder.files[static_cast<size_t>(rows[i].item<int64_t>())].substr(10));
+    }
+    mm::training::write_predictions(mm::training::RunDirectory::open(o.out).predictions(), files,
+                                    probabilities, folder.class_names);
   }
   fmt::print("model, report and predictions are in {}\n", o.out);
   return 0;

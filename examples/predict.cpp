@@ -45,7 +45,7 @@ std::vector<std::string> find_pictures(const std::vector<std::string>& inputs) {
 
 int predict(const Options& o) {
   const fs::path path =
-      fs::is_directory(o.model) ? mm::training::RunDirectory::open(o.model).weights() : o.model;
+      fs::is_directory(o.model) ? mm::training::RunDirectory::open(o.model).weights() : fs::path(o.model);
   auto classifier = mm::models::load_classifier(path);
   const auto device = mm::training::parse_device(o.device);
   classifier.model->to(device);

@@ -251,19 +251,15 @@ TEST_CASE("load_image_folder reads labeled and unlabeled pictures in order") {
   const auto dir = temp_dir();
   write_folder(dir.path());
   const ImageFolder folder = load_image_folder(dir.path(), 4);
-  CHECK(folder.labeled.class_names == std::vector<std::string>{"cat", "dog"});
-  CHECK(folder.unlabeled.class_names == folder.labeled.class_names);
-  CHECK(folder.labeled.images.sizes() == at::IntArrayRef({4, 3, 4, 4}));
-  CHECK(folder.labeled.images.scalar_type() == at::kByte);
-  CHECK(folder.labeled.labels.equal(at::tensor({0, 0, 1, 1}, at::kLong)));
-  CHECK(folder.labeled_files ==
-        std::vector<std::string>{"cat/deep/x.PNG", "cat/y.png", "dog/a.png", "dog/b.png"});
-  CHECK(folder.labeled.images.select(1, 0).select(1, 0).select(1, 0).equal(
-      at::tensor({4, 5, 1, 2}, at::kByte)));
-  CHECK(folder.unlabeled_files == std::vector<std::string>{"1/1.png", "2.png", "3.png"});
-  CHECK(folder.unlabeled.images.select(1, 0).select(1, 0).select(1, 0).equal(
-      at::tensor({11, 12, 13}, at::kByte)));
-  CHECK(folder.unlabeled.labels.equal(at::full({3}, -1, at::kLong)));
+  CHECK(folder.class_names == std::vector<std::string>{"cat", "dog"});
+  CHECK(folder.images.sizes() == at::IntArrayRef({7, 3, 4, 4}));
+  CHECK(folder.images.scalar_type() == at::kByte);
+  CHECK(folder.labels.equal(at::tensor({0, 0, 1, 1, -1, -1, -1}, at::kLong)));
+  CHECK(folder.files == std::vector<std::string>{"labeled/cat/deep/x.PNG", "labeled/cat/y.png",
+                                                 "labeled/dog/a.png", "labeled/dog/b.png",
+                                                 "unlabeled/1/1.png", "unlabeled/2.png", "unlabeled/3.png"});
+  CHECK(folder.images.select(1, 0).select(1, 0).select(1, 0).equal(
+      at::tensor({4, 5, 1, 2, 11, 12, 13}, at::kByte)));
   CHECK(folder.unreadable.empty());
 }
 
@@ -280,16 +276,14 @@ TEST_CASE("load_image_folder gives the same with any number of threads") {
   at::set_num_threads(3);
   const ImageFolder three = load_image_folder(dir.path(), 8);
   at::set_num_threads(2);
-  CHECK(one.unlabeled.images.equal(three.unlabeled.images));
-  CHECK(one.labeled.images.equal(three.labeled.images));
-  CHECK(one.unlabeled_files == three.unlabeled_files);
+  CHECK(one.images.equal(three.images));
+  CHECK(one.files == three.files);
   REQUIRE(one.unreadable.size() == 6);
   for (size_t i = 0; i < 6; ++i) {
     CHECK(one.unreadable[i].file == three.unreadable[i].file);
   }
-  for (size_t i = 0; i < one.unlabeled_files.size(); ++i) {
-    CHECK(one.unlabeled.images[static_cast<int64_t>(i)].equal(
-        decode_image(dir / ("unlabeled/" + one.unlabeled_files[i]), 8)));
+  for (size_t i = 0; i < one.files.size(); ++i) {
+    CHECK(one.images[static_cast<int64_t>(i)].equal(decode_image(dir / one.files[i], 8)));
   }
 }
 
@@ -299,10 +293,8 @@ TEST_CASE("load_image_folder needs no unlabeled pictures") {
   fs::remove_all(dir / "unlabeled");
   for (int i = 0; i < 2; ++i) {
     const ImageFolder folder = load_image_folder(dir.path(), 4);
-    CHECK(folder.unlabeled.size() == 0);
-    CHECK(folder.unlabeled.images.sizes() == at::IntArrayRef({0, 3, 4, 4}));
-    CHECK(folder.unlabeled.labels.sizes() == at::IntArrayRef({0}));
-    CHECK(folder.labeled.size() == 4);
+    CHECK(folder.size() == 4);
+    CHECK(folder.labels.ge(0).all().item<bool>());
     fs::create_directory(dir / "unlabeled");
   }
 }
@@ -312,9 +304,9 @@ TEST_CASE("load_image_folder takes names with blanks and other letters") {
   write_picture(dir / "labeled/big dog/my picture.png", png(1, 0, 0));
   write_picture(dir / "labeled/\xe7\x8c\xab/\xc3\xa9t\xc3\xa9.png", png(2, 0, 0));
   const ImageFolder folder = load_image_folder(dir.path(), 2);
-  CHECK(folder.labeled.class_names == std::vector<std::string>{"big dog", "\xe7\x8c\xab"});
-  CHECK(folder.labeled_files ==
-        std::vector<std::string>{"big dog/my picture.png", "\xe7\x8c\xab/\xc3\xa9t\xc3\xa9.png"});
+  CHECK(folder.class_names == std::vector<std::string>{"big dog", "\xe7\x8c\xab"});
+  CHECK(folder.files == std::vector<std::string>{"labeled/big dog/my picture.png",
+                                                 "labeled/\xe7\x8c\xab/\xc3\xa9t\xc3\xa9.png"});
 }
 
 TEST_CASE("load_image_folder leaves out what it cannot read, and lists it") {
@@ -325,11 +317,12 @@ TEST_CASE("load_image_folder leaves out what it cannot read, and lists it") {
   write_file(dir / "labeled/notes.txt", "");
   write_file(dir / "unlabeled/2.png", rgb_bmp.substr(0, rgb_bmp.size() - 5));
   const ImageFolder folder = load_image_folder(dir.path(), 4);
-  CHECK(folder.labeled.labels.equal(at::tensor({0, 0, 1, 1}, at::kLong)));
-  CHECK(folder.labeled_files.front() == "cat/deep/x.PNG");
-  CHECK(color(folder.labeled.images[0]) == "4,0,0");
-  CHECK(folder.unlabeled_files == std::vector<std::string>{"1/1.png", "3.png"});
-  CHECK(color(folder.unlabeled.images[1]) == "13,0,0");
+  CHECK(folder.labels.equal(at::tensor({0, 0, 1, 1, -1, -1}, at::kLong)));
+  CHECK(folder.files.front() == "labeled/cat/deep/x.PNG");
+  CHECK(color(folder.images[0]) == "4,0,0");
+  CHECK(folder.files[4] == "unlabeled/1/1.png");
+  CHECK(folder.files[5] == "unlabeled/3.png");
+  CHECK(color(folder.images[5]) == "13,0,0");
   REQUIRE(folder.unreadable.size() == 3);
   CHECK(folder.unreadable[0].file == "labeled/stray.png");
   CHECK(folder.unreadable[0].reason == "lies in no class folder");

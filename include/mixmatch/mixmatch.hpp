@@ -9,13 +9,14 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
+#include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/ramped_loss.hpp>
-#include <mixmatch/schedules.hpp>
 #include <mixmatch/safetensors.hpp>
+#include <mixmatch/schedules.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/weight_decay.hpp>
 
@@ -30,15 +31,19 @@
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/shapes.hpp>
+#include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/data/svhn.hpp>
 
+#include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/example_images.hpp>
+#include <mixmatch/training/finish_run.hpp>
 #include <mixmatch/training/image_grid.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
@@ -46,6 +51,13 @@
 #include <mixmatch/training/optimizer_step.hpp>
 #include <mixmatch/training/png.hpp>
 #include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/predictions_file.hpp>
 #include <mixmatch/training/progress.hpp>
 #include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/tensorboard.hpp>
+#include <mixmatch/training/train_classifier.hpp>
+#include <mixmatch/training/train_state.hpp>
+#include <mixmatch/training/training_data.hpp>
+#include <mixmatch/training/training_options.hpp>
+#include <mixmatch/training/training_run.hpp>

@@ -87,7 +87,7 @@ inline void check_little_endian(const std::string& context) {
 
 inline bool is_utf8(std::string_view text) {
   while (!text.empty()) {
-    const size_t length = training::detail::utf8_length(text);
+    const size_t length = mixmatch::detail::utf8_length(text);
     if (length == 0) {
       return false;
     }

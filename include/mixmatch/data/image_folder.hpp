@@ -207,20 +207,18 @@ struct UnreadableFile {
   std::string reason;
 };
 
-struct ImageFolder {
-  ImageDataset labeled;
-  ImageDataset unlabeled;                    ///< Labels are -1; size() 0 if there are no such pictures.
-  std::vector<std::string> labeled_files;    ///< One an image, relative to DIR/labeled.
-  std::vector<std::string> unlabeled_files;  ///< One an image, relative to DIR/unlabeled.
-  std::vector<UnreadableFile> unreadable;    ///< What was left out, and why.
+/// Pictures with a label, class by class, and then those without (-1).
+struct ImageFolder : ImageDataset {
+  std::vector<std::string> files;          ///< One an image, relative to the folder: "labeled/cat/1.png".
+  std::vector<UnreadableFile> unreadable;  ///< What was left out, and why.
 };
 
 namespace detail {
 
-/// The pictures `files` of dir/part, decoded on all threads; those that cannot be read are left out of
-/// `files` and `labels` too and go to `unreadable`.
-inline Tensor decode_pictures(const std::filesystem::path& dir, const std::string& part, int64_t size,
-                              bool strict, std::vector<std::string>& files, std::vector<int64_t>& labels,
+/// The pictures `files` of `dir`, decoded on all threads; those that cannot be read are left out of `files`
+/// and `labels` too and go to `unreadable`.
+inline Tensor decode_pictures(const std::filesystem::path& dir, int64_t size, bool strict,
+                              std::vector<std::string>& files, std::vector<int64_t>& labels,
                               std::vector<UnreadableFile>& unreadable) {
   const auto count = static_cast<int64_t>(files.size());
   const int64_t bytes = 3 * size * size;
@@ -232,7 +230,7 @@ inline Tensor decode_pictures(const std::filesystem::path& dir, const std::strin
   mixmatch::detail::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
     for (int64_t i = next++; i < count; i = next++) {
       auto& reason = reasons[static_cast<size_t>(i)];
-      reason = decode_picture(dir / part / files[static_cast<size_t>(i)], size, data + i * bytes);
+      reason = decode_picture(dir / files[static_cast<size_t>(i)], size, data + i * bytes);
       if (strict && !reason.empty()) {
         next = count;
       }
@@ -241,9 +239,8 @@ inline Tensor decode_pictures(const std::filesystem::path& dir, const std::strin
   size_t kept = 0;
   for (size_t i = 0; i < files.size(); ++i) {
     if (!reasons[i].empty()) {
-      const std::string name = part + "/" + files[i];
-      TORCH_CHECK(!strict, "load_image_folder: cannot read ", (dir / name).string(), ": ", reasons[i]);
-      unreadable.push_back({name, reasons[i]});
+      TORCH_CHECK(!strict, "load_image_folder: cannot read ", (dir / files[i]).string(), ": ", reasons[i]);
+      unreadable.push_back({files[i], reasons[i]});
       continue;
     }
     if (kept != i) {
@@ -307,26 +304,26 @@ inline ImageFolder load_image_folder(const std::filesystem::path& dir, int64_t s
   TORCH_CHECK(names.size() > 1, loader, ": ", labeled.string(), " holds one class folder, \"", names[0],
               "\"; expected at least two");
   std::vector<int64_t> labels;
-  for (size_t i = 0; i < names.size(); ++i) {
+  const auto add = [&](const std::string& part, int64_t label) {
     std::set<std::pair<dev_t, ino_t>> seen;
-    const size_t before = folder.labeled_files.size();
-    detail::add_images(loader, labeled / names[i], names[i] + "/", seen, folder.labeled_files);
-    TORCH_CHECK(folder.labeled_files.size() > before, loader, ": class folder ",
+    const size_t before = folder.files.size();
+    detail::add_images(loader, dir / part, part + "/", seen, folder.files);
+    std::sort(folder.files.begin() + static_cast<std::ptrdiff_t>(before), folder.files.end());
+    labels.resize(folder.files.size(), label);
+    return folder.files.size() > before;
+  };
+  for (size_t i = 0; i < names.size(); ++i) {
+    TORCH_CHECK(add("labeled/" + names[i], static_cast<int64_t>(i)), loader, ": class folder ",
                 (labeled / names[i]).string(),
                 " holds no pictures (png, jpg, jpeg, bmp, gif, tga, ppm, pgm)");
-    std::sort(folder.labeled_files.begin() + static_cast<std::ptrdiff_t>(before), folder.labeled_files.end());
-    labels.resize(folder.labeled_files.size(), static_cast<int64_t>(i));
   }
-  std::set<std::pair<dev_t, ino_t>> seen;
   if (is_directory(unlabeled)) {
-    detail::add_images(loader, unlabeled, "", seen, folder.unlabeled_files);
-    std::sort(folder.unlabeled_files.begin(), folder.unlabeled_files.end());
+    add("unlabeled", -1);
   }
-
-  folder.labeled.images = detail::decode_pictures(dir, "labeled", size, options.strict(),
-                                                  folder.labeled_files, labels, folder.unreadable);
+  folder.images =
+      detail::decode_pictures(dir, size, options.strict(), folder.files, labels, folder.unreadable);
   for (size_t i = 0; i < names.size(); ++i) {
-    if (!std::binary_search(labels.begin(), labels.end(), static_cast<int64_t>(i))) {
+    if (std::find(labels.begin(), labels.end(), static_cast<int64_t>(i)) == labels.end()) {
       const std::string begin = "labeled/" + names[i] + "/";
       const auto bad =
           std::find_if(folder.unreadable.begin(), folder.unreadable.end(),
@@ -335,12 +332,8 @@ inline ImageFolder load_image_folder(const std::filesystem::path& dir, int64_t s
                   " holds no readable picture; ", (dir / bad->file).string(), ": ", bad->reason);
     }
   }
-  std::vector<int64_t> none(folder.unlabeled_files.size(), -1);
-  folder.unlabeled.images = detail::decode_pictures(dir, "unlabeled", size, options.strict(),
-                                                    folder.unlabeled_files, none, folder.unreadable);
-  folder.labeled.labels = at::tensor(labels, at::kLong);
-  folder.unlabeled.labels = at::full({folder.unlabeled.size()}, -1, at::kLong);
-  folder.labeled.class_names = folder.unlabeled.class_names = std::move(names);
+  folder.labels = at::tensor(labels, at::kLong);
+  folder.class_names = std::move(names);
   return folder;
 }
 

@@ -70,7 +70,7 @@ class JsonCursor {
         continue;
       }
       const std::string_view rest = text_.substr(position_);
-      const size_t length = training::detail::utf8_length(rest);
+      const size_t length = mixmatch::detail::utf8_length(rest);
       if (length == 0 || static_cast<unsigned char>(rest.front()) < 0x20) {
         fail("UTF-8 without control characters");
       }

@@ -25,8 +25,8 @@ double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
   return 100.0 * static_cast<double>(wrong) / static_cast<double>(dataset.size());
 }
 
-/// error_percent of a model's own weights in evaluation mode; its modes are restored. NaN for an empty data set,
-/// such as a validation set that is not wanted.
+/// error_percent of a model's own weights in evaluation mode; its modes are restored. NaN for an empty data
+/// set, such as a validation set that is not wanted.
 template <class Model>
 double evaluate_model(Model& model, const data::ImageDataset& dataset, const EvaluateOptions& options = {}) {
   if (dataset.size() == 0) {

@@ -102,21 +102,24 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
   const auto& class_names = data.pool.class_names;
   const auto recalibrated = detail::recalibrated_errors(state, judged, data.pool, o.recalibrate, options);
 
-  JsonObject summary;
-  summary.set("method", o.method)
-      .set("seed", o.seed)
-      .set("labels", o.labels)
-      .set("steps", state.step)
-      .set("test_error", test_error)
-      .set("ema_test_error", ema_error)
-      .set("median_last20_test_error", median)
-      .set("validation_error", last("validation_error"))
-      .set(has_test ? "recalibrated_test_error" : "recalibrated_validation_error", recalibrated.raw)
-      .set(has_test ? "recalibrated_ema_test_error" : "recalibrated_ema_validation_error",
-           recalibrated.averaged)
-      .set("seconds_per_step", run.seconds_per_step());
+  const double validation_error = last("validation_error");
+  const std::string kind = has_test ? "test" : "validation";
+  const auto summary = JsonObject()
+                           .set("method", o.method)
+                           .set("seed", o.seed)
+                           .set("labels", data.split.labeled.size(0))
+                           .set("steps", state.step)
+                           .set("test_error", test_error)
+                           .set("ema_test_error", ema_error)
+                           .set("median_last20_test_error", median)
+                           .set("validation_error", validation_error)
+                           .set("recalibrated_" + kind + "_error", recalibrated.raw)
+                           .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
+                           .set("seconds_per_step", run.seconds_per_step());
 
   Report report;
+  report.title = fmt::format("{}: {} on {}", run.directory().path().filename().string(), o.method, o.data);
+  report.class_names = class_names;
   if (judged.size() > 0) {
     const Tensor probabilities = predict_probabilities(
         [&](const Tensor& images) { return state.ema.forward(images); }, judged.images, options);
@@ -124,12 +127,32 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
         confusion_matrix(judged.labels, probabilities.argmax(1), static_cast<int64_t>(class_names.size()));
     write_file_atomically(run.directory().confusion(), detail::confusion_csv(confusion, class_names));
     const auto errors = per_class_error(confusion);
-    fmt::print("{} error by class (averaged weights):", has_test ? "test" : "validation");
+    fmt::print("{} error by class (averaged weights):", kind);
     for (size_t i = 0; i < errors.size(); ++i) {
       fmt::print("{} {} {:.1f} %", i == 0 ? "" : ",", class_names[i], errors[i]);
     }
     fmt::print("\n");
+    report.confusion = confusion;
+    report.wrong_examples = wrong_examples(judged, probabilities, 24);
   }
+  report.metrics = read_metrics(run.directory().metrics());
+  report.config = config_of(o);
+  const auto percent = [&](const std::string& name, double error) {
+    if (!std::isnan(error)) {
+      report.summary.emplace_back(name, fmt::format("{:.2f} %", error));
+    }
+  };
+  report.summary = {{"images with a label", fmt::format("{}", data.split.labeled.size(0))},
+                    {"images without", fmt::format("{}", data.split.unlabeled.size(0))},
+                    {"steps", fmt::format("{}", state.step)},
+                    {"seconds a step", fmt::format("{:.3g}", run.seconds_per_step())}};
+  percent("test error, averaged weights", ema_error);
+  percent("test error, raw weights", test_error);
+  percent("median of the last 20 evaluations", median);
+  percent("validation error, averaged weights", validation_error);
+  percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
+  percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
+  write_report(run.directory().report(), report);
   models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
                           data.pool.image_size());
   write_file_atomically(run.directory().summary(), summary.str());

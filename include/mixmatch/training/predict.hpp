@@ -42,11 +42,11 @@ void for_each_logits(const std::string& function, Predictor& predictor, const da
 
 /// softmax(logits) of every image, float32 [N, L] on the CPU: row n sums to 1.
 ///
-/// `dataset`: N >= 1 images; labels are not looked at. The predictor is any callable `Tensor(const Tensor& images)` that
-/// returns logits [B, L]; it gets images normalised to [-1, 1], a batch at a time, on options.device().
-/// Nothing is augmented or drawn, no gradient is recorded. The predictor chooses weights and mode:
-/// EmaModel::forward does both. Throws on an empty set, batch_size < 1, or logits of another shape. See
-/// confusion_matrix and most_confident_errors for what to do with it.
+/// `dataset`: N >= 1 images; labels are not looked at. The predictor is any callable `Tensor(const Tensor&
+/// images)` that returns logits [B, L]; it gets images normalised to [-1, 1], a batch at a time, on
+/// options.device(). Nothing is augmented or drawn, no gradient is recorded. The predictor chooses weights
+/// and mode: EmaModel::forward does both. Throws on an empty set, batch_size < 1, or logits of another shape.
+/// See confusion_matrix and most_confident_errors for what to do with it.
 template <class Predictor>
 Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& dataset,
                              const EvaluateOptions& options = {}) {
@@ -63,6 +63,13 @@ Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& da
             .copy_(torch::softmax(mixmatch::detail::float_logits(logits), 1));
       });
   return probabilities;
+}
+
+/// The same for images alone, uint8 [N, C, H, W].
+template <class Predictor>
+Tensor predict_probabilities(Predictor&& predictor, const Tensor& images,
+                             const EvaluateOptions& options = {}) {
+  return predict_probabilities(predictor, data::ImageDataset{images, {}, {}}, options);
 }
 
 }  // namespace mixmatch::training

@@ -50,6 +50,7 @@ class RunDirectory {
   std::filesystem::path split() const { return path_ / "split.txt"; }
   std::filesystem::path report() const { return path_ / "report.html"; }
   std::filesystem::path confusion() const { return path_ / "confusion.csv"; }
+  std::filesystem::path predictions() const { return path_ / "predictions.csv"; }
   std::filesystem::path weights() const { return path_ / "model.safetensors"; }
 
  private:

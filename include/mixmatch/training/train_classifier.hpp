@@ -32,8 +32,8 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
   {
     Autocast autocast(device, parse_precision(o.precision));
     if (o.method == "supervised") {
-      loss.total = loss.labeled = soft_cross_entropy(state.model->forward(augment(x)),
-                                                     one_hot(labels, state.model->options().num_classes()));
+      loss.total = loss.labeled = soft_cross_entropy(
+          state.model->forward(augment(x)), mixmatch::one_hot(labels, state.model->options().num_classes()));
     } else {
       const Tensor unlabeled_rows = state.unlabeled->next();
       const Tensor u = pool.gather(unlabeled_rows).to(device);
