@@ -1,6 +1,7 @@
 #pragma once
 
 #include <sys/stat.h>
+#include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/detail/parallel.hpp>

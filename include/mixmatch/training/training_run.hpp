@@ -276,7 +276,11 @@ class TrainingRun {
   std::string status() const {
     std::string text;
     for (size_t i = 0; i < std::min<size_t>(latest_.size(), 3); ++i) {
-      text += fmt::format("{}{} {:.4g}", i == 0 ? "" : ", ", options_.values()[i], latest_[i]);
+      std::string_view name = options_.values()[i];
+      if (i > 0 && name.starts_with("loss_")) {
+        name.remove_prefix(5);
+      }
+      text += fmt::format("{}{} {:.4g}", i == 0 ? "" : ", ", name, latest_[i]);
     }
     // The last column with a value: a set without test images has a validation error at most.
     for (size_t i = 0; i < options_.errors().size() && i < errors_.size(); ++i) {
