@@ -31,15 +31,25 @@
 
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/guess_quality.hpp>
+#include <mixmatch/training/html.hpp>
 #include <mixmatch/training/image_grid.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
+#include <mixmatch/training/line_chart.hpp>
 #include <mixmatch/training/metrics.hpp>
+#include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/optimizer_step.hpp>
 #include <mixmatch/training/png.hpp>
 #include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/predict.hpp>
 #include <mixmatch/training/progress.hpp>
+#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/training/report.hpp>
 #include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/run_record.hpp>
 #include <mixmatch/training/tensorboard.hpp>
