@@ -9,7 +9,6 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
-#include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
@@ -35,25 +34,37 @@
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/data/svhn.hpp>
 
+#include <mixmatch/methods/mixmatch.hpp>
+
 #include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>
+#include <mixmatch/training/guess_quality.hpp>
+#include <mixmatch/training/html.hpp>
 #include <mixmatch/training/image_grid.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
+#include <mixmatch/training/line_chart.hpp>
 #include <mixmatch/training/metrics.hpp>
+#include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/optimizer_step.hpp>
 #include <mixmatch/training/png.hpp>
 #include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/predict.hpp>
 #include <mixmatch/training/predictions_file.hpp>
 #include <mixmatch/training/progress.hpp>
+#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/training/report.hpp>
 #include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/run_record.hpp>
 #include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/tensorboard.hpp>
 #include <mixmatch/training/train_classifier.hpp>

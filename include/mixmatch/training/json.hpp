@@ -1,6 +1,7 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/detail/utf8.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -12,29 +13,6 @@
 namespace mixmatch::training {
 
 namespace detail {
-
-/// Length of the valid UTF-8 sequence at the start of `text`, 0 if there is none.
-inline size_t utf8_length(std::string_view text) {
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned first = byte(0);
-  if (first < 0x80) {
-    return 1;
-  }
-  const size_t length = first >= 0xF0 ? 4 : first >= 0xE0 ? 3 : 2;
-  if (first < 0xC2 || first > 0xF4 || text.size() < length) {
-    return 0;
-  }
-  for (size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0U) != 0x80U) {
-      return 0;
-    }
-  }
-  const unsigned second = byte(1);
-  const bool overlong = (first == 0xE0 && second < 0xA0) || (first == 0xF0 && second < 0x90);
-  const bool surrogate = first == 0xED && second >= 0xA0;
-  const bool above_range = first == 0xF4 && second >= 0x90;
-  return overlong || surrogate || above_range ? 0 : length;
-}
 
 inline std::string json_quote(std::string_view text) {
   std::string quoted = "\"";
@@ -52,7 +30,7 @@ inline std::string json_quote(std::string_view text) {
       quoted += "\\r";
     } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
       quoted += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    } else if (length = utf8_length(text); length > 0) {
+    } else if (length = mixmatch::detail::utf8_length(text); length > 0) {
       quoted += text.substr(0, length);
     } else {
       quoted += "\\ufffd";  // JSON is UTF-8; a file name need not be

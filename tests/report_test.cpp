@@ -1,0 +1,193 @@
+#include <mixmatch/training/report.hpp>
+
+#include <limits>
+
+#include "catch.hpp"
+#include "sample_report.hpp"
+#include "test_util.hpp"
+
+using namespace mixmatch::training;
+
+namespace {
+
+size_t count_of(const std::string& text, const std::string& part) {
+  size_t count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + part.size())) {
+    ++count;
+  }
+  return count;
+}
+
+std::vector<std::string> titles(const std::vector<LineChart>& charts) {
+  std::vector<std::string> list;
+  for (const auto& chart : charts) {
+    list.push_back(chart.title);
+  }
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("report: every part is there, and nothing comes from outside") {
+  const Report report = sample_report();
+  const std::string page = render_report(report);
+  for (const std::string id : {"summary", "curves", "confusion", "wrong", "configuration"}) {
+    CHECK(count_of(page, "<section id=\"" + id + "\">") == 1);
+    CHECK(count_of(page, "<a href=\"#" + id + "\">") == 1);
+  }
+  CHECK(count_of(page, "class=\"missing\"") == 0);
+  CHECK(count_of(page, "<figure class=\"chart\">") == 6);
+  CHECK(count_of(page, "src=\"data:image/png;base64,iVBORw0KGgo") == 18);
+  CHECK(page.find("http") == std::string::npos);
+  for (const std::string before : {"\"", ",", " ", ">"}) {  // base64 may say anything
+    CHECK(count_of(page, before + "nan") == 0);
+  }
+  CHECK_THAT(page, contains("<dt>rampup-steps</dt><dd>16384</dd>"));
+  CHECK_THAT(page, contains("<dt>test error (EMA)</dt><dd>9.31 %</dd>"));
+  CHECK_THAT(page, contains("Without values: validation_error."));
+}
+
+TEST_CASE("report: names are text, never markup") {
+  Report report = sample_report();
+  report.metrics.columns[11] = "<script>x";
+  report.config.emplace_back("<i>", "'\"&<");
+  const std::string page = render_report(report);
+  CHECK_THAT(page, contains("<title>MixMatch, 250 labels &lt;seed 1&gt;</title>"));
+  CHECK_THAT(page, contains("<h1>MixMatch, 250 labels &lt;seed 1&gt;</h1>"));
+  CHECK(page.find("<b>moon") == std::string::npos);
+  CHECK(page.find("a<b>&c.png") == std::string::npos);
+  CHECK_THAT(page, contains("shapes/a&lt;b&gt;&amp;c.png"));
+  CHECK_THAT(page, contains("star &amp; &lt;b&gt;moon&lt;/b&gt;"));
+  CHECK_THAT(page, contains("&quot;h\xC3\xA9"
+                            "art&quot;"));
+  CHECK_THAT(page, contains("<dt>&lt;i&gt;</dt><dd>&#39;&quot;&amp;&lt;</dd>"));
+  CHECK(count_of(page, "<script>") == 1);
+}
+
+TEST_CASE("report: the confusion matrix as a table") {
+  Report report;
+  report.confusion = torch::tensor({90, 10, 0, 1, 0, 0, 0, 0, 0}, at::kLong).view({3, 3});
+  report.class_names = {"cat", "dog", "emu"};
+  const std::string page = render_report(report);
+  CHECK_THAT(page, contains("101 images, 11 of them in a wrong class: 10.89 %"));
+  CHECK_THAT(page, contains("<th scope=\"row\" title=\"cat\">cat</th><td class=\"sum share\" "
+                            "style=\"--w:10.0%\">10.00</td><td class=\"sum\">100</td><td class=\"g9\">90</td>"
+                            "<td class=\"b4\">10</td><td class=\"zero\">0</td></tr>"));
+  CHECK_THAT(
+      page, contains("100.00</td><td class=\"sum\">1</td><td class=\"b10\">1</td><td class=\"zero\">0</td>"));
+  // A class without an image has no error.
+  CHECK_THAT(page, contains("style=\"--w:0.0%\">\xE2\x80\x93</td><td class=\"sum\">0</td>"));
+  CHECK_THAT(page, contains("<li>cat taken for dog: 10</li>\n<li>dog taken for cat: 1</li>\n</ol>"));
+  report.class_names.clear();
+  CHECK_THAT(render_report(report), contains("<li>0 taken for 1: 10</li>"));
+}
+
+TEST_CASE("report: parts without data are left out, and named") {
+  const std::string nothing = render_report(Report());
+  CHECK(count_of(nothing, "<section") == 0);
+  CHECK_THAT(nothing,
+             contains("Not in this report: summary numbers, learning curves (no metrics), a confusion matrix "
+                      "(no labels known), wrongly classified images, the configuration."));
+  CHECK_THAT(nothing, contains("<title>Training run</title>"));
+  Report report;
+  report.title = "";
+  report.config = {{"a", "b"}};
+  report.confusion = torch::zeros({3, 3}, at::kLong);
+  report.metrics.columns = {"step", "loss"};
+  report.metrics.rows = {{1, std::numeric_limits<double>::quiet_NaN()}};
+  const std::string page = render_report(report);
+  CHECK(count_of(page, "<section") == 1);
+  CHECK_THAT(
+      page,
+      contains("Not in this report: summary numbers, learning curves (no metrics), a confusion matrix"));
+  CHECK_THAT(page, contains("<title>Training run</title>"));
+}
+
+TEST_CASE("report: a page of moderate size for long runs and many classes") {
+  CHECK(render_report(sample_report(20480)).size() < 400000);
+  const std::string hundred = render_report(sample_report_100());
+  CHECK(hundred.size() < 600000);
+  CHECK(count_of(hundred, "<th scope=\"row\"") == 100);
+  CHECK_THAT(render_report(sample_report(20480)),
+             contains("From 20,480 rows of metrics. Curves of more than 600 points"));
+}
+
+TEST_CASE("metrics_charts: columns by name") {
+  const auto charts = metrics_charts(sample_metrics(400));
+  CHECK(titles(charts) == std::vector<std::string>{"Loss", "Error", "Weight of the unlabeled loss",
+                                                   "Guessed labels", "Entropy of guessed labels",
+                                                   "learning_rate"});
+  CHECK(charts[0].logarithmic);
+  REQUIRE(charts[0].curves.size() == 3);
+  CHECK(charts[0].curves[2].name == "unlabeled");
+  REQUIRE(charts[1].curves.size() == 2);  // no validation error was measured
+  CHECK(charts[1].curves[1].name == "test, EMA");
+  CHECK_FALSE(charts[1].logarithmic);
+  CHECK(charts[0].x_label == "step");
+  CHECK(charts[0].curves[0].x[1] == 100);
+
+  // Supervised: the unlabeled loss is 0 throughout. No step column; an error and a loss of one's own.
+  MetricsTable table;
+  table.columns = {"loss", "loss_unlabeled", "loss_rotation", "train_error", "speed"};
+  table.rows = {{2, 0, 1, 50, 9}, {1, 0, 0.5, 40, 9}};
+  const auto others = metrics_charts(table);
+  CHECK(titles(others) == std::vector<std::string>{"Loss", "Error", "speed"});
+  CHECK_FALSE(others[0].logarithmic);
+  REQUIRE(others[0].curves.size() == 2);
+  CHECK(others[0].curves[1].name == "loss_rotation");
+  CHECK(others[1].curves[0].name == "train_error");
+  CHECK(others[0].x_label == "row");
+  CHECK(others[0].curves[0].x == std::vector<double>{1, 2});
+  CHECK(metrics_charts(MetricsTable()).empty());
+}
+
+TEST_CASE("wrong_examples: image, classes and confidence of the most confident errors") {
+  mixmatch::data::ImageDataset dataset{torch::arange(4 * 12, torch::kByte).view({4, 3, 2, 2}),
+                                       torch::tensor({0, 1, 1, 0}, at::kLong),
+                                       {"a", "b"}};
+  const auto probabilities = torch::tensor({0.9, 0.1, 0.75, 0.25, 0.875, 0.125, 0.5, 0.5}).view({4, 2});
+  const auto examples = wrong_examples(dataset, probabilities, 5);
+  REQUIRE(examples.size() == 2);
+  CHECK(torch::equal(examples[0].image, dataset.images[2]));
+  CHECK(examples[0].truth == 1);
+  CHECK(examples[0].predicted == 0);
+  CHECK(examples[0].confidence == 0.875);
+  CHECK(examples[1].confidence == 0.75);
+  Report report;
+  report.wrong_examples = examples;
+  report.class_names = dataset.class_names;
+  CHECK_THAT(render_report(report),
+             contains("true: <b>b</b><br>predicted: <b>a</b><br>confidence: 87.5 %</figcaption>"));
+}
+
+TEST_CASE("report: grey and floating-point images, and what does not fit") {
+  Report report;
+  report.wrong_examples.resize(1);
+  CHECK_THAT(error_of([&] { render_report(report); }), contains("image must be [C, H, W], got undefined"));
+  report.wrong_examples[0].image = torch::zeros({2, 2});
+  CHECK_THAT(error_of([&] { render_report(report); }), contains("image must be [C, H, W], got [2, 2]"));
+  report.wrong_examples[0].image = torch::zeros({1, 5, 7});
+  CHECK_THAT(render_report(report), contains("width=\"7\" height=\"5\""));
+  report.class_names = {"a"};
+  report.wrong_examples[0].predicted = 1;
+  CHECK_THAT(error_of([&] { render_report(report); }), contains("class must be in [0, 1), got 1"));
+  report.confusion = torch::ones({2, 2}, at::kLong);
+  CHECK_THAT(error_of([&] { render_report(report); }),
+             contains("class_names must hold one name a class of confusion, 2, got 1"));
+  report.confusion = torch::ones({2, 2});
+  CHECK_THAT(error_of([&] { render_report(report); }), contains("confusion must be int64 [L, L]"));
+}
+
+TEST_CASE("write_report: the file is the page, or stays as it was") {
+  const TempDir dir;
+  Report report;
+  report.config = {{"a", "b"}};
+  write_report(dir / "report.html", report);
+  CHECK(read_file(dir / "report.html") == render_report(report));
+  const std::string before = read_file(dir / "report.html");
+  report.confusion = torch::ones({2, 2});
+  CHECK_FALSE(error_of([&] { write_report(dir / "report.html", report); }).empty());
+  CHECK(read_file(dir / "report.html") == before);
+  CHECK_THAT(error_of([&] { write_report(dir / "none" / "report.html", Report()); }),
+             contains("cannot write"));
+}
