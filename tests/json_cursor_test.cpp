@@ -82,29 +82,31 @@ TEST_CASE("strings: escapes and UTF-8") {
 }
 
 TEST_CASE("strings that are none") {
-  CHECK_THAT(error_in_string(""), contains("byte 0: expected a string, got the end"));
-  CHECK_THAT(error_in_string("7"), contains("byte 0: expected a string, got \"7\""));
+  CHECK_THAT(error_in_string(""), contains("line 1 column 1: expected a string, got the end of the text"));
+  CHECK_THAT(error_in_string("7"), contains("line 1 column 1: expected a string, got '7'"));
   CHECK_THAT(error_in_string("'a'"), contains("expected a string"));
-  CHECK_THAT(error_in_string("\"abc"), contains("byte 4: expected the string's closing quote, got the end"));
+  CHECK_THAT(error_in_string("\"abc"), contains("line 1 column 5: expected a character of the string or its "
+                                                "closing quote, got the end of the text"));
   CHECK_THAT(error_in_string("\"abc\\\""), contains("closing quote"));
-  CHECK_THAT(error_in_string("\"a\nb\""), contains("byte 2: expected UTF-8 without control characters"));
-  CHECK_THAT(error_in_string(std::string("\"\0\"", 3)), contains("control characters"));
+  CHECK_THAT(error_in_string("\"a\nb\""),
+             contains("line 1 column 3: expected a character of the string or its closing quote"));
+  CHECK_THAT(error_in_string(std::string("\"\0\"", 3)), contains("a character of the string"));
   CHECK_THAT(error_in_string("\"\xff\""), contains("UTF-8"));
   CHECK_THAT(error_in_string("\"\xc0\xaf\""), contains("UTF-8"));      // overlong
   CHECK_THAT(error_in_string("\"\xed\xa0\x80\""), contains("UTF-8"));  // a surrogate
   CHECK_THAT(error_in_string("\"\xf4\x90\x80\x80\""), contains("UTF-8"));
   CHECK_THAT(error_in_string("\"\xe2\x82"), contains("UTF-8"));  // cut short
-  CHECK_THAT(error_in_string(R"("\x")"), contains("expected an escape"));
-  CHECK_THAT(error_in_string("\"\\"), contains("expected an escape"));
+  CHECK_THAT(error_in_string(R"("\x")"), contains("expected one of"));
+  CHECK_THAT(error_in_string("\"\\"), contains("expected one of"));
   CHECK_THAT(error_in_string(R"("\u12")"), contains("four hexadecimal digits"));
   CHECK_THAT(error_in_string(R"("\u12g4")"), contains("four hexadecimal digits"));
   CHECK_THAT(error_in_string(R"("\u-123")"), contains("four hexadecimal digits"));
   CHECK_THAT(error_in_string(R"("\u)"), contains("four hexadecimal digits"));
-  CHECK_THAT(error_in_string(R"("\udc00")"), contains("a high surrogate before"));
-  CHECK_THAT(error_in_string(R"("\ud800")"), contains("a low surrogate after"));
-  CHECK_THAT(error_in_string(R"("\ud800x")"), contains("a low surrogate after"));
-  CHECK_THAT(error_in_string(R"("\ud800\u0041")"), contains("a low surrogate after"));
-  CHECK_THAT(error_in_string("\"a\" \"b\""), contains("byte 4: expected the end"));
+  CHECK_THAT(error_in_string(R"("\udc00")"), contains("the first half of a surrogate pair before"));
+  CHECK_THAT(error_in_string(R"("\ud800")"), contains("the second half of a surrogate pair"));
+  CHECK_THAT(error_in_string(R"("\ud800x")"), contains("the second half of a surrogate pair"));
+  CHECK_THAT(error_in_string(R"("\ud800\u0041")"), contains("the second half of a surrogate pair"));
+  CHECK_THAT(error_in_string("\"a\" \"b\""), contains("line 1 column 5: expected the end of the text"));
 }
 
 TEST_CASE("whole numbers to their limits") {
@@ -116,18 +118,20 @@ TEST_CASE("whole numbers to their limits") {
     INFO(wrong);
     CHECK_THAT(error_in_integer(wrong), contains("expected "));
   }
-  CHECK_THAT(error_in_integer("-1"), contains("byte 0: expected a whole number in [0, 2^64), got \"-1\""));
+  CHECK_THAT(error_in_integer("-1"),
+             contains("line 1 column 1: expected a whole number in [0, 2^64), got '-'"));
 }
 
 TEST_CASE("lists and objects that are none") {
-  CHECK_THAT(error_in_integers("{}"), contains("expected a list, got \"{}\""));
-  CHECK_THAT(error_in_integers("[1"), contains("byte 2: expected ',' or ']', got the end"));
+  CHECK_THAT(error_in_integers("{}"), contains("expected a list, got '{'"));
+  CHECK_THAT(error_in_integers("[1"),
+             contains("line 1 column 3: expected ',' or ']', got the end of the text"));
   CHECK_THAT(error_in_integers("[1,]"), contains("expected a whole number"));
   CHECK_THAT(error_in_integers("[,1]"), contains("expected a whole number"));
   CHECK_THAT(error_in_integers("[1 2]"), contains("expected ',' or ']'"));
   CHECK_THAT(error_in_integers("[1}"), contains("expected ',' or ']'"));
-  CHECK_THAT(error_in_integers("[1]]"), contains("expected the end"));
-  CHECK_THAT(error_in_integers("[1] // one"), contains("expected the end"));
+  CHECK_THAT(error_in_integers("[1]]"), contains("expected the end of the text"));
+  CHECK_THAT(error_in_integers("[1] // one"), contains("expected the end of the text"));
   CHECK_THAT(error_in_integers("\xef\xbb\xbf[1]"), contains("expected a list"));  // a byte-order mark
   const auto error_in_object = [](const std::string& text) {
     return error_of([&] {
@@ -137,12 +141,12 @@ TEST_CASE("lists and objects that are none") {
     });
   };
   CHECK(error_in_object("{\"a\": 1, \"b\": 2}").empty());
-  CHECK(error_in_object("[]") == "x.json: byte 0: expected an object, got \"[]\"");
+  CHECK(error_in_object("[]") == "x.json: line 1 column 1: expected an object, got '['");
   CHECK_THAT(error_in_object("{a: 1}"), contains("expected a name in quotes"));
   CHECK_THAT(error_in_object("{\"a\" 1}"), contains("expected ':'"));
   CHECK_THAT(error_in_object("{\"a\":}"), contains("expected a whole number"));
   CHECK_THAT(error_in_object("{\"a\":1,}"), contains("expected a name in quotes"));
-  CHECK_THAT(error_in_object("{\"a\":1"), contains("expected ',' or '}', got the end"));
+  CHECK_THAT(error_in_object("{\"a\":1"), contains("expected ',' or '}', got the end of the text"));
   CHECK_THAT(error_in_object("{\"a\":[[[[[["), contains("expected a whole number"));
 }
 
@@ -151,6 +155,4 @@ TEST_CASE("messages are short and on one line whatever the text holds") {
   const std::string message = error_in_integers(text);
   CHECK(message.size() < 200);
   CHECK(message.find('\n') == std::string::npos);
-  CHECK(mixmatch::detail::quote_for_message("a\nb") == "\"a\\nb\"");
-  CHECK(mixmatch::detail::quote_for_message(std::string(500, 'y')).size() < 130);
 }

@@ -115,8 +115,9 @@ TEST_CASE("parse_json: what RFC 8259 does not allow, with its place") {
       {"\"\xC0\x80\"", "expected UTF-8"},
       {"\"\xED\xA0\x80\"", "expected UTF-8"},
       {"\"\xF5\x80\x80\x80\"", "expected UTF-8"},
-      {"{\"a\": 1, \"b\": 2, \"a\": 3}", "column 18: expected a name that the object does not have yet"},
-      {"{\"a\": 1, \"\\u0061\": 3}", "column 10: expected a name that the object does not have yet"},
+      {"{\"a\": 1, \"b\": 2, \"a\": 3}",
+       "expected an object with each name once before this, not \"a\" twice"},
+      {"{\"a\": 1, \"\\u0061\": 3}", "not \"a\" twice"},
   };
   for (const auto& [text, message] : cases) {
     INFO(text);
@@ -128,9 +129,9 @@ TEST_CASE("parse_json: what RFC 8259 does not allow, with its place") {
 TEST_CASE("parse_json: depth is limited, not the stack's patience") {
   const auto nested = [](size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
   CHECK(parse_json(nested(64)).kind == Kind::array);
-  CHECK_THAT(refusal(nested(66)), contains("column 66: expected at most 64 levels of arrays and objects"));
-  CHECK_THAT(refusal(std::string(1000000, '[')), contains("at most 64 levels"));
+  CHECK_THAT(refusal(nested(66)), contains("column 66: expected no further level of lists and objects"));
+  CHECK_THAT(refusal(std::string(1000000, '[')), contains("no further level"));
   CHECK(parse_json(nested(3), 3).items.size() == 1);
-  CHECK_THAT(error_of([&] { parse_json(nested(4) + "", 2); }), contains("at most 2 levels"));
-  CHECK_THAT(error_of([&] { parse_json("{\"a\": {\"b\": {\"c\": {}}}}", 2); }), contains("at most 2 levels"));
+  CHECK_THAT(error_of([&] { parse_json(nested(4) + "", 2); }), contains("no further level"));
+  CHECK_THAT(error_of([&] { parse_json("{\"a\": {\"b\": {\"c\": {}}}}", 2); }), contains("no further level"));
 }

@@ -247,11 +247,11 @@ TEST_CASE("read_safetensors: files that are none, in one line") {
   SECTION("no JSON") {
     check_header("[]", "does not begin with '{'");
     check_header(" {}", "does not begin with '{'");
-    check_header("{", "header, byte 1: expected a name in quotes, got the end");
-    check_header("{}x", "header, byte 2: expected the end");
+    check_header("{", "header, line 1 column 2: expected a name in quotes, got the end");
+    check_header("{}x", "header, line 1 column 3: expected the end");
     check_header("{} {}", "expected the end");
     check_header("{\"a\"}", "expected ':'");
-    check_header("{\"a\":1}", "expected an object, got \"1}\"");
+    check_header("{\"a\":1}", "expected an object, got '1'");
     check_header("{\"a\":null}", "expected an object");
     check_header("{\xff\"a\":{}}", "expected a name in quotes");
     check_header("{\"\xff\":{}}", "expected UTF-8");

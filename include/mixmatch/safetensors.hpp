@@ -5,8 +5,10 @@
 #include <fmt/ranges.h>
 #include <torch/arg.h>
 #include <mixmatch/detail/json_cursor.hpp>
+#include <mixmatch/detail/utf8.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/training/atomic_file.hpp>
+#include <mixmatch/training/json.hpp>
 
 #include <algorithm>
 #include <array>
@@ -79,6 +81,12 @@ struct SafetensorsHeader {
   std::vector<SafetensorsEntry> entries;
   std::map<std::string, std::string> metadata;
 };
+
+/// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
+inline std::string quote_for_message(std::string_view text) {
+  constexpr size_t longest = 120;
+  return training::detail::json_quote(text.substr(0, longest)) + (text.size() > longest ? "…" : "");
+}
 
 inline void check_little_endian(const std::string& context) {
   TORCH_CHECK(std::endian::native == std::endian::little, context,

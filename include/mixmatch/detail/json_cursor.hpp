@@ -2,7 +2,7 @@
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
-#include <mixmatch/training/json.hpp>
+#include <mixmatch/detail/utf8.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -14,37 +14,38 @@
 
 namespace mixmatch::detail {
 
-/// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
-inline std::string quote_for_message(std::string_view text) {
-  constexpr size_t longest = 120;
-  return training::detail::json_quote(text.substr(0, longest)) + (text.size() > longest ? "…" : "");
-}
-
-/// Reads JSON (RFC 8259) whose structure the caller knows, from front to back: whatever the text holds that
-/// was not asked for is an error, so that neither deep nesting nor long lists cost anything. Strict: UTF-8
-/// alone, no comments, no trailing commas, no lone surrogates. Duplicate keys are the caller's matter.
+/// Reads JSON (RFC 8259) from front to back, one value at a time, and keeps nothing: what the caller does not
+/// ask for is an error, so that neither deep nesting nor long lists cost anything. Strict: UTF-8 without a
+/// byte-order mark, no comments, no trailing commas, no lone surrogates. Duplicate names are the caller's
+/// matter. parse_json() is this for a value of any structure.
 ///
 ///     JsonCursor json(text, "config.json: ");
-///     json.object([&](std::string key) { values[key] = json.integer(); });
+///     json.object([&](std::string name) { values[name] = json.integer(); });
 ///     json.finish();
 ///
-/// Throws c10::Error in one line: `context`, the byte, what was expected and what came.
+/// Throws c10::Error "CONTEXTline L column C: expected WHAT, got WHAT"; columns count bytes.
 class JsonCursor {
  public:
   /// The text must outlive the cursor.
   explicit JsonCursor(std::string_view text, std::string context = "")
       : text_(text), context_(std::move(context)) {}
 
-  /// `member(std::string key)` reads each value.
+  /// The first character of the value that comes next; '\0' at the end of the text.
+  char peek() {
+    skip_space();
+    return next();
+  }
+
+  /// `member(std::string name)` reads each value.
   template <class Member>
   void object(Member&& member) {
     list('{', '}', "an object", [&] {
-      std::string key = string("a name in quotes");
+      std::string name = string("a name in quotes");
       skip_space();
       if (!take(':')) {
         fail("':'");
       }
-      member(std::move(key));
+      member(std::move(name));
     });
   }
 
@@ -62,17 +63,17 @@ class JsonCursor {
     }
     std::string result;
     while (!take('"')) {
-      if (position_ == text_.size()) {
-        fail("the string's closing quote");
+      const std::string_view rest = text_.substr(position_);
+      if (rest.empty() || static_cast<unsigned char>(rest.front()) < 0x20) {
+        fail("a character of the string or its closing quote");
       }
-      if (take('\\')) {
+      if (rest.front() == '\\') {
         escape(result);
         continue;
       }
-      const std::string_view rest = text_.substr(position_);
-      const size_t length = mixmatch::detail::utf8_length(rest);
-      if (length == 0 || static_cast<unsigned char>(rest.front()) < 0x20) {
-        fail("UTF-8 without control characters");
+      const size_t length = utf8_length(rest);
+      if (length == 0) {
+        fail("UTF-8");
       }
       result += rest.substr(0, length);
       position_ += length;
@@ -80,42 +81,78 @@ class JsonCursor {
     return result;
   }
 
+  /// A number as it is written.
+  std::string number() {
+    skip_space();
+    const size_t begin = position_;
+    take('-');
+    if (!take('0')) {
+      digits();
+    } else if (is_digit(next())) {
+      fail("no digit after a leading 0");
+    }
+    if (take('.')) {
+      digits();
+    }
+    if (take('e') || take('E')) {
+      if (!take('+')) {
+        take('-');
+      }
+      digits();
+    }
+    return std::string(text_.substr(begin, position_ - begin));
+  }
+
   /// A whole number in [0, 2^64).
   uint64_t integer() {
     skip_space();
+    const size_t begin = position_;
     uint64_t value = 0;
-    const char* begin = text_.data() + position_;
-    const char* end = text_.data() + text_.size();
-    const auto [stop, error] = std::from_chars(begin, end, value);
-    const bool leading_zero = stop - begin > 1 && *begin == '0';
-    const bool goes_on = stop != end && (*stop == '.' || *stop == 'e' || *stop == 'E');
-    if (error != std::errc() || leading_zero || goes_on) {
-      fail("a whole number in [0, 2^64)");
+    const std::string text = is_digit(next()) ? number() : "";
+    const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error != std::errc() || stop != text.data() + text.size()) {
+      fail_at(begin, "a whole number in [0, 2^64)");
     }
-    position_ += static_cast<size_t>(stop - begin);
     return value;
+  }
+
+  /// Whether the text goes on with this word (true, false, null), which is then read.
+  bool word(std::string_view word) {
+    skip_space();
+    const bool here = text_.substr(position_).starts_with(word);
+    position_ += here ? word.size() : 0;
+    return here;
   }
 
   /// Throws unless nothing but white space is left.
   void finish() {
     skip_space();
     if (position_ != text_.size()) {
-      fail("the end");
+      fail("the end of the text");
     }
   }
 
-  [[noreturn]] void fail(const char* expected) const {
-    const std::string_view rest = text_.substr(position_);
-    TORCH_CHECK(false, context_, "byte ", position_, ": expected ", expected, ", got ",
-                rest.empty() ? "the end" : quote_for_message(rest.substr(0, 16)));
-  }
+  [[noreturn]] void fail(std::string_view expected) const { fail_at(position_, expected); }
 
  private:
-  void skip_space() {
-    while (position_ < text_.size() && std::string_view(" \t\n\r").find(text_[position_]) != text_.npos) {
-      ++position_;
+  [[noreturn]] void fail_at(size_t position, std::string_view expected) const {
+    const std::string_view before = text_.substr(0, position);
+    const auto line = std::count(before.begin(), before.end(), '\n') + 1;
+    const size_t column = position - (before.rfind('\n') + 1) + 1;  // npos + 1 is 0
+    std::string found = "the end of the text";
+    if (position < text_.size()) {
+      const char c = text_[position];
+      found = c > 0x20 && c < 0x7F ? fmt::format("'{}'", c)
+                                   : fmt::format("byte 0x{:02x}", static_cast<unsigned char>(c));
     }
+    TORCH_CHECK(false, context_, "line ", line, " column ", column, ": expected ", expected, ", got ", found);
   }
+
+  static bool is_digit(char c) { return c >= '0' && c <= '9'; }
+
+  char next() const { return position_ < text_.size() ? text_[position_] : '\0'; }
+
+  void skip_space() { position_ = std::min(text_.find_first_not_of(" \t\r\n", position_), text_.size()); }
 
   bool take(char c) {
     const bool here = position_ < text_.size() && text_[position_] == c;
@@ -142,52 +179,65 @@ class JsonCursor {
     }
   }
 
-  unsigned code_unit() {
-    unsigned value = 0;
-    const std::string_view digits = text_.substr(position_, 4);
-    const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
-    if (error != std::errc() || stop != digits.data() + 4) {
-      fail("four hexadecimal digits");
+  void digits() {
+    if (!is_digit(next())) {
+      fail("a digit");
     }
-    position_ += 4;
-    return value;
+    while (is_digit(next())) {
+      ++position_;
+    }
   }
 
   void escape(std::string& result) {
     constexpr std::string_view names = "\"\\/bfnrt", characters = "\"\\/\b\f\n\r\t";
-    if (position_ < text_.size()) {
-      const size_t known = names.find(text_[position_]);
-      if (known != names.npos) {
-        ++position_;
-        result += characters[known];
-        return;
-      }
+    const size_t begin = position_;
+    take('\\');
+    const char c = next();
+    if (const size_t known = names.find(c); c != '\0' && known != names.npos) {
+      ++position_;
+      result += characters[known];
+      return;
     }
     if (!take('u')) {
-      fail("an escape: one of \"\\/bfnrtu");
+      fail("one of \"\\/bfnrtu after a backslash");
     }
-    unsigned code = code_unit();
+    uint32_t code = code_unit();
     if (code >= 0xDC00 && code < 0xE000) {
-      fail("a high surrogate before the low one");
+      fail_at(begin, "the first half of a surrogate pair before the second");
     }
     if (code >= 0xD800 && code < 0xDC00) {
-      const bool escaped = take('\\') && take('u');
-      const unsigned low = escaped ? code_unit() : 0;
-      if (low < 0xDC00 || low >= 0xE000) {
-        fail("a low surrogate after the high one");
+      const size_t second_begin = position_;
+      const uint32_t second = take('\\') && take('u') ? code_unit() : 0;
+      if (second < 0xDC00 || second >= 0xE000) {
+        fail_at(second_begin, "the second half of a surrogate pair");
       }
-      code = 0x10000 + ((code - 0xD800) << 10) + (low - 0xDC00);
+      code = 0x10000 + ((code - 0xD800) << 10) + (second - 0xDC00);
     }
     append_utf8(result, code);
   }
 
-  static void append_utf8(std::string& result, unsigned code) {
+  uint32_t code_unit() {
+    uint32_t code = 0;
+    for (int i = 0; i < 4; ++i) {
+      const char c = next();
+      const bool small = c >= 'a' && c <= 'f';
+      const bool large = c >= 'A' && c <= 'F';
+      if (!is_digit(c) && !small && !large) {
+        fail("four hexadecimal digits after \\u");
+      }
+      code = code * 16 + static_cast<uint32_t>(is_digit(c) ? c - '0' : (small ? c - 'a' : c - 'A') + 10);
+      ++position_;
+    }
+    return code;
+  }
+
+  static void append_utf8(std::string& result, uint32_t code) {
     if (code < 0x80) {
       result += static_cast<char>(code);
       return;
     }
     const int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
-    const unsigned marks[] = {0, 0xC0, 0xE0, 0xF0};
+    const uint32_t marks[] = {0, 0xC0, 0xE0, 0xF0};
     result += static_cast<char>(marks[more] | (code >> (6 * more)));
     for (int i = more; i-- > 0;) {
       result += static_cast<char>(0x80 | ((code >> (6 * i)) & 0x3F));
