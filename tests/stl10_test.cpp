@@ -185,7 +185,12 @@ TEST_CASE("a mapped set larger than memory stays out of memory") {
     most = std::max(most, resident());
   }
   CHECK(sum == 0);
-  CHECK(most - before < (int64_t{64} << 20));
+#if defined(__SANITIZE_ADDRESS__)
+  constexpr int64_t bound = 400;  // it keeps freed memory for a while
+#else
+  constexpr int64_t bound = 64;
+#endif
+  CHECK(most - before < bound << 20);
 }
 
 TEST_CASE("load_stl10 refuses in one line that names the file") {

@@ -57,6 +57,9 @@ inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64
   const int64_t width = images.size(3);
   const int64_t plane = height * width;
   const int64_t bytes = images.size(1) * plane;
+  for (int64_t i = 0; i < count; ++i) {
+    file.will_read(offset + index[i] * bytes, bytes);
+  }
   const bool by_columns = !images.is_contiguous();
   Tensor rows = at::empty({count, images.size(1), height, width}, at::kByte);
   auto* out = rows.data_ptr<uint8_t>();
