@@ -176,7 +176,7 @@ inline std::string join(const std::vector<std::string>& parts, const char* separ
 /// one its last. Colours repeat after eight curves, with other dashes. A curve without a drawable point
 /// stands in the legend as "no values"; "" if no curve has one. Throws if a curve's x and y differ in length.
 inline std::string render_line_chart(const LineChart& chart) {
-  constexpr double left = 50, right = 402, top = 30, bottom = 226;
+  constexpr double left = 50, right = 402, top = 32, bottom = 226;
   constexpr size_t max_dots = 80;
   std::vector<Curve> curves;
   double low_x = std::numeric_limits<double>::infinity(), high_x = -low_x, low_y = low_x, high_y = -low_x;
@@ -218,7 +218,7 @@ inline std::string render_line_chart(const LineChart& chart) {
                      bottom);
   svg += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>", (left + right) / 2,
                      bottom + 34, escape_html(chart.x_label));
-  svg += fmt::format("<text x=\"4\" y=\"11\">{}{}</text>\n", escape_html(chart.y_label),
+  svg += fmt::format("<text x=\"4\" y=\"13\">{}{}</text>\n", escape_html(chart.y_label),
                      chart.logarithmic ? " (log scale)" : "");
   svg += fmt::format("<line class=\"cross\" x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"/>\n", left, left, top,
                      bottom);

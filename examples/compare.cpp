@@ -1,0 +1,307 @@
+// Several training runs side by side: a table in the terminal, and one page with their error curves. Reads
+// what cifar10 leaves in its run directories; finished or not.
+
+#include <fmt/format.h>
+#include <mixmatch/mixmatch.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+#include <numeric>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mm = mixmatch;
+
+namespace {
+
+constexpr double none = std::numeric_limits<double>::quiet_NaN();
+
+/// A run and the numbers that are compared; NaN where there is none.
+struct Run {
+  mm::training::RunRecord record;
+  int64_t step = 0;  // where it is, or was stopped
+  double test_error = none, ema_test_error = none, median_error = none, seconds_per_step = none;
+};
+
+std::string setting(const Run& run, const std::string& name) {
+  const std::string* value = mm::training::find_setting(run.record.config, name);
+  return value != nullptr ? *value : "-";
+}
+
+/// A number of summary.json; null is NaN.
+double summary_number(const Run& run, const std::string& name) {
+  const std::string file = (run.record.path / "summary.json").string();
+  const std::string* text = mm::training::find_setting(run.record.summary, name);
+  TORCH_CHECK(text != nullptr, file, " has no \"", name, "\"");
+  double value = none;
+  if (*text != "null") {
+    const char* end = text->data() + text->size();
+    const auto parsed = std::from_chars(text->data(), end, value);
+    TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, file, ": \"", name,
+                "\" must be a number, got \"", *text, "\"");
+  }
+  return value;
+}
+
+std::vector<double> known_values(const mm::training::MetricsTable& metrics, const std::string& column) {
+  std::vector<double> values = metrics.column(column);
+  values.erase(std::remove_if(values.begin(), values.end(), [](double value) { return std::isnan(value); }),
+               values.end());
+  return values;
+}
+
+Run load_run(const std::string& path) {
+  Run run{mm::training::read_run(path)};
+  const auto whole = [](double step) { return std::isfinite(step) ? static_cast<int64_t>(step) : 0; };
+  if (run.record.finished) {
+    run.step = whole(summary_number(run, "steps"));
+    run.test_error = summary_number(run, "test_error");
+    run.ema_test_error = summary_number(run, "ema_test_error");
+    run.median_error = summary_number(run, "median_last20_test_error");
+    run.seconds_per_step = summary_number(run, "seconds_per_step");
+    return run;
+  }
+  // What the run has said so far: its last row, and the last evaluation up to it.
+  const auto last = [&](const std::string& column) {
+    const auto values = known_values(run.record.metrics, column);
+    return values.empty() ? none : values.back();
+  };
+  run.step = whole(last("step"));
+  run.test_error = last("test_error");
+  run.ema_test_error = last("ema_test_error");
+  run.median_error = mm::training::median_of_last(known_values(run.record.metrics, "ema_test_error"), 20);
+  return run;
+}
+
+/// Runs whose configurations are the same but for the seed.
+using Group = std::vector<const Run*>;
+
+std::vector<Group> group_by_config(const std::vector<Run>& runs) {
+  std::vector<std::pair<mm::training::Config, Group>> groups;
+  for (const Run& run : runs) {
+    mm::training::Config key = run.record.config;
+    key.erase(std::remove_if(key.begin(), key.end(), [](const auto& entry) { return entry.first == "seed"; }),
+              key.end());
+    std::sort(key.begin(), key.end());
+    const auto known =
+        std::find_if(groups.begin(), groups.end(), [&](const auto& group) { return group.first == key; });
+    if (known != groups.end()) {
+      known->second.push_back(&run);
+    } else {
+      groups.push_back({key, {&run}});
+    }
+  }
+  std::vector<Group> result;
+  for (auto& group : groups) {
+    result.push_back(std::move(group.second));
+  }
+  return result;
+}
+
+/// The settings besides those that every table shows in which the runs differ: what is being compared.
+std::vector<std::string> differing_settings(const std::vector<Run>& runs) {
+  std::vector<std::string> names;
+  for (const Run& run : runs) {
+    for (const auto& [name, value] : run.record.config) {
+      const bool shown = name == "method" || name == "seed" || name == "labels" || name == "steps";
+      const auto other = [&, &name = name](const Run& one) {
+        return setting(one, name) != setting(runs[0], name);
+      };
+      if (!shown && std::find(names.begin(), names.end(), name) == names.end() &&
+          std::any_of(runs.begin(), runs.end(), other)) {
+        names.push_back(name);
+      }
+    }
+  }
+  return names;
+}
+
+std::string number(double value, int digits) {
+  return std::isnan(value) ? "-" : fmt::format("{:.{}f}", value, digits);
+}
+
+/// Mean and, of two values or more, sample standard deviation.
+std::string mean_and_deviation(const std::vector<double>& values) {
+  const auto count = static_cast<double>(values.size());
+  if (values.empty()) {
+    return "-";
+  }
+  const double mean = std::accumulate(values.begin(), values.end(), 0.0) / count;
+  double squares = 0;
+  for (const double value : values) {
+    squares += (value - mean) * (value - mean);
+  }
+  return values.size() == 1 ? number(mean, 2)
+                            : fmt::format("{:.2f} \u00B1 {:.2f}", mean, std::sqrt(squares / (count - 1)));
+}
+
+struct Table {
+  std::vector<std::string> header;
+  std::vector<std::vector<std::string>> rows;
+};
+
+Table run_table(const std::vector<Run>& runs) {
+  const auto differing = differing_settings(runs);
+  Table table{{"run", "method", "seed", "labels"}, {}};
+  table.header.insert(table.header.end(), differing.begin(), differing.end());
+  for (const char* name :
+       {"steps", "test_error", "ema_test_error", "median_last20_test_error", "seconds_per_step"}) {
+    table.header.emplace_back(name);
+  }
+  for (const Run& run : runs) {
+    std::vector<std::string> row{run.record.path.string(), setting(run, "method"), setting(run, "seed"),
+                                 setting(run, "labels")};
+    for (const auto& name : differing) {
+      row.push_back(setting(run, name));
+    }
+    row.push_back(run.record.finished ? fmt::format("{}", run.step)
+                                      : fmt::format("{} of {}, unfinished", run.step, setting(run, "steps")));
+    for (const double error : {run.test_error, run.ema_test_error, run.median_error}) {
+      row.push_back(number(error, 2));
+    }
+    row.push_back(number(run.seconds_per_step, 4));
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+/// One row a group, over its finished runs.
+Table group_table(const std::vector<Run>& runs, const std::vector<Group>& groups) {
+  const auto differing = differing_settings(runs);
+  Table table{{"method", "labels"}, {}};
+  table.header.insert(table.header.end(), differing.begin(), differing.end());
+  for (const char* name : {"steps", "seeds", "test_error", "ema_test_error", "median_last20_test_error"}) {
+    table.header.emplace_back(name);
+  }
+  for (const Group& group : groups) {
+    std::string seeds;
+    std::vector<double> raw, averaged, median;
+    const auto add = [](std::vector<double>& values, double value) {
+      if (!std::isnan(value)) {
+        values.push_back(value);
+      }
+    };
+    for (const Run* run : group) {
+      if (run->record.finished) {
+        seeds += (seeds.empty() ? "" : ", ") + setting(*run, "seed");
+        add(raw, run->test_error);
+        add(averaged, run->ema_test_error);
+        add(median, run->median_error);
+      }
+    }
+    if (seeds.empty()) {
+      continue;
+    }
+    std::vector<std::string> row{setting(*group[0], "method"), setting(*group[0], "labels")};
+    for (const auto& name : differing) {
+      row.push_back(setting(*group[0], name));
+    }
+    row.push_back(setting(*group[0], "steps"));
+    row.push_back(seeds);
+    for (const auto* values : {&raw, &averaged, &median}) {
+      row.push_back(mean_and_deviation(*values));
+    }
+    table.rows.push_back(std::move(row));
+  }
+  return table;
+}
+
+/// Columns as wide as their longest cell; UTF-8's continuation bytes take no room.
+void print_table(const Table& table) {
+  const auto width = [](const std::string& text) {
+    return std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; });
+  };
+  std::vector<std::ptrdiff_t> widths;
+  for (size_t i = 0; i < table.header.size(); ++i) {
+    widths.push_back(width(table.header[i]));
+    for (const auto& row : table.rows) {
+      widths[i] = std::max(widths[i], width(row[i]));
+    }
+  }
+  const auto print_row = [&](const std::vector<std::string>& row) {
+    std::string line;
+    for (size_t i = 0; i < row.size(); ++i) {
+      line += row[i] + std::string(static_cast<size_t>(widths[i] - width(row[i])) + 2, ' ');
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    fmt::print("{}\n", line);
+  };
+  print_row(table.header);
+  for (const auto& row : table.rows) {
+    print_row(row);
+  }
+}
+
+std::string comparison_page(const std::vector<Run>& runs, const Table& table, const Table& groups) {
+  std::string charts;
+  for (const auto& [column, title] : std::vector<std::pair<std::string, std::string>>{
+           {"ema_test_error", "Test error, EMA weights"},
+           {"test_error", "Test error, raw weights"},
+           {"validation_error", "Validation error, EMA weights"}}) {
+    mm::training::LineChart chart{title, "step", "percent", {}};
+    for (const Run& run : runs) {
+      chart.curves.push_back(
+          {run.record.path.string(), run.record.metrics.column("step"), run.record.metrics.column(column)});
+      chart.curves.back().y.resize(chart.curves.back().x.size(), none);
+    }
+    charts += mm::training::render_line_chart(chart);
+  }
+  std::string body = fmt::format("<header><h1>{} training runs</h1></header>\n<main>\n", runs.size());
+  body += "<section><h2>Runs</h2>\n" + mm::training::html_table(table.header, table.rows) + "</section>\n";
+  if (!groups.rows.empty()) {
+    body += "<section><h2>Over seeds: mean \u00B1 sample standard deviation</h2>\n" +
+            mm::training::html_table(groups.header, groups.rows) + "</section>\n";
+  }
+  body += "<section><h2>Error curves</h2>\n";
+  body +=
+      charts.empty() ? "<p>No run has an error yet.</p>\n" : "<div class=\"charts\">\n" + charts + "</div>\n";
+  return mm::training::html_page("Training runs", body + "</section>\n</main>\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  std::vector<std::string> paths;
+  std::string out;
+  CLI::App app("Compares training runs: a table of their results, means over seeds, and error curves.");
+  app.add_option("RUNDIR", paths, "Run directories of cifar10")->required();
+  app.add_option("--out", out, "HTML page to write with the tables and the error curves");
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("compare: {} (--help lists the options)\n", error.what());
+  });
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  std::vector<Run> runs;
+  std::set<std::filesystem::path> seen;
+  for (const auto& path : paths) {
+    runs.push_back(load_run(path));
+    TORCH_CHECK(seen.insert(std::filesystem::canonical(path)).second, path, " is given twice");
+  }
+  const Table table = run_table(runs);
+  const Table groups = group_table(runs, group_by_config(runs));
+  print_table(table);
+  if (!groups.rows.empty()) {
+    fmt::print("\nOver seeds: mean \u00B1 sample standard deviation\n");
+    print_table(groups);
+  }
+  if (!out.empty()) {
+    mm::training::write_file_atomically(out, comparison_page(runs, table, groups));
+  }
+  return 0;
+} catch (const c10::Error& error) {
+  fmt::print(stderr, "compare: {}\n", error.what_without_backtrace());
+  return 2;
+} catch (const std::exception& error) {
+  fmt::print(stderr, "compare: {}\n", error.what());
+  return 2;
+}
