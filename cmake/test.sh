@@ -1,17 +1,21 @@
 #!/bin/sh
 # Installs what is missing, builds everything, and runs the whole test suite.
-#   --with-python   also the tests that exchange files with Python's packages (cmake/python_env.sh)
+#   --with-python    also the tests that exchange files with Python's packages (cmake/python_env.sh)
+#   --with-browser   also the tests that look at pages in Chromium
 # Other arguments go to ctest. Tests that were skipped are listed at the end with their reasons.
 . "$(dirname "$0")/setup.sh"
 python=""
+browser=""
 for argument in "$@"; do
   shift
   case "$argument" in
     --with-python) python=$(sh cmake/python_env.sh) ;;
+    --with-browser) browser=chromium ;;
     *) set -- "$@" "$argument" ;;
   esac
 done
-need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2
+# shellcheck disable=SC2086
+need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2 $browser
 cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0
