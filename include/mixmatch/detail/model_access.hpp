@@ -100,33 +100,47 @@ inline void push_unique(std::vector<NamedTensor>& list, std::string name, const 
   list.push_back({std::move(name), tensor});
 }
 
-template <class M>
-std::vector<NamedTensor> model_parameters(M& model) {
-  std::vector<NamedTensor> list;
+/// `visit(name, tensor)` for each parameter under each of its names.
+template <class M, class Visit>
+void visit_parameters(M& model, Visit&& visit) {
   if constexpr (is_script_module<std::remove_const_t<M>>) {
     for (const auto& item : model.named_parameters()) {
-      push_unique(list, item.name, item.value);
+      visit(item.name, item.value);
     }
   } else {
     for (const auto& item : nn_module(model).named_parameters()) {
-      push_unique(list, item.key(), item.value());
+      visit(item.key(), item.value());
     }
   }
+}
+
+/// As visit_parameters.
+template <class M, class Visit>
+void visit_buffers(M& model, Visit&& visit) {
+  if constexpr (is_script_module<std::remove_const_t<M>>) {
+    for (const auto& item : model.named_buffers()) {
+      visit(item.name, item.value);
+    }
+  } else {
+    for (const auto& item : nn_module(model).named_buffers()) {
+      visit(item.key(), item.value());
+    }
+  }
+}
+
+template <class M>
+std::vector<NamedTensor> model_parameters(M& model) {
+  std::vector<NamedTensor> list;
+  visit_parameters(model,
+                   [&](const std::string& name, const Tensor& tensor) { push_unique(list, name, tensor); });
   return list;
 }
 
 template <class M>
 std::vector<NamedTensor> model_buffers(M& model) {
   std::vector<NamedTensor> list;
-  if constexpr (is_script_module<std::remove_const_t<M>>) {
-    for (const auto& item : model.named_buffers()) {
-      push_unique(list, item.name, item.value);
-    }
-  } else {
-    for (const auto& item : nn_module(model).named_buffers()) {
-      push_unique(list, item.key(), item.value());
-    }
-  }
+  visit_buffers(model,
+                [&](const std::string& name, const Tensor& tensor) { push_unique(list, name, tensor); });
   return list;
 }
 
@@ -140,21 +154,8 @@ std::vector<NamedTensor> model_state(M& model) {
       list.push_back({name, tensor});
     }
   };
-  if constexpr (is_script_module<std::remove_const_t<M>>) {
-    for (const auto& item : model.named_parameters()) {
-      push(item.name, item.value);
-    }
-    for (const auto& item : model.named_buffers()) {
-      push(item.name, item.value);
-    }
-  } else {
-    for (const auto& item : nn_module(model).named_parameters()) {
-      push(item.key(), item.value());
-    }
-    for (const auto& item : nn_module(model).named_buffers()) {
-      push(item.key(), item.value());
-    }
-  }
+  visit_parameters(model, push);
+  visit_buffers(model, push);
   return list;
 }
 
