@@ -59,14 +59,6 @@ std::vector<std::vector<std::string>> words_of(const std::string& text) {
 
 using Words = std::vector<std::string>;
 
-void check_refused(const Finished& finished, const std::string& message) {
-  INFO(finished.err);
-  CHECK(finished.status == 2);
-  CHECK(finished.out.empty());
-  CHECK(std::count(finished.err.begin(), finished.err.end(), '\n') == 1);
-  CHECK_THAT(finished.err, contains("compare: ") && contains(message));
-}
-
 }  // namespace
 
 TEST_CASE("compare: runs side by side, mean and sample standard deviation over seeds") {

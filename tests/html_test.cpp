@@ -64,4 +64,5 @@ TEST_CASE("html_page: whole, escaped title, nothing from outside") {
   CHECK(page.find("http") == std::string::npos);
   CHECK(page.find("@import") == std::string::npos);
   CHECK(page.find("url(") == std::string::npos);
+  CHECK_THAT(error_of([] { html_page("", ""); }), contains("title must not be empty"));
 }

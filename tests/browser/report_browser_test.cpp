@@ -50,6 +50,7 @@ addEventListener("load", () => {
     smallest_text: Math.min(...svgs.map(svg => 12.5 * svg.getScreenCTM().a)),
     cells: all("table.matrix tbody td:not(.sum)").length,
     rows: all("table.matrix tbody th").length,
+    tallest_row: Math.max(0, ...all("table.matrix tbody tr").map(row => row.offsetHeight)),
     images: all("img").length,
     broken_images: all("img").filter(image => image.naturalWidth === 0).length,
     requests: performance.getEntriesByType("resource").filter(entry => !entry.name.startsWith("data:")).length,
@@ -143,6 +144,7 @@ TEST_CASE("browser: the report at desk and phone width, light and dark") {
     CHECK(number("smallest_text") > 9.5);
     CHECK(number("cells") == 100);
     CHECK(number("rows") == 10);
+    CHECK(number("tallest_row") < 70);  // class names keep a readable width
     CHECK(number("images") == 18);
     CHECK(number("broken_images") == 0);
     CHECK(number("requests") == 0);
@@ -170,6 +172,7 @@ TEST_CASE("browser: a hundred classes, and a report of a few rows") {
   write_watched(dir / "hundred.html", mixmatch::training::render_report(sample_report_100()), 390);
   const auto hundred = probe(browse(dir, "hundred.html", "1400,1000", false, "--dump-dom"));
   CHECK(hundred.find("cells")->to_int64() == 10000);
+  CHECK(hundred.find("tallest_row")->to_int64() < 70);
   CHECK(hundred.find("page_width")->to_int64() <= 390);
   CHECK(hundred.find("problems")->text == "");
 

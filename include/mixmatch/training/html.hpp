@@ -105,13 +105,13 @@ inline constexpr std::string_view page_style = R"css(
 :root {
   color-scheme: light dark;
   --paper: #fbfbfa; --card: #ffffff; --ink: #1b1f24; --muted: #5c6670; --line: #dfe3e7; --link: #1d4fd8;
-  --good: 37 99 235; --bad: 217 72 15; --strong: #ffffff;
+  --good: 37, 99, 235; --bad: 217, 72, 15; --strong: #ffffff;
   --s0: #1d4fd8; --s1: #d9480f; --s2: #2b8a3e; --s3: #9c36b5; --s4: #0b7285; --s5: #c2255c; --s6: #8a6a00; --s7: #495057;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171b; --card: #1c2026; --ink: #e6e9ed; --muted: #9aa5b1; --line: #333a43; --link: #8ab4ff;
-    --good: 59 110 220; --bad: 200 80 30; --strong: #ffffff;
+    --good: 59, 110, 220; --bad: 200, 80, 30; --strong: #ffffff;
     --s0: #7aa7ff; --s1: #ff9a5c; --s2: #69c779; --s3: #d68bea; --s4: #52c7d8; --s5: #ff8ab0; --s6: #d9b744; --s7: #b4bdc6;
   }
 }
@@ -174,13 +174,13 @@ table.matrix thead th.sum { color: var(--muted); text-align: right; padding-left
 table.matrix td { min-width: 2.1rem; padding: .3rem .25rem; text-align: center; border: 1px solid var(--paper); }
 table.matrix td.zero { color: var(--muted); opacity: .55; }
 table.matrix td.sum { text-align: right; padding: .3rem .5rem; white-space: nowrap; }
-table.matrix td.share { min-width: 4.5rem; background: linear-gradient(rgb(var(--bad) / 45%) 0 0) 0 50% / var(--w) 60% no-repeat; }
-.g1 { background: rgb(var(--good) / 10%); } .g2 { background: rgb(var(--good) / 20%); } .g3 { background: rgb(var(--good) / 30%); } .g4 { background: rgb(var(--good) / 40%); }
-.g5 { background: rgb(var(--good) / 50%); } .g6 { background: rgb(var(--good) / 60%); } .g7 { background: rgb(var(--good) / 70%); } .g8 { background: rgb(var(--good) / 80%); }
-.g9 { background: rgb(var(--good) / 90%); color: var(--strong); } .g10 { background: rgb(var(--good) / 100%); color: var(--strong); }
-.b1 { background: rgb(var(--bad) / 10%); } .b2 { background: rgb(var(--bad) / 20%); } .b3 { background: rgb(var(--bad) / 30%); } .b4 { background: rgb(var(--bad) / 40%); }
-.b5 { background: rgb(var(--bad) / 50%); } .b6 { background: rgb(var(--bad) / 60%); } .b7 { background: rgb(var(--bad) / 70%); } .b8 { background: rgb(var(--bad) / 80%); }
-.b9 { background: rgb(var(--bad) / 90%); } .b10 { background: rgb(var(--bad) / 100%); }
+table.matrix td.share { min-width: 4.5rem; background: linear-gradient(rgba(var(--bad), 0.45) 0 0) 0 50% / var(--w) 60% no-repeat; }
+.g1 { background: rgba(var(--good), 0.1); } .g2 { background: rgba(var(--good), 0.2); } .g3 { background: rgba(var(--good), 0.3); } .g4 { background: rgba(var(--good), 0.4); }
+.g5 { background: rgba(var(--good), 0.5); } .g6 { background: rgba(var(--good), 0.6); } .g7 { background: rgba(var(--good), 0.7); } .g8 { background: rgba(var(--good), 0.8); }
+.g9 { background: rgba(var(--good), 0.9); color: var(--strong); } .g10 { background: rgba(var(--good), 1); color: var(--strong); }
+.b1 { background: rgba(var(--bad), 0.1); } .b2 { background: rgba(var(--bad), 0.2); } .b3 { background: rgba(var(--bad), 0.3); } .b4 { background: rgba(var(--bad), 0.4); }
+.b5 { background: rgba(var(--bad), 0.5); } .b6 { background: rgba(var(--bad), 0.6); } .b7 { background: rgba(var(--bad), 0.7); } .b8 { background: rgba(var(--bad), 0.8); }
+.b9 { background: rgba(var(--bad), 0.9); } .b10 { background: rgba(var(--bad), 1); }
 .beside { display: flex; flex-wrap: wrap; align-items: flex-start; gap: 0 2.5rem; }
 .beside > * { min-width: 0; }
 .beside h3 { margin-top: .75rem; }
@@ -192,7 +192,10 @@ table.matrix td.share { min-width: 4.5rem; background: linear-gradient(rgb(var(-
 .images figcaption { font-size: .8125rem; line-height: 1.35; margin-top: .35rem; overflow-wrap: anywhere; }
 .images figcaption b { font-weight: 600; }
 footer { margin-top: 2.5rem; }
-@media (max-width: 40rem) { table.matrix th:first-child { max-width: 6.5rem; } }
+@media (max-width: 40rem) {
+  table.matrix th:first-child { min-width: 6rem; max-width: 6rem; white-space: normal; overflow-wrap: break-word; line-height: 1.15; }
+  table.matrix td.sum, table.matrix thead th.sum { padding-left: .25rem; padding-right: .25rem; }
+}
 @media print { .scroll { max-height: none; overflow: visible; } figure, .cards div { break-inside: avoid; } }
 )css";
 
@@ -230,8 +233,9 @@ for (const figure of document.querySelectorAll("figure.chart")) {
 
 /// A whole page that needs nothing from outside: HTML5 in UTF-8, one style sheet for light and dark schemes,
 /// narrow windows and paper, and the few lines of script that show a chart's values under the pointer.
-/// `title` is text and escaped; `body` is HTML.
+/// `title` is text, escaped, and must not be empty; `body` is HTML.
 inline std::string html_page(std::string_view title, std::string_view body) {
+  TORCH_CHECK(!title.empty(), "html_page: title must not be empty");
   std::string page = "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n";
   page += "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n";
   page += "<link rel=\"icon\" href=\"data:,\">\n<title>" + escape_html(title) + "</title>\n<style>";

@@ -189,12 +189,14 @@ class ReportPage {
     add("configuration", "Configuration", "the configuration", settings(report_.config, "settings"));
     const std::string& title = report_.title.empty() ? Report().title : report_.title;
     std::string page = "<header><h1>" + escape_html(title) + "</h1>\n";
-    page +=
-        "<nav aria-label=\"Sections\">" + links_ + "</nav></header>\n<main>\n" + body_ + "</main>\n<footer>";
-    if (!missing_.empty()) {
-      page += "<p class=\"missing\">Not in this report: " + join(missing_, ", ") + ".</p>\n";
+    if (!links_.empty()) {
+      page += "<nav aria-label=\"Sections\">" + links_ + "</nav>";
     }
-    return html_page(title, page + "</footer>\n");
+    page += "</header>\n<main>\n" + body_ + "</main>\n";
+    if (!missing_.empty()) {
+      page += "<footer><p class=\"missing\">Not in this report: " + join(missing_, ", ") + ".</p></footer>\n";
+    }
+    return html_page(title, page);
   }
 
  private:
