@@ -116,9 +116,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(8, 1024))
       ->capture_default_str();
   app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
-  app.get_option("--labels")
-      ->description("Pictures that keep their label; 0 = all")
-      ->check(mm::training::not_negative_integer());
+  app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);
     return train_run(app, options);

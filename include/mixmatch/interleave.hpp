@@ -60,8 +60,10 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   TORCH_CHECK(rows > 0 && unlabeled.size(0) % rows == 0,
               "forward_interleaved: unlabeled must have a multiple of the labeled batch's ", rows,
               " rows, got ", unlabeled.sizes());
-  std::vector<Tensor> batches = unlabeled.split(rows);
-  batches.insert(batches.begin(), labeled);
+  std::vector<Tensor> batches{labeled};
+  for (int64_t row = 0; row < unlabeled.size(0); row += rows) {
+    batches.push_back(unlabeled.narrow(0, row, rows));
+  }
   batches = interleave(std::move(batches));
   std::vector<Tensor> logits{forward(model, batches.front())};
   {

@@ -51,7 +51,8 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
     app.add_option(name, target, text)->check(check)->capture_default_str();
   };
   app.add_option("--data", o.data, "Directory of the data set")->required();
-  number("--labels", o.labels, "Labeled images, class-balanced", positive);
+  // A program whose default is 0 has a meaning for it.
+  number("--labels", o.labels, "Labeled images, class-balanced", o.labels == 0 ? not_negative : positive);
   number("--validation", o.validation, "Images held out from training", not_negative);
   app.add_option("--split", o.split, "File that says which images are labeled, as a run's split.txt");
   number("--steps", o.steps, "Optimiser steps", positive);

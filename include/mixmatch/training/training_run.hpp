@@ -163,13 +163,13 @@ class TrainingRun {
     if (evaluation_due() || *step_.value % options_.log_every() == 0) {
       write_row();
     }
+    progress_->update(*step_.value, [this] { return status(); });
     const bool minute_over = std::chrono::steady_clock::now() - saved_at_ > std::chrono::minutes(1);
     const bool due = options_.checkpoint_every() > 0 ? *step_.value % options_.checkpoint_every() == 0
                                                      : evaluation_due() || minute_over;
     if (due || *step_.value == options_.steps()) {
       save();
     }
-    progress_->update(*step_.value, [this] { return status(); });
   }
 
   void save() {
