@@ -1,25 +1,29 @@
 #!/bin/sh
-# Installs what is missing, builds everything, and runs the whole test suite.
+# Installs what is missing, builds the library's programs and tests, and runs the whole test suite.
 #   --with-python    also the tests that exchange files with Python's packages (cmake/python_env.sh)
 #   --with-browser   also the tests that look at pages in Chromium
+#   --with-benchmarks   also builds the benchmarks, without running them
 # Other arguments go to ctest. Tests that were skipped are listed at the end with their reasons.
 . "$(dirname "$0")/setup.sh"
 python=""
 browser=""
+benchmarks=OFF
 for argument in "$@"; do
   shift
   case "$argument" in
     --with-python) python=$(sh cmake/python_env.sh) ;;
     --with-browser) browser=chromium ;;
+    --with-benchmarks) benchmarks=ON ;;
     *) set -- "$@" "$argument" ;;
   esac
 done
 # shellcheck disable=SC2086
 need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2 $browser
-cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_PYTHON="$python"
+cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
+  -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0
-ctest --test-dir build/test --output-on-failure "$@" || status=$?
+ctest --test-dir build/test -j "$jobs" --output-on-failure "$@" || status=$?
 # ctest names the tests that it skipped, but not why.
 sed -n -e 's/^[0-9]*\/[0-9]* Testing: /test /p' -e '/^SKIPPED: /p' build/test/Testing/Temporary/LastTest.log |
   awk '/^SKIPPED: / { reason = test ": " $0; if (!(reason in seen)) print reason; seen[reason] = 1; next }
