@@ -99,6 +99,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   mm::training::check_options(o);
   const auto device = mm::training::parse_device(o.device);
   const TrainingData data = load(o, device);
+  mm::training::adopt_data(o, data);
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
@@ -110,8 +111,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   if (o.resume) {
     run.resume();
   } else {
-    run.start();
     mm::data::save_split(run.directory().split(), data.split, data.pool.size());
+    run.start();
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }
   while (run.running()) {

@@ -1,5 +1,5 @@
 // Several training runs side by side: a table in the terminal, and one page with their error curves. Reads
-// what cifar10 leaves in its run directories; finished or not.
+// what the training programs leave in their run directories; finished or not.
 
 #include <fmt/format.h>
 #include <mixmatch/mixmatch.hpp>
@@ -271,7 +271,7 @@ int main(int argc, char** argv) try {
   std::vector<std::string> paths;
   std::string out;
   CLI::App app("Compares training runs: a table of their results, means over seeds, and error curves.");
-  app.add_option("RUNDIR", paths, "Run directories of cifar10")->required();
+  app.add_option("RUNDIR", paths, "Run directories")->required();
   app.add_option("--out", out, "HTML page to write with the tables and the error curves");
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return fmt::format("compare: {} (--help lists the options)\n", error.what());

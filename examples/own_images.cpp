@@ -79,6 +79,7 @@ int train_run(CLI::App& app, Options& o) {
                           std::move(split),
                           std::move(validation),
                           {}};
+  mm::training::adopt_data(o, data);
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
@@ -88,17 +89,17 @@ int train_run(CLI::App& app, Options& o) {
   }
 
   const Tensor rows = folder.labels.eq(-1).nonzero().view(-1);
-  if (rows.size(0) > 0) {
-    const Tensor probabilities = mm::training::predict_probabilities(
-        [&](const Tensor& images) { return state.ema.forward(images); }, mm::data::take(folder, rows),
-        mm::training::evaluate_options(o, device));
-    std::vector<std::string> files;  // relative to unlabeled/
-    for (int64_t i = 0; i < rows.size(0); ++i) {
-      files.push_back(folder.files[static_cast<size_t>(rows[i].item<int64_t>())].substr(10));
-    }
-    mm::training::write_predictions(mm::training::RunDirectory::open(o.out).predictions(), files,
-                                    probabilities, folder.class_names);
+  const Tensor probabilities =
+      rows.size(0) == 0 ? torch::empty({0, folder.num_classes()})
+                        : mm::training::predict_probabilities(
+                              [&](const Tensor& images) { return state.ema.forward(images); },
+                              mm::data::take(folder, rows), mm::training::evaluate_options(o, device));
+  std::vector<std::string> files;  // relative to unlabeled/
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    files.push_back(folder.files[static_cast<size_t>(rows[i].item<int64_t>())].substr(10));
   }
+  mm::training::write_predictions(mm::training::RunDirectory::open(o.out).predictions(), files, probabilities,
+                                  folder.class_names);
   fmt::print("model, report and predictions are in {}\n", o.out);
   return 0;
 }
@@ -116,6 +117,7 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(8, 1024))
       ->capture_default_str();
   app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
+  app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);

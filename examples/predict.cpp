@@ -51,6 +51,10 @@ int predict(const Options& o) {
   classifier.model->to(device);
   mm::training::to_channels_last(classifier.model);
   const auto files = find_pictures(o.inputs);
+  if (!o.out.empty()) {
+    const auto folder = fs::absolute(o.out).parent_path();
+    TORCH_CHECK(fs::is_directory(folder), "--out: there is no directory ", folder.string());
+  }
 
   std::vector<std::string> readable;
   std::vector<Tensor> probabilities{torch::empty({0, static_cast<int64_t>(classifier.class_names.size())})};
@@ -71,6 +75,9 @@ int predict(const Options& o) {
           [&](const Tensor& x) { return classifier.model->forward(x); }, torch::stack(images),
           mm::training::EvaluateOptions().device(device).batch_size(o.batch)));
     }
+  }
+  if (readable.size() < files.size()) {
+    fmt::print(stderr, "predict: left out {} of {} pictures\n", files.size() - readable.size(), files.size());
   }
   TORCH_CHECK(!readable.empty(), "none of ", files.size(), " pictures could be read");
   const Tensor all = torch::cat(probabilities);

@@ -74,6 +74,7 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
   mm::training::check_options(o);
   const auto device = mm::training::parse_device(o.device);
   const TrainingData data = load(dataset, o, device);
+  mm::training::adopt_data(o, data);
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, data.pool.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
@@ -109,6 +110,14 @@ int main(int argc, char** argv) {
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {
+      const auto run = mm::training::RunDirectory::open(options.eval);
+      for (const auto& [name, value] : mm::training::read_config(run.checkpoint())) {
+        if (name == "dataset") {
+          TORCH_CHECK(app.count("--dataset") == 0 || dataset == value, "--dataset ", dataset,
+                      " is not the run's: it was started with ", value);
+          dataset = value;
+        }
+      }
       return mm::training::evaluate_saved_run(options, [&] { return load_test(dataset, options.data); });
     }
     return train_run(app, dataset, options);

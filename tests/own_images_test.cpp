@@ -2,6 +2,7 @@
 
 #include <mixmatch/training/png.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <set>
 #include <string>
@@ -32,6 +33,11 @@ void write_pictures(const fs::path& dir, bool unlabeled = true) {
     write_file(folder / ("picture " + std::to_string(i) + ".png"),
                mixmatch::training::encode_png(shapes.images[i]));
   }
+}
+
+int64_t pictures(const fs::path& dir) {
+  return std::count_if(fs::recursive_directory_iterator(dir), fs::recursive_directory_iterator(),
+                       [](const auto& entry) { return entry.path().extension() == ".png"; });
 }
 
 std::vector<std::string> own_images(const fs::path& data, const fs::path& out,
@@ -101,7 +107,7 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   CHECK_THAT(finished.out, contains("training is supervised"));
-  CHECK_FALSE(fs::exists(dir / "run" / "predictions.csv"));
+  CHECK(read_file(dir / "run" / "predictions.csv") == "file,class,confidence\n");
   const auto resumed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5"}));
   INFO(resumed.err);
   CHECK(resumed.status == 0);
@@ -118,6 +124,13 @@ TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   check_refused(run(own_images(dir / "data", out, {"--validation", "1000"})), "too few");
   check_refused(run(own_images(dir / "data", out, {"--labels", "1000"})), "too few");
   check_refused(run(own_images(dir / "data", out, {"--size", "0"})), "--size");
+  write_file(dir / "split.txt", "mixmatch split of " + std::to_string(pictures(dir / "data")) +
+                                    " images\nlabeled 0 1 " + std::to_string(pictures(dir / "data") - 1) +
+                                    "\nunlabeled all others\n");
+  check_refused(run(own_images(dir / "data", out, {"--split", (dir / "split.txt").string()})),
+                "has no label");
+  check_refused(run(own_images(dir / "data", out, {"--padding", "32"})), "--padding 32 must be less than");
+  check_refused(run(own_images(dir / "data", out, {"--eval", out.string()})), "--eval");
   write_file(dir / "data" / "labeled" / "c" / "broken.png", "");
   check_refused(run(own_images(dir / "data", out, {"--strict"})), "broken.png");
   CHECK_FALSE(fs::exists(out));

@@ -191,6 +191,9 @@ TEST_CASE("cifar10: bad options exit 2 with one line and write nothing") {
   check_refused(run(cifar10(out, {"--labels", "1000"})), "too few");
   check_refused(run(cifar10(out, {"--labels", "100", "--validation", "100"})), "no unlabeled image");
   check_refused(run(cifar10(out, {"--batch", "0"})), "--batch");
+  check_refused(run(cifar10(out, {"--batch", "100000000000"})), "--batch");
+  check_refused(run(cifar10(out, {"--padding", "32"})),
+                "--padding 32 must be less than the images' size, 32");
   check_refused(run(cifar10(out, {"--depth", "12"})), "depth must be 6 n + 4 (10, 16, 22, 28, …), got 12");
   check_refused(run(cifar10(out, {"--widen", "0"})), "--widen");
   check_refused(run(cifar10(out, {"--lambda-u", "-1"})), "--lambda-u");
@@ -245,6 +248,8 @@ TEST_CASE("cifar10: run directories that do not fit exit 2 and stay as they are"
   const std::string before = all_files();
   check_refused(run(cifar10(dir / "run")), "already holds a run");
   check_refused(run(cifar10(dir / "run", {"--resume", "--widen", "2"})), "--widen 2 is not the run's");
+  check_refused(run(cifar10(dir / "run", {"--resume", "--split", (dir / "file").string()})),
+                "--split: a run that is resumed keeps its own");
   check_refused(run(cifar10(dir / "run", {"--resume", "--steps", "2"})),
                 "the run has done 3 steps already, --steps asks for 2");
   check_refused(run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--eval", dir.path().string()}),

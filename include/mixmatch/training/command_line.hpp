@@ -54,9 +54,11 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
   // A program whose default is 0 has a meaning for it.
   number("--labels", o.labels, "Labeled images, class-balanced", o.labels == 0 ? not_negative : positive);
   number("--validation", o.validation, "Images held out from training", not_negative);
-  app.add_option("--split", o.split, "File that says which images are labeled, as a run's split.txt");
+  app.add_option(
+      "--split", o.split,
+      "File that says which images are labeled, as a run's split.txt, in place of --labels and --validation");
   number("--steps", o.steps, "Optimiser steps", positive);
-  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", positive);
+  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", CLI::Range(1, 65536));
   app.add_option("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp")
       ->capture_default_str();
   app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
@@ -80,7 +82,7 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
   number("--rampup-steps", o.rampup_steps, "Steps until that weight", not_negative);
   number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", real);
   number("--temperature", o.temperature, "Sharpening", real);
-  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", positive);
+  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", CLI::Range(1, 1024));
   app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")
       ->capture_default_str();
   number("--ema-decay", o.ema_decay, "Of the weights' moving average", CLI::Range(0.0, 1.0));
@@ -121,6 +123,7 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
 /// The run directory o.out of a run to go on with; `o` then has what the run was started with, and its split.
 template <class Now>
 RunDirectory open_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+  TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
   auto directory = RunDirectory::open(o.out);
   adopt_config(app, read_config(directory.checkpoint()), now);
   o.split = directory.split();

@@ -31,14 +31,15 @@ struct RecalibratedErrors {
 /// was.
 template <class Model>
 RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::ImageDataset& judged,
-                                       const data::ImagePool& pool, int64_t num_images,
+                                       const TrainingData& data, int64_t num_images,
                                        const EvaluateOptions& options) {
   RecalibratedErrors errors;
   if (num_images == 0 || judged.size() == 0) {
     return errors;
   }
+  const Tensor trained = torch::cat({data.split.labeled, data.split.unlabeled});
   const auto gather = [&](const Tensor& rows) {
-    return augment::normalize(pool.gather(rows).to(options.device()));
+    return augment::normalize(data.pool.gather(trained.index_select(0, rows)).to(options.device()));
   };
   const auto recalibrate = RecalibrateOptions()
                                .num_images(num_images)
@@ -46,11 +47,11 @@ RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::Ima
                                .precision(options.precision())
                                .device(options.device());
   {
-    BatchNormRecalibration recalibration(state.model, pool.size(), gather, recalibrate);
+    BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
     errors.raw = evaluate_model(state.model, judged, options);
   }
   auto average = state.ema.average_parameters();
-  BatchNormRecalibration recalibration(state.model, pool.size(), gather, recalibrate);
+  BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
   errors.averaged = evaluate_model(state.model, judged, options);
   return errors;
 }
@@ -100,7 +101,7 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
   const bool has_test = data.test.size() > 0;
   const auto& judged = has_test ? data.test : data.validation;
   const auto& class_names = data.pool.class_names;
-  const auto recalibrated = detail::recalibrated_errors(state, judged, data.pool, o.recalibrate, options);
+  const auto recalibrated = detail::recalibrated_errors(state, judged, data, o.recalibrate, options);
 
   const double validation_error = last("validation_error");
   const std::string kind = has_test ? "test" : "validation";

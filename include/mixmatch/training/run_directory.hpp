@@ -54,7 +54,8 @@ class RunDirectory {
   std::filesystem::path weights() const { return path_ / "model.safetensors"; }
 
  private:
-  explicit RunDirectory(std::filesystem::path path) : path_(std::move(path)) {}
+  explicit RunDirectory(std::filesystem::path path)
+      : path_(path.has_filename() ? std::move(path) : path.parent_path()) {}
 
   std::filesystem::path path_;
 };

@@ -64,8 +64,8 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
   if (o.resume) {
     run.resume();
   } else {
-    run.start();
     data::save_split(run.directory().split(), data.split, data.pool.size());
+    run.start();
     log_example_images(run.board(), state.model, o, data, device);
   }
   while (run.running()) {

@@ -12,6 +12,7 @@
 #include <mixmatch/training/precision.hpp>
 #include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/train_state.hpp>
+#include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_run.hpp>
 
 #include <cstdint>
@@ -173,6 +174,19 @@ inline void check_options(const TrainingOptions& o) {
               o.weight_decay, " must be <= 1: the share that each step takes from the weights");
   parse_mix_mode(o.mix_mode);
   RampedLoss{ramped_loss_options(o)};
+}
+
+/// Throws where options and data do not fit, before anything is written; o.labels then is how many there are.
+inline void adopt_data(TrainingOptions& o, const TrainingData& data) {
+  TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
+              " must be less than the images' size, ", data.pool.image_size());
+  for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
+                                   {"validation", data.split.validation}}) {
+    const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();
+    TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
+                rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
+  }
+  o.labels = data.split.labeled.size(0);
 }
 
 }  // namespace mixmatch::training

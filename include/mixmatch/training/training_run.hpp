@@ -117,7 +117,9 @@ class TrainingRun {
 
   /// Whether there are steps to do and no one has asked to stop.
   bool running() const { return *step_.value < options_.steps() && !interrupted(); }
-  bool interrupted() const { return *step_.value < options_.steps() && interrupt_->interrupted(); }
+  bool interrupted() const {
+    return *step_.value < options_.steps() && interrupt_.has_value() && interrupt_->interrupted();
+  }
 
   /// The values of the step just done. A first value that is not finite, or `finite` false (a gradient that
   /// overflowed), throws NonFiniteError with the step and the last good checkpoint's name.
@@ -182,8 +184,11 @@ class TrainingRun {
     saved_at_ = std::chrono::steady_clock::now();
   }
 
-  /// Ends the progress display; nothing more will be recorded.
-  void finish() { progress_->finish(); }
+  /// Ends the progress display, and Ctrl-C ends the program again; nothing more will be recorded.
+  void finish() {
+    progress_->finish();
+    interrupt_.reset();
+  }
 
   /// Saves an interrupted run and says how to go on; returns the exit status for it, 130.
   int leave(std::string_view program) {
