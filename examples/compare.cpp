@@ -3,8 +3,7 @@
 
 #include <fmt/format.h>
 #include <mixmatch/mixmatch.hpp>
-
-#include <CLI/CLI.hpp>
+#include <mixmatch/training/command_line.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -267,41 +266,30 @@ std::string comparison_page(const std::vector<Run>& runs, const Table& table, co
 
 }  // namespace
 
-int main(int argc, char** argv) try {
+int main(int argc, char** argv) {
   std::vector<std::string> paths;
   std::string out;
-  CLI::App app("Compares training runs: a table of their results, means over seeds, and error curves.");
+  CLI::App app("Compares training runs: a table of their results, means over seeds, and error curves.",
+               "compare");
   app.add_option("RUNDIR", paths, "Run directories")->required();
   app.add_option("--out", out, "HTML page to write with the tables and the error curves");
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("compare: {} (--help lists the options)\n", error.what());
+  return mm::training::run_program(app, argc, argv, [&] {
+    std::vector<Run> runs;
+    std::set<std::filesystem::path> seen;
+    for (const auto& path : paths) {
+      runs.push_back(load_run(path));
+      TORCH_CHECK(seen.insert(std::filesystem::canonical(path)).second, path, " is given twice");
+    }
+    const Table table = run_table(runs);
+    const Table groups = group_table(runs, group_by_config(runs));
+    print_table(table);
+    if (!groups.rows.empty()) {
+      fmt::print("\nOver seeds: mean \u00B1 sample standard deviation\n");
+      print_table(groups);
+    }
+    if (!out.empty()) {
+      mm::training::write_file_atomically(out, comparison_page(runs, table, groups));
+    }
+    return 0;
   });
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  std::vector<Run> runs;
-  std::set<std::filesystem::path> seen;
-  for (const auto& path : paths) {
-    runs.push_back(load_run(path));
-    TORCH_CHECK(seen.insert(std::filesystem::canonical(path)).second, path, " is given twice");
-  }
-  const Table table = run_table(runs);
-  const Table groups = group_table(runs, group_by_config(runs));
-  print_table(table);
-  if (!groups.rows.empty()) {
-    fmt::print("\nOver seeds: mean \u00B1 sample standard deviation\n");
-    print_table(groups);
-  }
-  if (!out.empty()) {
-    mm::training::write_file_atomically(out, comparison_page(runs, table, groups));
-  }
-  return 0;
-} catch (const c10::Error& error) {
-  fmt::print(stderr, "compare: {}\n", error.what_without_backtrace());
-  return 2;
-} catch (const std::exception& error) {
-  fmt::print(stderr, "compare: {}\n", error.what());
-  return 2;
 }

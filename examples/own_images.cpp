@@ -57,7 +57,7 @@ mm::data::SslSplit split_pictures(const Options& o, const Tensor& labels) {
 int train_run(CLI::App& app, Options& o) {
   const auto config = [&o] { return config_of(o); };
   if (o.resume) {
-    mm::training::open_run(app, o, config);
+    mm::training::adopt_run(app, o, config);
   }
   mm::training::check_options(o);
   const auto device = mm::training::parse_device(o.device);

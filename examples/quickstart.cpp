@@ -4,8 +4,7 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
-
-#include <CLI/CLI.hpp>
+#include <mixmatch/training/command_line.hpp>
 
 namespace mm = mixmatch;
 using torch::Tensor;
@@ -76,31 +75,22 @@ double train(const Task& task, bool use_mixmatch, int64_t steps, uint64_t seed) 
 
 }  // namespace
 
-int main(int argc, char** argv) try {
+int main(int argc, char** argv) {
   int64_t steps = 600;
   uint64_t seed = 1;
   int threads = 0;
-  CLI::App app("Trains on procedural shapes with 40 labels: supervised-only, then MixMatch.");
+  CLI::App app("Trains on procedural shapes with 40 labels: supervised-only, then MixMatch.", "quickstart");
   app.add_option("--steps", steps, "Optimiser steps of each")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
   app.add_option("--seed", seed, "Seed of split, weights, batches and augmentation")->capture_default_str();
   app.add_option("--threads", threads, "CPU threads; 0 = one a processor")->check(CLI::NonNegativeNumber);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("quickstart: {} (--help lists the options)\n", error.what());
+  return mm::training::run_program(app, argc, argv, [&] {
+    mm::training::set_threads(threads);
+    const Task task;
+    const double supervised = train(task, /*use_mixmatch=*/false, steps, seed);
+    const double mixmatch = train(task, /*use_mixmatch=*/true, steps, seed);
+    fmt::print("test error: supervised-only {:.2f} %, MixMatch {:.2f} %\n", supervised, mixmatch);
+    return 0;
   });
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  mm::training::set_threads(threads);
-  const Task task;
-  const double supervised = train(task, /*use_mixmatch=*/false, steps, seed);
-  const double mixmatch = train(task, /*use_mixmatch=*/true, steps, seed);
-  fmt::print("test error: supervised-only {:.2f} %, MixMatch {:.2f} %\n", supervised, mixmatch);
-  return 0;
-} catch (const c10::Error& error) {
-  fmt::print(stderr, "quickstart: {}\n", error.what_without_backtrace());
-  return 2;
 }

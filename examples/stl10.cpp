@@ -98,7 +98,7 @@ int train_run(CLI::App& app, Options& o) {
   using mm::training::RunDirectory;
   const auto config = [&o] { return config_of(o); };
   if (o.resume) {
-    mm::training::open_run(app, o, config);
+    mm::training::adopt_run(app, o, config);
   }
   // Data and options are checked before anything is written.
   mm::training::check_options(o);

@@ -69,7 +69,7 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
     return all;
   };
   if (o.resume) {
-    mm::training::open_run(app, o, config);
+    mm::training::adopt_run(app, o, config);
   }
   mm::training::check_options(o);
   const auto device = mm::training::parse_device(o.device);

@@ -120,14 +120,13 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
   }
 }
 
-/// The run directory o.out of a run to go on with; `o` then has what the run was started with, and its split.
+/// For a run that o.out holds and that goes on: `o` takes its configuration and its split.
 template <class Now>
-RunDirectory open_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
   TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
-  auto directory = RunDirectory::open(o.out);
+  const auto directory = RunDirectory::open(o.out);
   adopt_config(app, read_config(directory.checkpoint()), now);
   o.split = directory.split();
-  return directory;
 }
 
 /// `o` with what defines the run that a configuration was stored of, and everything else as it is.
