@@ -19,7 +19,8 @@ for argument in "$@"; do
 done
 # shellcheck disable=SC2086
 need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2 $browser
-cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
+# The examples are built once, by a test: as a user builds them.
+cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
   -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0

@@ -106,7 +106,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   const mm::augment::RandomCropFlip augment(mm::training::augment_options(o), state.generator);
 
   mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
-                                mm::training::training_run_options(o, config(), device), state.step);
+                                mm::training::training_run_options(o, config(), data, device), state.step);
   state.register_in(run.checkpoint());
   if (o.resume) {
     run.resume();

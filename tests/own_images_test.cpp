@@ -112,6 +112,15 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   INFO(resumed.err);
   CHECK(resumed.status == 0);
   CHECK(lines_of(read_file(dir / "run" / "metrics.csv")).size() == 6);
+
+  // As many pictures, but one of them is another.
+  const std::string metrics = read_file(dir / "run" / "metrics.csv");
+  const fs::path picture = *fs::directory_iterator(dir / "data" / "labeled" / "c");
+  write_file(picture, mixmatch::training::encode_png(torch::zeros({3, 32, 32}, torch::kByte)));
+  const auto changed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "7"}));
+  CHECK(changed.status == 2);
+  CHECK_THAT(changed.err, contains("training-data is crc32c"));
+  CHECK(read_file(dir / "run" / "metrics.csv") == metrics);
 }
 
 TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {

@@ -1,4 +1,5 @@
-# cmake -DSOURCE=… -DWORK=… -DCASE=installed|examples|subdirectory|fetchcontent -P package_test.cmake
+# cmake -DSOURCE=… -DWORK=… -DCASE=installed|examples|subdirectory|fetchcontent -DCOMPILER=… -DTORCH=… [-DLINKER_FLAGS=…]
+#   -P package_test.cmake
 # Whole small projects that use the library as other people's do.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
@@ -8,20 +9,24 @@ function(run)
   message("${output}")
 endfunction()
 
+function(configure source build)
+  run(${CMAKE_COMMAND} -S ${source} -B ${build} -G Ninja -DCMAKE_CXX_COMPILER=${COMPILER} -DTorch_DIR=${TORCH}
+      "-DCMAKE_EXE_LINKER_FLAGS=${LINKER_FLAGS}" ${ARGN})
+endfunction()
+
 set(prefix ${WORK}/prefix)
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 
 if(CASE STREQUAL "installed" OR CASE STREQUAL "examples")
-  run(${CMAKE_COMMAND} -S ${SOURCE} -B ${WORK}/library -G Ninja -DCMAKE_INSTALL_PREFIX=${WORK}/elsewhere
-      -DMIXMATCH_BUILD_TESTS=OFF -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=OFF)
+  configure(${SOURCE} ${WORK}/library -DCMAKE_INSTALL_PREFIX=${WORK}/elsewhere -DMIXMATCH_BUILD_TESTS=OFF -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=OFF)
   run(${CMAKE_COMMAND} --install ${WORK}/library)
   # Installed packages may be moved.
   file(RENAME ${WORK}/elsewhere ${prefix})
 endif()
 
 if(CASE STREQUAL "installed")
-  run(${CMAKE_COMMAND} -S ${SOURCE}/tests/consumer -B ${WORK}/build -G Ninja -DCMAKE_PREFIX_PATH=${prefix})
+  configure(${SOURCE}/tests/consumer ${WORK}/build -DCMAKE_PREFIX_PATH=${prefix})
   run(${CMAKE_COMMAND} --build ${WORK}/build -j 2)
   run(${WORK}/build/consumer)
 elseif(CASE STREQUAL "examples")
@@ -35,13 +40,14 @@ elseif(CASE STREQUAL "examples")
     # Each includes what it needs; that torch.h is compiled once is to save minutes.
     if(NOT first)
       set(first ${name})
-      string(APPEND project "target_precompile_headers(${name} PRIVATE <torch/torch.h>)\n")
+      string(APPEND project "target_precompile_headers(${name} PRIVATE <torch/torch.h> <CLI/CLI.hpp>)\n")
     else()
       string(APPEND project "target_precompile_headers(${name} REUSE_FROM ${first})\n")
     endif()
   endforeach()
   file(WRITE ${WORK}/copied/CMakeLists.txt "${project}")
-  run(${CMAKE_COMMAND} -S ${WORK}/copied -B ${WORK}/build -G Ninja -DCMAKE_PREFIX_PATH=${prefix})
+  configure(${WORK}/copied ${WORK}/build -DCMAKE_PREFIX_PATH=${prefix}
+    "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Wshadow -Werror")
   run(${CMAKE_COMMAND} --build ${WORK}/build -j 2)
   run(${WORK}/build/quickstart --steps 1)
 else()
@@ -53,7 +59,7 @@ else()
   endif()
   file(WRITE ${WORK}/project/main.cpp "#include <mixmatch/schedules.hpp>\nint main() { return mixmatch::linear_rampup(1, 2) == 0.5 ? 0 : 1; }\n")
   file(WRITE ${WORK}/project/CMakeLists.txt "cmake_minimum_required(VERSION 3.20)\nproject(user LANGUAGES CXX)\n${get}\nadd_executable(user main.cpp)\ntarget_link_libraries(user PRIVATE mixmatch::mixmatch)\n")
-  run(${CMAKE_COMMAND} -S ${WORK}/project -B ${WORK}/build -G Ninja)
+  configure(${WORK}/project ${WORK}/build)
   run(${CMAKE_COMMAND} --build ${WORK}/build -j 2)
   run(${WORK}/build/user)
   # As a subproject the library builds nothing of its own.

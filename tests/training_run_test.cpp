@@ -109,6 +109,13 @@ TEST_CASE("TrainingRun: a run that cannot be resumed stays as it is") {
                contains("the run has done 6 steps already, --steps asks for 5"));
     CHECK(other == 0);
   }
+  {
+    int64_t other = 0;
+    TrainingRun run(RunDirectory::open(dir / "run"), options().config({{"depth", "16"}}), other);
+    CHECK_THAT(error_of([&] { run.resume(); }),
+               contains("run: depth is 16 now, but the run was started with 10"));
+    CHECK(other == 0);
+  }
   CHECK(read_file(dir / "run" / "metrics.csv") == metrics);
   std::filesystem::remove(dir / "run" / "metrics.csv");
   int64_t other = 0;

@@ -25,6 +25,7 @@
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
 #include <mixmatch/data/cifar100.hpp>
+#include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/image_pool.hpp>

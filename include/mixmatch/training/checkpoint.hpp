@@ -355,8 +355,8 @@ class Checkpoint {
   /// Restores every entry, in the order they were added. Throws one line of c10::Error that names the file:
   /// it is missing, cut short, corrupt, of another format, lacks an entry, or an entry does not fit; the
   /// objects are then unchanged, except where a type's own load() is what refuses. Entries of the file that
-  /// were not added are ignored.
-  void load() {
+  /// were not added are ignored. `check`, if given, sees the file's config first, and may throw.
+  void load(const std::function<void(const Config&)>& check = {}) {
     const std::string bytes = detail::read_sealed_checkpoint(path_);
     std::map<std::string, detail::InputArchive> archives;  // by device
     const auto archive_for = [&](const Entry& entry) -> detail::InputArchive& {
@@ -367,6 +367,10 @@ class Checkpoint {
       }
       return found->second;
     };
+    if (check) {
+      auto archive = detail::parse_checkpoint(path_, bytes, at::kCPU);
+      check(detail::parse_config(archive));
+    }
     for (const auto& entry : entries_) {
       auto& archive = archive_for(entry);
       const std::string key = key_of(entry);

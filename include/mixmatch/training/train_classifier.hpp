@@ -59,7 +59,7 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
                             TrainState<models::WideResNet>& state, torch::Device device,
                             std::string_view program) {
   TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
-                  training_run_options(o, config, device), state.step);
+                  training_run_options(o, config, data, device), state.step);
   state.register_in(run.checkpoint());
   if (o.resume) {
     run.resume();

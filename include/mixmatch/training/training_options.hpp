@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
@@ -125,9 +126,11 @@ inline augment::RandomCropFlipOptions augment_options(const TrainingOptions& o) 
   return augment::RandomCropFlipOptions().padding(o.padding).mirror(o.mirror);
 }
 
-/// With the columns of metrics.csv that every program has. `config` is config_of(o), and what a program adds.
+/// With the columns of metrics.csv that every program has. `config` is config_of(o), and what a program adds;
+/// here the data's checksum joins it, so that a run does not go on with other images.
 inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config config,
-                                               torch::Device device) {
+                                               const TrainingData& data, torch::Device device) {
+  config.emplace_back("training-data", "crc32c " + data::data_checksum(data.pool));
   return TrainingRunOptions()
       .label(o.method)
       .steps(o.steps)
@@ -176,7 +179,8 @@ inline void check_options(const TrainingOptions& o) {
   RampedLoss{ramped_loss_options(o)};
 }
 
-/// Throws where options and data do not fit, before anything is written; o.labels then is how many there are.
+/// Throws where options and data do not fit, before anything is written; o.labels and o.validation then are
+/// how many there are, whoever drew them.
 inline void adopt_data(TrainingOptions& o, const TrainingData& data) {
   TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
               " must be less than the images' size, ", data.pool.image_size());
@@ -187,6 +191,7 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data) {
                 rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
   }
   o.labels = data.split.labeled.size(0);
+  o.validation = data.split.validation.size(0);
 }
 
 }  // namespace mixmatch::training

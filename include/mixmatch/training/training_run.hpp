@@ -104,13 +104,21 @@ class TrainingRun {
   }
 
   /// Goes on where the run directory's checkpoint stands. Throws, changing nothing, if it does not fit what
-  /// is registered, has done more than `steps`, or metrics.csv is gone.
+  /// is registered or the configuration (but for "steps"), has done more than `steps`, or metrics.csv is
+  /// gone.
   void resume() {
     std::error_code no_error;
     TORCH_CHECK(std::filesystem::exists(directory_.metrics(), no_error), directory_.metrics().string(),
                 " is missing: the run directory was changed, and cannot be resumed");
     open_metrics();
-    checkpoint_.load();
+    checkpoint_.load([this](const Config& stored) {
+      for (const auto& [name, value] : stored) {
+        for (const auto& [known, mine] : options_.config()) {
+          TORCH_CHECK(known != name || name == "steps" || mine == value, directory_.path().string(), ": ",
+                      name, " is ", mine, " now, but the run was started with ", value);
+        }
+      }
+    });
     saved_step_ = *step_.value;
     begin();
   }

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <mixmatch/data/image_pool.hpp>
+#include <mixmatch/detail/crc32c.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace mixmatch::data {
+
+/// CRC-32C, as eight hexadecimal digits, of what a data set is: number and size of images, classes, labels,
+/// and the images themselves, of a large set `most_images` evenly spaced ones. Equal on every device and
+/// machine, and however the images lie in memory. For a run to notice that it would go on with other data.
+inline std::string data_checksum(const ImagePool& pool, int64_t most_images = 4096) {
+  TORCH_CHECK(most_images >= 1, "data_checksum: most_images must be >= 1, got ", most_images);
+  uint32_t crc = 0;
+  const auto add = [&crc](std::string_view bytes) { crc = mixmatch::detail::crc32c(bytes, crc); };
+  const auto add_tensor = [&add](const Tensor& tensor) {
+    const Tensor plain = tensor.cpu().contiguous();
+    add({static_cast<const char*>(plain.data_ptr()), plain.nbytes()});
+  };
+  add(fmt::format("{} {}", pool.size(), pool.image_size()));
+  for (const auto& name : pool.class_names) {
+    add(name);
+    add({"", 1});
+  }
+  add_tensor(pool.labels);
+  constexpr int64_t batch = 256;  // of mapped images only a batch is in memory
+  const int64_t images = std::min(pool.size(), most_images);
+  for (int64_t begin = 0; begin < images; begin += batch) {
+    const Tensor numbers = at::arange(begin, std::min(begin + batch, images), at::kLong);
+    add_tensor(pool.gather(numbers.mul(pool.size()).div(images, "floor")));
+  }
+  return fmt::format("{:08x}", crc);
+}
+
+}  // namespace mixmatch::data
