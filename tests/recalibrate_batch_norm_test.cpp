@@ -247,9 +247,11 @@ TEST_CASE("recalibrate_batch_norm: what throws leaves the model as it was") {
       error_of([&] { recalibrate_batch_norm(model, 12, failing, RecalibrateOptions().batch_size(4)); }),
       contains("no more data"));
   calls = 0;
-  CHECK_THAT(
-      error_of([&] { BatchNormRecalibration(model, 12, failing, RecalibrateOptions().batch_size(4)); }),
-      contains("no more data"));
+  CHECK_THAT(error_of([&] {
+               const BatchNormRecalibration recalibration(model, 12, failing,
+                                                          RecalibrateOptions().batch_size(4));
+             }),
+             contains("no more data"));
   CHECK(same(all_tensors(*model), before));
   CHECK(model->norm->options.momentum() == 0.125);
   CHECK(model->is_training());

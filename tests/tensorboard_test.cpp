@@ -93,7 +93,7 @@ TEST_CASE("CRC-32C and CRC-32 of known texts", "[tensorboard]") {
   CHECK(crc32c(std::string(32, '\0')) == 0x8A9136AAU);  // RFC 3720, B.4
   CHECK(crc32c(std::string(32, '\xff')) == 0x62A8AB43U);
   std::string text;
-  for (int i = 0; i < 100; ++i) {
+  for (size_t i = 0; i < 100; ++i) {
     CHECK(crc32c(text) == slow_crc(text, 0x82F63B78U));
     CHECK(crc32c(text.substr(i / 2), crc32c(text.substr(0, i / 2))) == crc32c(text));
     text += static_cast<char>(i * 37);

@@ -327,7 +327,7 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
   for (const auto* item : ordered) {
     const Tensor& tensor = item->second;
     const size_t begin = data_size;
-    data_size += static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    data_size += static_cast<size_t>(tensor.numel()) * static_cast<size_t>(tensor.element_size());
     header += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
                           header.empty() ? "" : ",", json_quote(item->first),
                           detail::safetensors_type_name(tensor.scalar_type()),

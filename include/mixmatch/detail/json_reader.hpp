@@ -15,6 +15,9 @@
 
 namespace mixmatch::detail {
 
+// A type of its own, as clang cannot take a pair of what is not complete yet.
+struct JsonMember;
+
 /// A JSON value. A number keeps the text it was written in, so that none loses digits on the way.
 struct JsonValue {
   enum class Kind { null, boolean, number, string, array, object };
@@ -23,17 +26,10 @@ struct JsonValue {
   bool boolean = false;
   std::string text;  ///< a string's characters in UTF-8, or a number as written
   std::vector<JsonValue> items;
-  std::vector<std::pair<std::string, JsonValue>> members;  ///< of an object, in the file's order
+  std::vector<JsonMember> members;  ///< of an object, in the file's order
 
   /// The member of that name, or null if this is no object or has none.
-  const JsonValue* find(std::string_view name) const {
-    for (const auto& member : members) {
-      if (member.first == name) {
-        return &member.second;
-      }
-    }
-    return nullptr;
-  }
+  const JsonValue* find(std::string_view name) const;
 
   /// Throws if this is no number, or one that int64 does not hold (a fraction or an exponent counts as such).
   int64_t to_int64() const { return number<int64_t>("a whole number of at most 64 bits"); }
@@ -53,6 +49,20 @@ struct JsonValue {
   }
 };
 
+struct JsonMember {
+  std::string first;
+  JsonValue second;
+};
+
+inline const JsonValue* JsonValue::find(std::string_view name) const {
+  for (const auto& member : members) {
+    if (member.first == name) {
+      return &member.second;
+    }
+  }
+  return nullptr;
+}
+
 inline JsonValue read_json_value(JsonCursor& json, int depth) {
   const char c = json.peek();
   if (depth < 0) {
@@ -62,7 +72,7 @@ inline JsonValue read_json_value(JsonCursor& json, int depth) {
   if (c == '{') {
     value.kind = JsonValue::Kind::object;
     json.object([&](std::string name) {
-      value.members.emplace_back(std::move(name), read_json_value(json, depth - 1));
+      value.members.push_back({std::move(name), read_json_value(json, depth - 1)});
     });
     std::vector<std::string_view> names;
     for (const auto& member : value.members) {
