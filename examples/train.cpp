@@ -111,12 +111,11 @@ int main(int argc, char** argv) {
     mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {
       const auto run = mm::training::RunDirectory::open(options.eval);
-      for (const auto& [name, value] : mm::training::read_config(run.checkpoint())) {
-        if (name == "dataset") {
-          TORCH_CHECK(app.count("--dataset") == 0 || dataset == value, "--dataset ", dataset,
-                      " is not the run's: it was started with ", value);
-          dataset = value;
-        }
+      const auto config = mm::training::read_config(run.checkpoint());
+      if (const auto* stored = mm::training::find_setting(config, "dataset")) {
+        TORCH_CHECK(app.count("--dataset") == 0 || dataset == *stored, "--dataset ", dataset,
+                    " is not the run's: it was started with ", *stored);
+        dataset = *stored;
       }
       return mm::training::evaluate_saved_run(options, [&] { return load_test(dataset, options.data); });
     }

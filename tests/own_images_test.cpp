@@ -64,11 +64,7 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   }
   const auto predictions = lines_of(read_file(dir / "run" / "predictions.csv"));
   CHECK(predictions[0] == "file,class,confidence");
-  size_t pictures = 0;
-  for (const auto& entry : fs::recursive_directory_iterator(dir / "data" / "unlabeled")) {
-    pictures += entry.path().extension() == ".png" ? 1 : 0;
-  }
-  CHECK(predictions.size() == pictures + 1);
+  CHECK(predictions.size() == static_cast<size_t>(pictures(dir / "data" / "unlabeled")) + 1);
   double before = 0;
   for (size_t i = 1; i < predictions.size(); ++i) {
     const double confidence = std::stod(predictions[i].substr(predictions[i].rfind(',') + 1));

@@ -19,7 +19,8 @@ file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
 
 if(CASE STREQUAL "installed" OR CASE STREQUAL "examples")
-  configure(${SOURCE} ${WORK}/library -DCMAKE_INSTALL_PREFIX=${WORK}/elsewhere -DMIXMATCH_BUILD_TESTS=OFF -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=OFF)
+  configure(${SOURCE} ${WORK}/library -DCMAKE_INSTALL_PREFIX=${WORK}/elsewhere
+    -DMIXMATCH_BUILD_TESTS=OFF -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=OFF)
   run(${CMAKE_COMMAND} --install ${WORK}/library)
   # Installed packages may be moved.
   file(RENAME ${WORK}/elsewhere ${prefix})

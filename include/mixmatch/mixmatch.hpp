@@ -43,6 +43,7 @@
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/training/config.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>

@@ -8,6 +8,7 @@
 #include <mixmatch/detail/crc32c.hpp>
 #include <mixmatch/detail/model_access.hpp>
 #include <mixmatch/training/atomic_file.hpp>
+#include <mixmatch/training/config.hpp>
 
 #include <algorithm>
 #include <charconv>
@@ -26,9 +27,6 @@
 #include <vector>
 
 namespace mixmatch::training {
-
-/// Settings by name, as a program wants to find them again beside its weights.
-using Config = std::vector<std::pair<std::string, std::string>>;
 
 namespace detail {
 
@@ -100,13 +98,17 @@ inline InputArchive parse_checkpoint(const std::filesystem::path& path, const st
   return archive;
 }
 
-inline Config parse_config(InputArchive& archive) {
-  c10::IValue list;
-  archive.read("config", list);
-  const auto values = list.toListRef();
+inline Config parse_config(const std::filesystem::path& path, InputArchive& archive) {
   Config config;
-  for (size_t i = 0; i + 1 < values.size(); i += 2) {
-    config.emplace_back(values[i].toStringRef(), values[i + 1].toStringRef());
+  try {
+    c10::IValue list;
+    archive.read("config", list);
+    const auto values = list.toListRef();
+    for (size_t i = 0; i + 1 < values.size(); i += 2) {
+      config.emplace_back(values[i].toStringRef(), values[i + 1].toStringRef());
+    }
+  } catch (const std::exception& error) {
+    TORCH_CHECK(false, path.string(), " has no config: ", message_of(error));
   }
   return config;
 }
@@ -359,17 +361,18 @@ class Checkpoint {
   void load(const std::function<void(const Config&)>& check = {}) {
     const std::string bytes = detail::read_sealed_checkpoint(path_);
     std::map<std::string, detail::InputArchive> archives;  // by device
-    const auto archive_for = [&](const Entry& entry) -> detail::InputArchive& {
-      const at::Device device = entry.device ? entry.device() : at::Device(at::kCPU);
+    const auto archive_on = [&](at::Device device) -> detail::InputArchive& {
       auto found = archives.find(device.str());
       if (found == archives.end()) {
         found = archives.emplace(device.str(), detail::parse_checkpoint(path_, bytes, device)).first;
       }
       return found->second;
     };
+    const auto archive_for = [&](const Entry& entry) -> detail::InputArchive& {
+      return archive_on(entry.device ? entry.device() : at::Device(at::kCPU));
+    };
     if (check) {
-      auto archive = detail::parse_checkpoint(path_, bytes, at::kCPU);
-      check(detail::parse_config(archive));
+      check(detail::parse_config(path_, archive_on(at::kCPU)));
     }
     for (const auto& entry : entries_) {
       auto& archive = archive_for(entry);
@@ -455,13 +458,7 @@ class Checkpoint {
 /// The config stored with a checkpoint, without touching its entries. Throws as Checkpoint::load does.
 inline Config read_config(const std::filesystem::path& path) {
   auto archive = detail::parse_checkpoint(path, detail::read_sealed_checkpoint(path), at::kCPU);
-  Config config;
-  try {
-    config = detail::parse_config(archive);
-  } catch (const std::exception& error) {
-    TORCH_CHECK(false, path.string(), " has no config: ", detail::message_of(error));
-  }
-  return config;
+  return detail::parse_config(path, archive);
 }
 
 }  // namespace mixmatch::training

@@ -111,13 +111,9 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
       option->run_callback();
     }
   }
-  const Config chosen = now();
-  for (const auto& [name, value] : stored) {
-    for (const auto& [known, mine] : chosen) {
-      TORCH_CHECK(known != name || name == "steps" || mine == value, "--", name, " ", mine,
-                  " is not the run's: it was started with ", value);
-    }
-  }
+  const auto changed = find_changed_setting(stored, now());
+  TORCH_CHECK(!changed.has_value(), "--", changed->name, " ", changed->now,
+              " is not the run's: it was started with ", changed->stored);
 }
 
 /// For a run that o.out holds and that goes on: `o` takes its configuration and its split.

@@ -3,8 +3,8 @@
 #include <fmt/format.h>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/training/atomic_file.hpp>
-#include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/training/config.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/html.hpp>
 #include <mixmatch/training/image_grid.hpp>

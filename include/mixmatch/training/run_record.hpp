@@ -2,7 +2,7 @@
 
 #include <mixmatch/detail/json_reader.hpp>
 #include <mixmatch/detail/read_file.hpp>
-#include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/config.hpp>
 #include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/run_directory.hpp>
 
@@ -21,16 +21,6 @@ struct RunRecord {
   Config summary;         ///< summary.json, empty for a run that is not finished
   MetricsTable metrics;   ///< metrics.csv, empty if a finished run has none
 };
-
-/// The value of that name, or null.
-inline const std::string* find_setting(const Config& config, std::string_view name) {
-  for (const auto& entry : config) {
-    if (entry.first == name) {
-      return &entry.second;
-    }
-  }
-  return nullptr;
-}
 
 /// A flat JSON object as JsonObject writes it, in the file's order: texts as they are, numbers as they were
 /// written, true, false, null. Throws c10::Error in one line that names the file: not readable, no JSON, no

@@ -112,12 +112,9 @@ class TrainingRun {
                 " is missing: the run directory was changed, and cannot be resumed");
     open_metrics();
     checkpoint_.load([this](const Config& stored) {
-      for (const auto& [name, value] : stored) {
-        for (const auto& [known, mine] : options_.config()) {
-          TORCH_CHECK(known != name || name == "steps" || mine == value, directory_.path().string(), ": ",
-                      name, " is ", mine, " now, but the run was started with ", value);
-        }
-      }
+      const auto changed = find_changed_setting(stored, options_.config());
+      TORCH_CHECK(!changed.has_value(), directory_.path().string(), ": ", changed->name, " is ", changed->now,
+                  " now, but the run was started with ", changed->stored);
     });
     saved_step_ = *step_.value;
     begin();
