@@ -8,7 +8,7 @@
 inline std::vector<mixmatch::detail::SimdLevel> simd_levels() {
   using mixmatch::detail::SimdLevel;
   std::vector<SimdLevel> levels;
-  for (const auto level : {SimdLevel::plain, SimdLevel::avx2, SimdLevel::avx512}) {
+  for (const auto level : {SimdLevel::plain, SimdLevel::avx2, SimdLevel::avx512, SimdLevel::avx512_bf16}) {
     if (level <= mixmatch::detail::simd_level()) {
       levels.push_back(level);
     }

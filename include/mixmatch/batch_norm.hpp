@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mixmatch/model.hpp>
+#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
 #include <torch/nn/modules/batchnorm.h>
 
@@ -100,11 +101,13 @@ inline double batch_norm_momentum(int64_t step, double momentum) {
 
 namespace detail {
 
-/// f(norm) for each torch::nn::BatchNorm1d, 2d and 3d in a module.
+/// f(norm) for each torch::nn::BatchNorm1d, 2d and 3d, and BatchNormLeakyReLU, in a module.
 template <class M, class F>
 void for_each_batch_norm(M& model, F&& f) {
   nn_module(model).apply([&f](torch::nn::Module& module) {
-    if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
+    if (auto* fused = module.as<models::BatchNormLeakyReLU>()) {
+      f(*fused);
+    } else if (auto* norm1 = module.as<torch::nn::BatchNorm1d>()) {
       f(*norm1);
     } else if (auto* norm2 = module.as<torch::nn::BatchNorm2d>()) {
       f(*norm2);

@@ -12,6 +12,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <torch/types.h>
+#include <mixmatch/detail/fast_bfloat16.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -37,7 +38,7 @@ inline bool has_plain_memory(const at::Tensor& tensor) {
 template <class Scalar>
 using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
 
-enum class SimdLevel { plain, avx2, avx512 };
+enum class SimdLevel { plain, avx2, avx512, avx512_bf16 };
 
 /// What this machine has. Tests lower it.
 inline SimdLevel& simd_level() {
@@ -46,7 +47,7 @@ inline SimdLevel& simd_level() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      return SimdLevel::avx512;
+      return has_fast_bfloat16() ? SimdLevel::avx512_bf16 : SimdLevel::avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       return SimdLevel::avx2;
@@ -70,6 +71,13 @@ __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"), flatten)) 
   Kernel::template run<64>(args...);
 }
 
+/// For kernels that know the instructions of AVX512-BF16 by name.
+template <class Kernel, class... Args>
+__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"), flatten)) void
+run_avx512_bf16(Args... args) {
+  Kernel::template run<64>(args...);
+}
+
 #endif
 
 /// Kernel::run for the widest vectors of this machine. Arguments are numbers and pointers.
@@ -77,6 +85,7 @@ template <class Kernel, class... Args>
 void run_widest(Args... args) {
 #if MIXMATCH_SIMD
   switch (simd_level()) {
+    case SimdLevel::avx512_bf16:
     case SimdLevel::avx512:
       return run_avx512<Kernel>(args...);
     case SimdLevel::avx2:

@@ -4,6 +4,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/version.h>
 
 #include <optional>
@@ -14,10 +15,14 @@
 namespace mixmatch::detail {
 
 #if MIXMATCH_TORCH_AT_LEAST(2, 5)
-using OptionalGenerator = std::optional<at::Generator>;
+template <class T>
+using AtenOptional = std::optional<T>;
 #else
-using OptionalGenerator = c10::optional<at::Generator>;  // not yet an alias of std::optional
+template <class T>
+using AtenOptional = c10::optional<T>;  // not yet an alias of std::optional
 #endif
+using OptionalGenerator = AtenOptional<at::Generator>;
+using OptionalTensor = AtenOptional<at::Tensor>;
 
 /// The generator in the optional type that this LibTorch's operators take.
 inline OptionalGenerator to_aten(const std::optional<at::Generator>& generator) {
@@ -56,6 +61,11 @@ inline void set_autocast_state(at::DeviceType device, const AutocastState& state
     at::autocast::set_autocast_cpu_dtype(state.dtype);
   }
 #endif
+}
+
+/// Whether convolutions in bfloat16 run on the CUDA device: Ampere or newer.
+inline bool cuda_has_bfloat16() {
+  return at::hasCUDA() && at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
 }
 
 }  // namespace mixmatch::detail

@@ -4,12 +4,12 @@
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/module.h>
-#include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/conv.h>
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
 #include <cmath>
 #include <vector>
@@ -36,14 +36,20 @@ struct WideResNetOptions {
   /// In LibTorch's sense: the share of the new batch. TensorFlow's .999.
   TORCH_ARG(double, batch_norm_momentum) = 0.001;
   TORCH_ARG(double, batch_norm_eps) = 1e-3;
+  /// Batch norm, leaky ReLU and the residual addition in one (BatchNormLeakyReLU) where that can be; false:
+  /// in ATen's calls, the same to rounding.
+  TORCH_ARG(bool, fused) = true;
 };
 
 namespace detail {
 
-inline torch::nn::BatchNorm2d batch_norm(int64_t channels, const WideResNetOptions& options) {
-  return torch::nn::BatchNorm2d(torch::nn::BatchNorm2dOptions(channels)
-                                    .eps(options.batch_norm_eps())
-                                    .momentum(options.batch_norm_momentum()));
+inline BatchNormLeakyReLU norm_and_activation(int64_t channels, const WideResNetOptions& options) {
+  BatchNormLeakyReLU norm(torch::nn::BatchNorm2dOptions(channels)
+                              .eps(options.batch_norm_eps())
+                              .momentum(options.batch_norm_momentum()),
+                          options.leaky_slope());
+  norm->set_fused(options.fused());
+  return norm;
 }
 
 /// Convolution without bias, weights ~ N(0, 2 / (k k out_channels)).
@@ -56,6 +62,12 @@ inline torch::nn::Conv2d convolution(int64_t in, int64_t out, int64_t kernel, in
 }
 
 }  // namespace detail
+
+/// A block's result before it is added up, which the next batch norm does in passing; `shortcut` may be
+/// undefined.
+struct ResidualSum {
+  Tensor residual, shortcut;
+};
 
 /// BN, leaky ReLU, conv3x3(stride), BN, leaky ReLU, conv3x3, plus the shortcut; a 1x1 convolution on the
 /// shortcut only where the number of channels changes. Only the network's first block takes the shortcut
@@ -73,9 +85,9 @@ class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
   }
 
   void reset() override {
-    bn1 = register_module("bn1", detail::batch_norm(in_, options_));
+    bn1 = register_module("bn1", detail::norm_and_activation(in_, options_));
     conv1 = register_module("conv1", detail::convolution(in_, out_, 3, stride_));
-    bn2 = register_module("bn2", detail::batch_norm(out_, options_));
+    bn2 = register_module("bn2", detail::norm_and_activation(out_, options_));
     conv2 = register_module("conv2", detail::convolution(out_, out_, 3, 1));
     if (in_ != out_) {
       shortcut = register_module("convShortcut", detail::convolution(in_, out_, 1, stride_));
@@ -83,14 +95,20 @@ class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
   }
 
   Tensor forward(const Tensor& input) {
-    const Tensor activated = torch::leaky_relu(bn1(input), options_.leaky_slope());
-    Tensor residual = conv1(activated);
-    residual = conv2(torch::leaky_relu(bn2(residual), options_.leaky_slope()));
-    const Tensor& kept = activate_before_residual_ ? activated : input;
-    return residual + (shortcut.is_empty() ? kept : shortcut(kept));
+    const auto [residual, kept] = forward_parts({input, Tensor()});
+    return residual + kept;
   }
 
-  torch::nn::BatchNorm2d bn1{nullptr}, bn2{nullptr};
+  /// The block with both additions, that before it and its own, left to whoever normalises the sum.
+  ResidualSum forward_parts(const ResidualSum& input) {
+    const auto [sum, activated] = bn1->forward_sum(input.residual, input.shortcut);
+    const Tensor residual = conv2(bn2(conv1(activated)));
+    const Tensor& kept = activate_before_residual_ ? activated : sum;
+    return {residual, shortcut.is_empty() ? kept : shortcut(kept)};
+  }
+
+  /// Normalisation with its activation.
+  BatchNormLeakyReLU bn1{nullptr}, bn2{nullptr};
   torch::nn::Conv2d conv1{nullptr}, conv2{nullptr}, shortcut{nullptr};
 
  private:
@@ -118,6 +136,12 @@ class WideResNetGroupImpl : public torch::nn::Cloneable<WideResNetGroupImpl> {
   }
 
   Tensor forward(const Tensor& input) { return layer->forward(input); }
+  ResidualSum forward_parts(ResidualSum x) {
+    for (const auto& block : *layer) {
+      x = block.ptr()->as<WideResNetBlock>()->forward_parts(x);
+    }
+    return x;
+  }
 
   torch::nn::Sequential layer{nullptr};
 
@@ -162,7 +186,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
                           WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
       channels = filters;
     }
-    bn1 = register_module("bn1", detail::batch_norm(channels, options_));
+    bn1 = register_module("bn1", detail::norm_and_activation(channels, options_));
     fc = register_module("fc", torch::nn::Linear(channels, options_.num_classes()));
     torch::NoGradGuard no_grad;
     fc->weight.normal_(0, std::sqrt(2.0 / static_cast<double>(channels + options_.num_classes())));
@@ -172,19 +196,27 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   Tensor forward(const Tensor& images) {
     TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(),
                 "WideResNet: input must be [N, ", options_.in_channels(), ", H, W], got ", images.sizes());
-    Tensor x = conv1(images);
+    ResidualSum x{conv1(images), Tensor()};
     for (auto& group : groups) {
-      x = group(x);
+      x = group->forward_parts(x);
     }
-    x = torch::leaky_relu(bn1(x), options_.leaky_slope());
-    return fc(x.mean({2, 3}));
+    return fc(bn1->forward_sum(x.residual, x.shortcut).activation.mean({2, 3}));
+  }
+
+  /// Takes a batch as so many equal parts, each normalised by itself (see forward_each()).
+  void set_batch_norm_groups(int64_t groups_of_batch) {
+    apply([&](torch::nn::Module& module) {
+      if (auto* norm = module.as<BatchNormLeakyReLU>()) {
+        norm->set_groups(groups_of_batch);
+      }
+    });
   }
 
   const WideResNetOptions& options() const { return options_; }
 
   torch::nn::Conv2d conv1{nullptr};
   std::vector<WideResNetGroup> groups;
-  torch::nn::BatchNorm2d bn1{nullptr};
+  BatchNormLeakyReLU bn1{nullptr};
   torch::nn::Linear fc{nullptr};
 
  private:
