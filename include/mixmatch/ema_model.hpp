@@ -84,7 +84,13 @@ class EmaModel {
 
   /// decay_weights(model, rate) and then update(), in one pass over memory: the papers' order after the
   /// optimiser's step.
-  void decay_weights_and_update(double rate) {
+  void decay_weights_and_update(double rate) { update_with(rate, detail::decay_and_average_); }
+
+  /// decay_weights_and_update() by somebody else's pass over memory, which may do more on its way (see
+  /// training::FusedAdam): calls `pass(live, average, shrink, decay)` once, which for each i must carry out
+  /// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i].
+  template <class Pass>
+  void update_with(double rate, const Pass& pass) {
     TORCH_CHECK(rate >= 0 && rate <= 1, "EmaModel: weight decay rate must be in [0, 1], got ", rate);
     TORCH_CHECK(scopes_ == 0,
                 "EmaModel: update() must not be called while average_parameters() is in effect");
@@ -93,25 +99,19 @@ class EmaModel {
     std::vector<Tensor> live, average;
     std::vector<double> shrink;
     for (size_t i = 0; i < parameters_.size(); ++i) {
-      Tensor current = parameters_[i].live;
-      if (!current.requires_grad()) {  // frozen
-        parameters_[i].average.copy_(current);
-        continue;
+      const Tensor& current = parameters_[i].live;
+      if (current.requires_grad()) {
+        live.push_back(current);
+        average.push_back(parameters_[i].average);
+        shrink.push_back(is_kernel_[i] ? 1.0 - rate : 1.0);
       }
-      const double factor = is_kernel_[i] ? 1.0 - rate : 1.0;
-      if (current.device() != parameters_[i].average.device()) {
-        if (factor != 1.0) {
-          current.mul_(factor);
-        }
-        current = current.to(parameters_[i].average.device());
-        shrink.push_back(1.0);
-      } else {
-        shrink.push_back(factor);
-      }
-      live.push_back(std::move(current));
-      average.push_back(parameters_[i].average);
     }
-    detail::decay_and_average_(live, average, shrink, decay);
+    pass(live, average, shrink, decay);
+    for (const auto& item : parameters_) {
+      if (!item.live.requires_grad()) {  // frozen
+        item.average.copy_(item.live);
+      }
+    }
     update_buffers(decay);
     ++num_updates_;
   }

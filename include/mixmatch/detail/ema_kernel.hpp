@@ -1,10 +1,10 @@
 #pragma once
 
 #include <torch/types.h>
-#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/piecewise.hpp>
 #include <mixmatch/detail/simd.hpp>
 
-#include <algorithm>
+#include <cstdint>
 #include <vector>
 
 namespace mixmatch::detail {
@@ -120,10 +120,8 @@ inline void decay_and_average_(const std::vector<Tensor>& live, const std::vecto
   TORCH_CHECK(live.size() == average.size() && live.size() == shrink.size(),
               "decay_and_average_: expected as many averages and factors as live tensors (", live.size(),
               "), got ", average.size(), " and ", shrink.size());
-  // Pieces are cut at the same places for any number of threads.
-  constexpr int64_t piece = 16384;
   std::vector<AverageTask> tasks;
-  std::vector<int64_t> first_piece{0};
+  std::vector<int64_t> sizes;
   for (size_t i = 0; i < live.size(); ++i) {
     const AverageTask task = average_task(live[i], average[i], shrink[i]);
     if (task.run == nullptr) {
@@ -137,23 +135,13 @@ inline void decay_and_average_(const std::vector<Tensor>& live, const std::vecto
     if (decay != 1) {
       average[i].unsafeGetTensorImpl()->bump_version();
     }
-    if (task.size != 0 && (shrink[i] != 1 || decay != 1)) {
+    if (shrink[i] != 1 || decay != 1) {
       tasks.push_back(task);
-      first_piece.push_back(first_piece.back() + (task.size + piece - 1) / piece);
+      sizes.push_back(task.size);
     }
   }
-  parallel_for(0, first_piece.back(), 4, [&](int64_t begin, int64_t end) {
-    auto index = std::upper_bound(first_piece.begin(), first_piece.end(), begin) - first_piece.begin() - 1;
-    while (begin < end) {
-      const auto at_task = static_cast<size_t>(index);
-      const AverageTask& task = tasks[at_task];
-      const int64_t stop = std::min(end, first_piece[at_task + 1]);
-      task.run(task, (begin - first_piece[at_task]) * piece,
-               std::min(task.size, (stop - first_piece[at_task]) * piece), decay);
-      begin = stop;
-      ++index;
-    }
-  });
+  for_each_piece(sizes,
+                 [&](size_t i, int64_t begin, int64_t end) { tasks[i].run(tasks[i], begin, end, decay); });
 }
 
 }  // namespace mixmatch::detail

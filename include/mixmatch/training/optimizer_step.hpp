@@ -2,6 +2,7 @@
 
 #include <torch/optim/optimizer.h>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/training/fused_adam.hpp>
 
 #include <vector>
 
@@ -36,6 +37,17 @@ bool optimizer_step(torch::optim::Optimizer& optimizer, EmaModel<Model>& ema, do
   if (finite) {
     optimizer.step();
     ema.decay_weights_and_update(weight_decay * learning_rate);
+  }
+  optimizer.zero_grad();
+  return finite;
+}
+
+/// The same with an optimiser that takes decay and average along in its own pass, at its learning rate.
+template <class Model>
+bool optimizer_step(FusedAdam& optimizer, EmaModel<Model>& ema, double weight_decay) {
+  const bool finite = optimizer.gradients_are_finite();
+  if (finite) {
+    optimizer.step(ema, weight_decay);
   }
   optimizer.zero_grad();
   return finite;

@@ -47,7 +47,7 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
     }
   }
   loss.total.backward();
-  loss.finite = optimizer_step(state.optimizer, state.ema, o.learning_rate, o.weight_decay);
+  loss.finite = optimizer_step(state.optimizer, state.ema, o.weight_decay);
   ++state.step;
   return loss;
 }

@@ -1,10 +1,10 @@
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/optim/adam.h>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/fused_adam.hpp>
 
 #include <cstdint>
 #include <optional>
@@ -34,7 +34,7 @@ struct TrainState {
         labeled(labeled_rows, options.batch_size(), options.seed()),
         model(std::move(network)),
         ema(model, options.ema()),
-        optimizer(model->parameters(), torch::optim::AdamOptions(options.learning_rate())) {
+        optimizer(model, FusedAdamOptions(options.learning_rate())) {
     if (unlabeled_rows.numel() > 0) {
       unlabeled.emplace(unlabeled_rows, options.batch_size(), options.seed() + 1);
     }
@@ -60,7 +60,7 @@ struct TrainState {
   std::optional<data::BatchStream> unlabeled;
   Model model;
   EmaModel<Model> ema;
-  torch::optim::Adam optimizer;
+  FusedAdam optimizer;
 };
 
 }  // namespace mixmatch::training
