@@ -1,7 +1,7 @@
 #pragma once
 
 #include <torch/arg.h>
-#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/sharpen.hpp>
 
@@ -66,17 +66,16 @@ Tensor guess_labels(Model& model, const std::vector<Tensor>& views, const GuessL
   TORCH_CHECK(!views.empty(), "guess_labels: views must hold at least one augmented batch, got none");
   torch::NoGradGuard no_grad;
   std::vector<Tensor> logits;
-  logits.reserve(views.size());
-  {
-    std::optional<BatchNormFreeze> freeze;
-    if constexpr (ModuleModel<Model>) {
-      if (!options.update_batch_norm()) {
-        freeze.emplace(model);
-      }
-    }
+  if (options.update_batch_norm()) {
     for (const Tensor& view : views) {
       logits.push_back(forward(model, view));
     }
+  } else {
+    std::optional<BatchNormFreeze> freeze;
+    if constexpr (ModuleModel<Model>) {
+      freeze.emplace(model);
+    }
+    logits = forward_each(model, views);
   }
   detail::forget_autocast_copies();
   return guess_labels_from_logits(logits, options.temperature());

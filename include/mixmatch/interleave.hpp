@@ -1,7 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
-#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
 
 #include <optional>
@@ -64,18 +64,7 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   for (int64_t row = 0; row < unlabeled.size(0); row += rows) {
     batches.push_back(unlabeled.narrow(0, row, rows));
   }
-  batches = interleave(std::move(batches));
-  std::vector<Tensor> logits{forward(model, batches.front())};
-  {
-    std::optional<BatchNormFreeze> freeze;
-    if constexpr (ModuleModel<Model>) {
-      freeze.emplace(model);
-    }
-    for (size_t k = 1; k < batches.size(); ++k) {
-      logits.push_back(forward(model, batches[k]));
-    }
-  }
-  logits = interleave(std::move(logits));
+  auto logits = interleave(forward_each(model, interleave(std::move(batches))));
   const Tensor first = logits.front();
   logits.erase(logits.begin());
   return {first, logits.empty() ? first.narrow(0, 0, 0) : torch::cat(logits)};

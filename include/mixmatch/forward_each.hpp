@@ -1,0 +1,76 @@
+#pragma once
+
+#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/model.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace mixmatch {
+
+/// A Model that takes several equal batches as one whose parts are normalised each by itself:
+/// `set_batch_norm_groups(groups)`, as models::WideResNet has.
+template <class M>
+concept GroupedModel = requires(M& model) {
+  model.set_batch_norm_groups(int64_t{});
+}
+|| requires(M& model) { model->set_batch_norm_groups(int64_t{}); };
+
+namespace detail {
+
+/// Sets the groups of a GroupedModel for the length of a scope.
+template <class M>
+class BatchNormGroups {
+ public:
+  BatchNormGroups(M& model, int64_t groups) : model_(&model) { set(groups); }
+  BatchNormGroups(const BatchNormGroups&) = delete;
+  BatchNormGroups& operator=(const BatchNormGroups&) = delete;
+  ~BatchNormGroups() { set(1); }
+
+ private:
+  void set(int64_t groups) {
+    if constexpr (is_nn_module<M>) {
+      model_->set_batch_norm_groups(groups);
+    } else {
+      (*model_)->set_batch_norm_groups(groups);
+    }
+  }
+  M* model_;
+};
+
+}  // namespace detail
+
+/// The model's output for each batch, as from one pass after the other of which only the first moves the
+/// batch-norm running statistics: MixMatch's K + 1 training passes, and the K passes that guess labels.
+///
+/// Batches of one shape go through a GroupedModel in a single pass, each normalised by its own statistics:
+/// the same mathematics, equal to rounding, with fewer and larger operations. Gradient to all; the model's
+/// mode is left alone; draws nothing itself.
+template <class Model>
+std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batches) {
+  if constexpr (GroupedModel<Model>) {
+    const bool alike = std::all_of(batches.begin(), batches.end(), [&](const Tensor& batch) {
+      return batch.sizes() == batches.front().sizes();
+    });
+    if (alike && batches.size() > 1 && batches.front().size(0) > 0) {
+      const auto count = static_cast<int64_t>(batches.size());
+      const detail::BatchNormGroups<Model> groups(model, count);
+      return forward(model, torch::cat(batches)).chunk(count);
+    }
+  }
+  std::vector<Tensor> outputs;
+  std::optional<BatchNormFreeze> freeze;
+  for (const Tensor& batch : batches) {
+    outputs.push_back(forward(model, batch));
+    if constexpr (ModuleModel<Model>) {
+      if (!freeze.has_value() && outputs.size() < batches.size()) {
+        freeze.emplace(model);
+      }
+    }
+  }
+  return outputs;
+}
+
+}  // namespace mixmatch
