@@ -45,19 +45,11 @@ StepLoss train_step(State& state, const TrainingOptions& o, const TrainingData& 
       const auto guessed = mm::augment_and_guess(state.model, augment, x, labels, u, options);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
 
-      // K + 1 forward passes. Only the first moves the batch-norm running statistics; interleaving gives it
-      // labeled and unlabeled rows alike.
+      // K + 1 forward passes, each normalised by its own batch. Only the first moves the batch-norm running
+      // statistics; interleaving gives it labeled and unlabeled rows alike.
       std::vector<Tensor> batches = mixed.unlabeled_inputs.split(o.batch);
       batches.insert(batches.begin(), mixed.labeled_inputs);
-      batches = mm::interleave(std::move(batches));
-      std::vector<Tensor> logits{state.model->forward(batches.front())};
-      {
-        mm::BatchNormFreeze freeze(state.model);
-        for (size_t k = 1; k < batches.size(); ++k) {
-          logits.push_back(state.model->forward(batches[k]));
-        }
-      }
-      logits = mm::interleave(std::move(logits));
+      const auto logits = mm::interleave(mm::forward_each(state.model, mm::interleave(std::move(batches))));
       const Tensor logits_x = logits.front();
       const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
 
@@ -75,7 +67,7 @@ StepLoss train_step(State& state, const TrainingOptions& o, const TrainingData& 
   }
   loss.total.backward();
   // Adam, decay of the kernels, moving average.
-  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.learning_rate, o.weight_decay);
+  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.weight_decay);
   ++state.step;
   return loss;
 }
@@ -97,7 +89,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   }
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
-  const auto device = mm::training::parse_device(o.device);
+  const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o, device);
   mm::training::adopt_data(o, data);
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,

@@ -60,7 +60,7 @@ int train_run(CLI::App& app, Options& o) {
     mm::training::adopt_run(app, o, config);
   }
   mm::training::check_options(o);
-  const auto device = mm::training::parse_device(o.device);
+  const auto device = mm::training::choose_device(o);
   const auto folder =
       mm::data::load_image_folder(o.data, o.size, mm::data::ImageFolderOptions().strict(o.strict));
   for (const auto& file : folder.unreadable) {

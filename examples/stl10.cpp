@@ -75,7 +75,7 @@ StepLoss train_step(State& state, const Options& o, const TrainingData& data, co
   }
   loss.total.backward();
   // Adam, decay of the kernels, moving average.
-  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.learning_rate, o.weight_decay);
+  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.weight_decay);
   ++state.step;
   return loss;
 }
@@ -102,7 +102,7 @@ int train_run(CLI::App& app, Options& o) {
   }
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
-  const auto device = mm::training::parse_device(o.device);
+  const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o, device);
   mm::training::adopt_data(o, data);
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,

@@ -72,7 +72,7 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
     mm::training::adopt_run(app, o, config);
   }
   mm::training::check_options(o);
-  const auto device = mm::training::parse_device(o.device);
+  const auto device = mm::training::choose_device(o);
   const TrainingData data = load(dataset, o, device);
   mm::training::adopt_data(o, data);
   mm::training::TrainState<mm::models::WideResNet> state(

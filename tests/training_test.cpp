@@ -1,8 +1,13 @@
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/training/memory.hpp>
 #include <mixmatch/training/precision.hpp>
 
 #include <ATen/Parallel.h>
+
+#include <fstream>
+#include <iterator>
+#include <string>
 
 #include "catch.hpp"
 #include "model_zoo.hpp"
@@ -44,6 +49,22 @@ TEST_CASE("to_channels_last: kernels change their strides and nothing else") {
   CHECK(model->parameters()[0].is_contiguous(at::MemoryFormat::ChannelsLast));
   CHECK(torch::equal(model->parameters()[0], before));
   CHECK(model->parameters()[0].requires_grad());
+}
+
+TEST_CASE("fastest_precision: bf16 where the processor says so, in words of its own") {
+  std::ifstream in("/proc/cpuinfo");
+  const std::string cpu{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  if (cpu.find("flags") != std::string::npos) {
+    CHECK((training::fastest_precision(torch::kCPU) == at::kBFloat16) ==
+          (cpu.find(" avx512_bf16") != std::string::npos));
+  }
+}
+
+TEST_CASE("keep_freed_memory: memory comes and goes as before") {
+  training::keep_freed_memory();
+  for (int i = 0; i < 3; ++i) {
+    CHECK(torch::ones({1 << 20}).sum().item<double>() == 1 << 20);
+  }
 }
 
 TEST_CASE("precision, device and threads by name") {

@@ -6,6 +6,7 @@
 
 #include <mixmatch/batch_norm.hpp>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/forward_each.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
@@ -37,6 +38,7 @@
 
 #include <mixmatch/methods/mixmatch.hpp>
 
+#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 #include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
@@ -49,12 +51,14 @@
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>
+#include <mixmatch/training/fused_adam.hpp>
 #include <mixmatch/training/guess_quality.hpp>
 #include <mixmatch/training/html.hpp>
 #include <mixmatch/training/image_grid.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
 #include <mixmatch/training/line_chart.hpp>
+#include <mixmatch/training/memory.hpp>
 #include <mixmatch/training/metrics.hpp>
 #include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/optimizer_step.hpp>

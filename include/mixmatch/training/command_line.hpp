@@ -4,6 +4,7 @@
 
 #include <fmt/format.h>
 #include <mixmatch/training/device.hpp>
+#include <mixmatch/training/memory.hpp>
 #include <mixmatch/training/training_options.hpp>
 
 #include <CLI/CLI.hpp>
@@ -68,8 +69,9 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
       ->check(CLI::IsMember({"mixmatch", "supervised"}))
       ->capture_default_str();
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  app.add_option("--precision", o.precision, "bf16: autocast, weights stay fp32")
-      ->check(CLI::IsMember({"fp32", "bf16"}))
+  app.add_option("--precision", o.precision,
+                 "bf16: autocast, weights stay fp32; auto: bf16 where the processor computes in it")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
       ->capture_default_str();
   number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", CLI::Range(0, 1024));
   number("--depth", o.depth, "6 n + 4 layers", positive);
@@ -121,7 +123,12 @@ template <class Now>
 void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
   TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
   const auto directory = RunDirectory::open(o.out);
-  adopt_config(app, read_config(directory.checkpoint()), now);
+  const auto stored = read_config(directory.checkpoint());
+  if (const auto* precision = find_setting(stored, "precision");
+      precision != nullptr && o.precision == "auto") {
+    o.precision = *precision;
+  }
+  adopt_config(app, stored, now);
   o.split = directory.split();
 }
 
@@ -162,6 +169,7 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     fmt::print(stderr, "{}: {}\n", name, what);
     return status;
   };
+  keep_freed_memory();
   try {
     app.parse(argc, argv);
     return std::forward<Body>(body)();

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/fast_bfloat16.hpp>
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/model.hpp>
 
@@ -49,6 +50,14 @@ void to_channels_last(Model& model) {
 inline at::ScalarType parse_precision(const std::string& name) {
   TORCH_CHECK(name == "fp32" || name == "bf16", "precision: expected fp32 or bf16, got \"", name, "\"");
   return name == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+/// What trains fastest on the device: bfloat16 by autocast on a CPU with AVX512-BF16 or AMX and on a GPU that
+/// has it, else float32.
+inline at::ScalarType fastest_precision(torch::Device device) {
+  const bool fast = device.is_cpu() ? mixmatch::detail::has_fast_bfloat16()
+                                    : device.is_cuda() && mixmatch::detail::cuda_has_bfloat16();
+  return fast ? at::kBFloat16 : at::kFloat;
 }
 
 }  // namespace mixmatch::training

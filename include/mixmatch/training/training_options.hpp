@@ -9,6 +9,7 @@
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/ramped_loss.hpp>
+#include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/precision.hpp>
 #include <mixmatch/training/step_loss.hpp>
@@ -53,7 +54,7 @@ struct TrainingOptions {
   int64_t steps = 0, batch = 64;
   uint64_t seed = 1;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
-  std::string precision = "fp32";
+  std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
   double learning_rate = 2e-3, weight_decay = 0.02;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;
@@ -145,6 +146,17 @@ inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config 
 
 inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device device) {
   return EvaluateOptions().device(device).precision(parse_precision(o.precision));
+}
+
+/// The device that `--device` names. Chooses the precision that `--precision auto` leaves open, once for the
+/// whole run, and prints both: a resumed run keeps what its start had chosen.
+inline torch::Device choose_device(TrainingOptions& o) {
+  const auto device = parse_device(o.device);
+  if (o.precision == "auto") {
+    o.precision = fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
+  }
+  fmt::print("device {}, {} CPU threads, precision {}\n", device.str(), at::get_num_threads(), o.precision);
+  return device;
 }
 
 /// The network with weights drawn from the seed, channels-last on the device.
