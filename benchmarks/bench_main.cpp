@@ -18,17 +18,17 @@ inline std::string& report_file(Catch::ConfigData& config) { return config.outpu
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
-#include <torch/version.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "machine.hpp"
 
 namespace {
 
@@ -47,16 +47,6 @@ std::string readable(double nanoseconds) {
   return nanoseconds < 1e3   ? fmt::format("{:.0f} ns", nanoseconds)
          : nanoseconds < 1e6 ? fmt::format("{:.2f} us", nanoseconds / 1e3)
                              : fmt::format("{:.2f} ms", nanoseconds / 1e6);
-}
-
-std::string processor() {
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("model name", 0) == 0) {
-      return line.substr(line.find(": ") + 2);
-    }
-  }
-  return "unknown processor";
 }
 
 class TableListener : public ListenerBase {
@@ -161,8 +151,8 @@ int main(int argc, char** argv) {
   }
   at::set_num_threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   fmt::print(
-      "{}, {} threads, LibTorch {}; medians of {} samples, half the spread of the middle half; ratio: how "
+      "{}; medians of {} samples, half the spread of the middle half; ratio: how "
       "many times as long\n",
-      processor(), at::get_num_threads(), TORCH_VERSION, session.configData().benchmarkSamples);
+      machine_line(), session.configData().benchmarkSamples);
   return session.run();
 }

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Compile time of the umbrella header over torch/torch.h alone: medians of CPU seconds, the two taking turns.
+#   sh benchmarks/compile_time.sh [ROUNDS]        CXX, CXXFLAGS and TORCH (a LibTorch folder) from the environment
+set -eu
+cd "$(dirname "$0")/.."
+rounds=${1:-5}
+work=$(mktemp -d)
+trap 'rm -r "$work"' EXIT
+torch=${TORCH:-/usr}
+compiler=${CXX:-g++}
+printf '#include <torch/torch.h>\n' >"$work/torch.cpp"
+printf '#include <torch/torch.h>\n#include <mixmatch/mixmatch.hpp>\n' >"$work/mixmatch.cpp"
+export CCACHE_DISABLE=1
+# seconds SOURCE: user and system time of one compilation.
+seconds() {
+  # shellcheck disable=SC2086
+  ( $compiler -std=c++20 ${CXXFLAGS:--O2} -DFMT_HEADER_ONLY -Iinclude -isystem "$torch/include" \
+      -isystem "$torch/include/torch/csrc/api/include" -c "$work/$1.cpp" -o /dev/null && times ) |
+    awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); print 60 * (u[1] + s[1]) + u[2] + s[2] }'
+}
+for _ in $(seq "$rounds"); do
+  for source in torch mixmatch; do
+    seconds "$source" >>"$work/$source.times"
+  done
+done
+median() { sort -n "$1" | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+alone=$(median "$work/torch.times")
+umbrella=$(median "$work/mixmatch.times")
+echo "$($compiler --version | head -1), ${CXXFLAGS:--O2}, medians of $rounds"
+awk -v a="$alone" -v u="$umbrella" \
+  'BEGIN { printf "torch/torch.h %.1f s, with mixmatch/mixmatch.hpp %.1f s: %+.1f %%\n", a, u, 100 * (u / a - 1) }'

@@ -1,0 +1,300 @@
+// The time of a whole MixMatch step by variant, each optimisation on and off, and by part: what is spent
+// outside the network's forward and backward passes. With --scaling, by batch size, K, number of classes and
+// image size. The step is that of examples/cifar10.cpp on random images; the variants take turns.
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+#include <torch/optim/adam.h>
+#include <torch/torch.h>
+#include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training/memory.hpp>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "machine.hpp"
+
+namespace mm = mixmatch;
+using torch::Tensor;
+
+namespace {
+
+struct Shape {
+  int64_t depth = 28, widen = 2, batch = 64, views = 2, classes = 10, size = 32;
+};
+
+struct Variant {
+  std::string name;
+  at::ScalarType precision = at::kFloat;
+  bool channels_last = false, fused_norm = false, fused_adam = false, grouped = false;
+};
+
+enum Part { data, guess, mix, forward, backward, update, num_parts };
+constexpr std::array<const char*, num_parts> kPartNames{"data",    "guess",    "mix",
+                                                        "forward", "backward", "update"};
+
+double median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+int64_t page_faults() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_minflt;
+}
+
+/// One model in training; step() appends the seconds of each part.
+class Trainer {
+ public:
+  Trainer(const Shape& shape, const Variant& variant)
+      : shape_(shape),
+        variant_(variant),
+        generator_(at::detail::createCPUGenerator(1)),
+        augment_(mm::augment::RandomCropFlipOptions(), generator_),
+        criterion_(mm::RampedLossOptions().lambda_u(75).rampup_steps(16384)) {
+    torch::manual_seed(1);
+    images_ = torch::randint(256, {4 * shape.batch + 512, 3, shape.size, shape.size}, at::kByte);
+    labels_ = torch::randint(shape.classes, {images_.size(0)}, at::kLong);
+    model_ = mm::models::WideResNet(mm::models::WideResNetOptions(shape.classes)
+                                        .depth(shape.depth)
+                                        .widen_factor(shape.widen)
+                                        .fused(variant.fused_norm));
+    if (variant.channels_last) {
+      mm::training::to_channels_last(model_);
+    }
+    separate_ = torch::nn::AnyModule(model_);
+    ema_.emplace(model_);
+    if (variant.fused_adam) {
+      fused_adam_.emplace(model_);
+    } else {
+      adam_.emplace(model_->parameters(), torch::optim::AdamOptions(2e-3));
+    }
+  }
+
+  void step() {
+    const int64_t faults_before = page_faults();
+    last_ = std::chrono::steady_clock::now();
+    seconds_.emplace_back();
+    const Tensor rows = torch::randint(images_.size(0), {2 * shape_.batch}, generator_, at::kLong);
+    const Tensor x = images_.index_select(0, rows.narrow(0, 0, shape_.batch));
+    const Tensor y = labels_.index_select(0, rows.narrow(0, 0, shape_.batch));
+    const Tensor u = images_.index_select(0, rows.narrow(0, shape_.batch, shape_.batch));
+    const auto view = [this](const Tensor& images) {
+      const Tensor augmented = augment_(images);
+      return variant_.channels_last ? augmented : augmented.contiguous();
+    };
+    Tensor loss;
+    {
+      mm::training::Autocast autocast(torch::kCPU, variant_.precision);
+      const Tensor labeled = view(x);
+      std::vector<Tensor> views;
+      for (int64_t k = 0; k < shape_.views; ++k) {
+        views.push_back(view(u));
+      }
+      lap(data);
+      // Behind an AnyModule nobody sees that the network takes groups.
+      const Tensor q =
+          variant_.grouped ? mm::guess_labels(model_, views) : mm::guess_labels(separate_, views);
+      lap(guess);
+      const auto mixed = mm::mix_labeled_unlabeled(
+          {labeled, mm::one_hot(y, shape_.classes), torch::cat(views), q.repeat({shape_.views, 1})}, {},
+          generator_);
+      lap(mix);
+      const auto logits =
+          variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs)
+                           : mm::forward_interleaved(separate_, mixed.labeled_inputs, mixed.unlabeled_inputs);
+      loss = criterion_(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets,
+                        steps_++)
+                 .total;
+      lap(forward);
+    }
+    loss.backward();
+    lap(backward);
+    if (fused_adam_.has_value()) {
+      mm::training::optimizer_step(*fused_adam_, *ema_, 0.02);
+    } else {
+      mm::training::optimizer_step(*adam_, *ema_, 2e-3, 0.02);
+    }
+    lap(update);
+    faults_.push_back(static_cast<double>(page_faults() - faults_before));
+  }
+
+  /// Pages that the system gave to a step: memory that the allocator had not kept.
+  double median_faults(size_t warmup) const {
+    return median(std::vector<double>(faults_.begin() + static_cast<std::ptrdiff_t>(warmup), faults_.end()));
+  }
+
+  /// Of the steps after the first `warmup`.
+  double median_seconds(size_t warmup) const { return median(totals(warmup)); }
+  double spread(size_t warmup) const {
+    auto values = totals(warmup);
+    std::sort(values.begin(), values.end());
+    return (values[values.size() * 3 / 4] - values[values.size() / 4]) / values[values.size() / 2];
+  }
+  double median_part(Part part, size_t warmup) const {
+    std::vector<double> values;
+    for (size_t i = warmup; i < seconds_.size(); ++i) {
+      values.push_back(seconds_[i][part]);
+    }
+    return median(std::move(values));
+  }
+
+ private:
+  void lap(Part part) {
+    const auto now = std::chrono::steady_clock::now();
+    seconds_.back()[part] += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+  std::vector<double> totals(size_t warmup) const {
+    std::vector<double> values;
+    for (size_t i = warmup; i < seconds_.size(); ++i) {
+      double sum = 0;
+      for (const double part : seconds_[i]) {
+        sum += part;
+      }
+      values.push_back(sum);
+    }
+    return values;
+  }
+
+  Shape shape_;
+  Variant variant_;
+  at::Generator generator_;
+  mm::augment::RandomCropFlip augment_;
+  mm::RampedLoss criterion_;
+  Tensor images_, labels_;
+  mm::models::WideResNet model_{nullptr};
+  torch::nn::AnyModule separate_;
+  std::optional<mm::EmaModel<mm::models::WideResNet>> ema_;
+  std::optional<mm::training::FusedAdam> fused_adam_;
+  std::optional<torch::optim::Adam> adam_;
+  std::chrono::steady_clock::time_point last_;
+  std::vector<std::array<double, num_parts>> seconds_;
+  std::vector<double> faults_;
+  int64_t steps_ = 0;
+};
+
+constexpr size_t kWarmup = 3;
+
+std::vector<std::unique_ptr<Trainer>> measure(const std::vector<std::pair<Shape, Variant>>& cases,
+                                              int64_t steps) {
+  std::vector<std::unique_ptr<Trainer>> trainers;
+  for (const auto& [shape, variant] : cases) {
+    trainers.push_back(std::make_unique<Trainer>(shape, variant));
+  }
+  for (size_t i = 0; i < kWarmup + static_cast<size_t>(steps); ++i) {
+    for (auto& trainer : trainers) {
+      trainer->step();
+    }
+  }
+  return trainers;
+}
+
+void print_variants(const Shape& shape, const std::vector<Variant>& variants, int64_t steps) {
+  std::vector<std::pair<Shape, Variant>> cases;
+  for (const auto& variant : variants) {
+    cases.emplace_back(shape, variant);
+  }
+  const auto trainers = measure(cases, steps);
+  fmt::print("{:<46}{:>10}{:>9}{:>8}", "variant", "s a step", "spread", "ratio");
+  for (const char* part : kPartNames) {
+    fmt::print("{:>10}", part);
+  }
+  fmt::print("{:>10}{:>8}\n", "outside", "faults");
+  const double first = trainers[0]->median_seconds(kWarmup);
+  for (size_t i = 0; i < trainers.size(); ++i) {
+    const auto& trainer = *trainers[i];
+    const double total = trainer.median_seconds(kWarmup);
+    fmt::print("{:<46}{:>10.4f}{:>8.1f}%{:>8.3f}", variants[i].name, total, 100 * trainer.spread(kWarmup),
+               total / first);
+    for (int part = 0; part < num_parts; ++part) {
+      fmt::print("{:>10.4f}", trainer.median_part(static_cast<Part>(part), kWarmup));
+    }
+    const double outside = trainer.median_part(data, kWarmup) + trainer.median_part(mix, kWarmup) +
+                           trainer.median_part(update, kWarmup);
+    fmt::print("{:>9.2f}%{:>8.0f}\n", 100 * outside / total, trainer.median_faults(kWarmup));
+  }
+}
+
+void print_scaling(const Shape& base, const Variant& variant, int64_t steps) {
+  const auto table = [&](const char* title, int64_t Shape::*member, const std::vector<int64_t>& values,
+                         const std::string& unit) {
+    fmt::print("\n{:<24}{:>10}{:>9}\n", title, "s a step", unit);
+    for (const int64_t value : values) {
+      Shape shape = base;
+      shape.*member = value;
+      const double seconds = measure({{shape, variant}}, steps)[0]->median_seconds(kWarmup);
+      fmt::print("{:<24}{:>10.4f}{:>9.3f}\n", value, seconds, 1e3 * seconds / static_cast<double>(value));
+      std::fflush(stdout);
+    }
+  };
+  table("batch size", &Shape::batch, {16, 32, 64, 128}, "ms a row");
+  table("K", &Shape::views, {1, 2, 4}, "ms a view");
+  table("classes", &Shape::classes, {10, 100, 1000}, "ms a class");
+  table("image size", &Shape::size, {32, 64, 96}, "ms a row");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  Shape shape;
+  int64_t steps = 10;
+  int threads = 0;
+  std::vector<std::string> only;
+  bool scaling = false, keep_memory = true;
+  CLI::App app("Time of a MixMatch step by variant and by part.", "step_bench");
+  app.add_option("--steps", steps, "Measured steps of each variant")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  app.add_option("--threads", threads, "0 = one a processor")->capture_default_str();
+  app.add_option("--depth", shape.depth)->capture_default_str();
+  app.add_option("--widen", shape.widen)->capture_default_str();
+  app.add_option("--batch", shape.batch)->capture_default_str();
+  app.add_option("--only", only, "Variants whose names hold one of these");
+  app.add_option("--keep-memory", keep_memory, "training::keep_freed_memory()")->capture_default_str();
+  app.add_flag("--scaling", scaling, "By batch size, K, classes and image size instead");
+  CLI11_PARSE(app, argc, argv);
+  mm::training::set_threads(threads);
+  if (keep_memory) {
+    mm::training::keep_freed_memory();
+  }
+  fmt::print("{}\nWRN-{}-{}, batch {}, K {}; medians of {} steps\n", machine_line(), shape.depth, shape.widen,
+             shape.batch, shape.views, steps);
+  std::vector<Variant> variants{
+      {"ATen fp32, NCHW", at::kFloat, false, false, false},
+      {"+ channels-last", at::kFloat, true, false, false},
+      {"+ fused norm", at::kFloat, true, true, false},
+      {"+ fused Adam", at::kFloat, true, true, true},
+      {"fp32 + all = the library in fp32", at::kFloat, true, true, true, true},
+      {"ATen bf16, NCHW", at::kBFloat16, false, false, false},
+      {"bf16 + channels-last", at::kBFloat16, true, false, false},
+      {"bf16 + channels-last + fused norm", at::kBFloat16, true, true, false},
+      {"bf16 + channels-last + fused norm + fused Adam", at::kBFloat16, true, true, true},
+      {"bf16 + all = the library in bf16", at::kBFloat16, true, true, true, true}};
+  if (!only.empty()) {
+    std::erase_if(variants, [&](const Variant& variant) {
+      return std::none_of(only.begin(), only.end(), [&](const std::string& text) {
+        return variant.name.find(text) != std::string::npos;
+      });
+    });
+  }
+  if (variants.empty()) {
+    fmt::print(stderr, "step_bench: no variant is called so\n");
+    return 2;
+  }
+  if (scaling) {
+    print_scaling(shape, variants.back(), steps);
+  } else {
+    print_variants(shape, variants, steps);
+  }
+  return 0;
+}
