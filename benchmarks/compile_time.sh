@@ -11,12 +11,16 @@ compiler=${CXX:-g++}
 printf '#include <torch/torch.h>\n' >"$work/torch.cpp"
 printf '#include <torch/torch.h>\n#include <mixmatch/mixmatch.hpp>\n' >"$work/mixmatch.cpp"
 export CCACHE_DISABLE=1
+includes="-isystem $torch/include/torch/csrc/api/include"
+if [ "$torch" != /usr ]; then  # which the compiler searches by itself, and in its own order
+  includes="-isystem $torch/include $includes"
+fi
 # seconds SOURCE: user and system time of one compilation.
 seconds() {
   # shellcheck disable=SC2086
-  ( $compiler -std=c++20 ${CXXFLAGS:--O2} -DFMT_HEADER_ONLY -Iinclude -isystem "$torch/include" \
-      -isystem "$torch/include/torch/csrc/api/include" -c "$work/$1.cpp" -o /dev/null && times ) |
-    awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); print 60 * (u[1] + s[1]) + u[2] + s[2] }'
+  ( $compiler -std=c++20 ${CXXFLAGS:--O2} -DFMT_HEADER_ONLY -Iinclude $includes -c "$work/$1.cpp" -o /dev/null
+    times ) >"$work/times"
+  awk 'NR == 2 { split($1, u, /[ms]/); split($2, s, /[ms]/); print 60 * (u[1] + s[1]) + u[2] + s[2] }' "$work/times"
 }
 for _ in $(seq "$rounds"); do
   for source in torch mixmatch; do

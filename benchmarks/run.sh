@@ -1,10 +1,10 @@
 #!/bin/sh
 # Everything that is measured on a CPU, library and peers side by side, on whatever machine this is. Leave the machine
 # alone meanwhile: a second busy program makes every number wrong.
-#   sh benchmarks/run.sh [--python PYTHON] [--steps N] [--rounds N] [--step-only]
+#   sh benchmarks/run.sh [--python PYTHON] [--its-torch] [--steps N] [--rounds N] [--step-only]
 #     --python     interpreter whose PyTorch the peers run on (default: python3)
 #     --its-torch  build the library against that PyTorch's LibTorch too, instead of the system's
-#     --step-only  only whole training steps beside the peers'
+#     --step-only  only whole training steps beside the peers
 set -eu
 cd "$(dirname "$0")/.."
 python=python3
@@ -39,12 +39,15 @@ cmake -S . -B $build -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_TESTS=OFF -DMIX
 cmake --build $build -j "$threads" >/dev/null
 
 results=$(mktemp)
-trap 'rm "$results"' EXIT
+trap 'rm -f "$results" "$results.peer"' EXIT
 echo "== Whole steps: WRN-28-2, batch 64, K 2; $rounds rounds in turn"
 for round in $(seq "$rounds"); do
   for peer in plain compiled; do
-    "$python" benchmarks/peer/${peer}_pytorch.py --threads "$threads" --steps "$steps" | tee -a "$results" ||
+    if "$python" benchmarks/peer/${peer}_pytorch.py --threads "$threads" --steps "$steps" >"$results.peer"; then
+      tee -a "$results" <"$results.peer"
+    else
       echo "no result of the $peer PyTorch loop with $python" >&2
+    fi
   done
   if [ "$round" = 1 ]; then
     $build/benchmarks/step_bench --threads "$threads" --steps "$steps"
@@ -62,7 +65,7 @@ awk '
   END {
     plain = median(time["plain PyTorch loop"])
     print "\nmedian of the rounds, seconds a step, and share of the plain loop:"
-    for (name in time) printf "  %-24s %.4f  %.3f\n", name, median(time[name]), median(time[name]) / plain
+    for (name in time) printf "  %-24s %.4f  %s\n", name, median(time[name]), plain > 0 ? sprintf("%.3f", median(time[name]) / plain) : "-"
   }' "$results"
 [ -n "$all" ] || exit 0
 printf '\n== Scaling\n'

@@ -10,6 +10,7 @@
 #include <utility>
 
 namespace mm = mixmatch;
+using mm::training::AugmentedBatch;
 using mm::training::StepLoss;
 using mm::training::TrainingData;
 using mm::training::TrainingOptions;
@@ -34,12 +35,11 @@ mm::training::Config config_of(const Options& o) {
   return config;
 }
 
-/// One step of the method.
-StepLoss train_step(State& state, const Options& o, const TrainingData& data, const mm::RampedLoss& criterion,
-                    const mm::augment::RandomCropFlip& augment, torch::Device device) {
-  const Tensor rows = state.labeled.next();
-  const Tensor x = data.pool.gather(rows);
-  const Tensor labels = data.pool.labels_of(rows, device);
+/// One step of the method. What it reads, one augmentation of labeled images and K of unlabeled ones
+/// (Algorithm 1, lines 2-6), depends on the step's number alone and was made while the step before it ran.
+StepLoss train_step(State& state, const Options& o, mm::training::Prefetch<AugmentedBatch>& batches,
+                    const mm::RampedLoss& criterion, torch::Device device) {
+  const AugmentedBatch batch = batches(state.step);
   if (o.warmup) {
     mm::set_batch_norm_momentum(
         state.model, mm::batch_norm_momentum(state.step, state.model->options().batch_norm_momentum()));
@@ -49,13 +49,12 @@ StepLoss train_step(State& state, const Options& o, const TrainingData& data, co
     mm::training::Autocast autocast(device, mm::training::parse_precision(o.precision));
     if (o.method == "supervised") {
       loss.total = loss.labeled =
-          mm::soft_cross_entropy(state.model->forward(augment(x)), mm::one_hot(labels, kClasses));
+          mm::soft_cross_entropy(state.model->forward(batch.labeled), mm::one_hot(batch.labels, kClasses));
     } else {
-      const Tensor unlabeled_rows = state.unlabeled->next();
-      const Tensor u = data.pool.gather(unlabeled_rows);
-      // Algorithm 1: augment, guess and sharpen; then MixUp.
+      // The rest of Algorithm 1: guess and sharpen the views' labels; then MixUp.
       const auto options = mm::training::mixmatch_options(o);
-      const auto guessed = mm::augment_and_guess(state.model, augment, x, labels, u, options);
+      const auto guessed =
+          mm::with_guessed_labels(state.model, batch.labeled, batch.labels, batch.views, options);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
 
       // K + 1 interleaved forward passes, which cifar10.cpp spells out.
@@ -70,13 +69,13 @@ StepLoss train_step(State& state, const Options& o, const TrainingData& data, co
       loss.weight = out.weight;
       // The training images among the unlabeled have labels, which only this line looks at.
       loss.guesses = mm::training::guess_quality(guessed.unlabeled_targets.narrow(0, 0, o.batch),
-                                                 data.pool.labels_of(unlabeled_rows, device));
+                                                 batch.unlabeled_labels);
     }
   }
   loss.total.backward();
   // Adam, decay of the kernels, moving average.
   loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.weight_decay);
-  ++state.step;
+  state.finish_step();
   return loss;
 }
 
@@ -108,7 +107,6 @@ int train_run(CLI::App& app, Options& o) {
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
-  const mm::augment::RandomCropFlip augment(mm::training::augment_options(o), state.generator);
 
   mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
                                 mm::training::training_run_options(o, config(), data, device), state.step);
@@ -120,8 +118,10 @@ int train_run(CLI::App& app, Options& o) {
     run.start();
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }
+  mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
+                                                 o.prefetch);
   while (run.running()) {
-    const StepLoss loss = train_step(state, o, data, criterion, augment, device);
+    const StepLoss loss = train_step(state, o, batches, criterion, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,

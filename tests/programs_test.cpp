@@ -111,6 +111,28 @@ TEST_CASE("cifar10: killed and resumed equals never stopped") {
   CHECK(read_file(csv) == whole_run());
 }
 
+TEST_CASE("cifar10: batches made ahead of time or not, the same run") {
+  TempDir dir;
+  REQUIRE(run(cifar10(dir / "run", {"--prefetch", "false"})).status == 0);
+  CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
+}
+
+TEST_CASE("cifar10: the precision is chosen once, printed, and kept by a run that goes on") {
+  TempDir dir;
+  const auto started = run(cifar10(dir / "run", {"--precision", "fp32", "--steps", "3"}));
+  REQUIRE(started.status == 0);
+  CHECK_THAT(started.out, contains("device cpu, 1 CPU threads, precision fp32"));
+  const auto resumed = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
+                            "--resume", "--threads", "1", "--steps", "4", "--precision", "auto"});
+  INFO(resumed.err);
+  REQUIRE(resumed.status == 0);
+  CHECK_THAT(resumed.out, contains("precision fp32"));
+  const auto chosen = run(cifar10(dir / "auto", {"--precision", "auto", "--steps", "3"}));
+  REQUIRE(chosen.status == 0);
+  CHECK_THAT(read_file(dir / "auto" / "config.json"),
+             contains("\"precision\": \"bf16\"") || contains("\"precision\": \"fp32\""));
+}
+
 TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there") {
   TempDir dir;
   const fs::path csv = dir / "run" / "metrics.csv";

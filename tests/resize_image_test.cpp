@@ -44,7 +44,8 @@ TEST_CASE("of the longer side the middle is cut out") {
   CHECK(largest_difference(resized(wide, 16), reference(wide, 16, 24).narrow(2, 4, 16)) <= 1);
   CHECK(resized(wide, 32).equal(wide.narrow(2, 8, 32)));
   const auto tall = wide.transpose(1, 2).contiguous();
-  CHECK(resized(tall, 16).equal(resized(wide, 16).transpose(1, 2)));
+  // Columns before rows and rows before columns may round a half either way.
+  CHECK(largest_difference(resized(tall, 16), resized(wide, 16).transpose(1, 2)) <= 1);
   CHECK(resized(tall, 32).equal(tall.narrow(1, 8, 32)));
 }
 

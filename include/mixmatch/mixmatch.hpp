@@ -43,6 +43,7 @@
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <mixmatch/training/atomic_file.hpp>
+#include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/confident_errors.hpp>
 #include <mixmatch/training/config.hpp>
@@ -66,6 +67,7 @@
 #include <mixmatch/training/precision.hpp>
 #include <mixmatch/training/predict.hpp>
 #include <mixmatch/training/predictions_file.hpp>
+#include <mixmatch/training/prefetch.hpp>
 #include <mixmatch/training/progress.hpp>
 #include <mixmatch/training/recalibrate_batch_norm.hpp>
 #include <mixmatch/training/report.hpp>

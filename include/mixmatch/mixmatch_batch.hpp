@@ -127,23 +127,19 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
 
 }  // namespace detail
 
-/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows
-/// with the labels guessed over all K views, nothing mixed yet; see mixmatch_batch(). The guesses stand in
-/// the first U rows of `unlabeled_targets`, and again for each further view.
-template <class Model, class Augment>
-MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
-                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
-  TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
-              options.num_augmentations());
-  TORCH_CHECK(
-      labeled.dim() >= 1 && unlabeled.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled.size(0),
-      "mixmatch_batch: labels must have one row for each row of labeled ", labeled.sizes(), ", got ",
-      labels.sizes());
-  const Tensor labeled_view = augment(labeled);
-  std::vector<Tensor> views;
-  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
-    views.push_back(augment(unlabeled));
-  }
+/// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
+/// with the labeled rows, nothing mixed yet; see mixmatch_batch(). `labeled_view` is [B, …], `views` are K
+/// augmentations of the same U rows. The guesses stand in the first U rows of `unlabeled_targets`, and again
+/// for each further view.
+template <class Model>
+MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, const Tensor& labels,
+                                  const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {
+  TORCH_CHECK(!views.empty() && static_cast<int64_t>(views.size()) == options.num_augmentations(),
+              "mixmatch_batch: expected num_augmentations = ", options.num_augmentations(), " views, got ",
+              views.size());
+  TORCH_CHECK(labeled_view.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled_view.size(0),
+              "mixmatch_batch: labels must have one row for each row of labeled ", labeled_view.sizes(),
+              ", got ", labels.sizes());
   const Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
   Tensor targets = labels;
   if (!at::isFloatingType(labels.scalar_type())) {
@@ -155,6 +151,21 @@ MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& l
     targets = labels.to(guess.scalar_type());
   }
   return {labeled_view, targets, torch::cat(views), guess.repeat({options.num_augmentations(), 1})};
+}
+
+/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows,
+/// and with_guessed_labels() of these.
+template <class Model, class Augment>
+MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
+                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
+  TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
+              options.num_augmentations());
+  const Tensor labeled_view = augment(labeled);
+  std::vector<Tensor> views;
+  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
+    views.push_back(augment(unlabeled));
+  }
+  return with_guessed_labels(model, labeled_view, labels, views, options);
 }
 
 /// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of

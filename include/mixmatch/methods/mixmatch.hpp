@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <utility>
+#include <vector>
 
 namespace mixmatch::methods {
 
@@ -17,23 +18,41 @@ struct MixMatchLoss {
   Tensor guesses;
 };
 
-/// The loss of one MixMatch step (arXiv 1905.02249), from images to eq. 5: augment, guess, sharpen and mix
-/// (Algorithm 1), K + 1 interleaved forward passes, cross-entropy plus ramped squared error.
+/// The loss of one MixMatch step (arXiv 1905.02249) from images that were augmented already (lines 3 and 5 of
+/// Algorithm 1) to eq. 5: guess, sharpen and mix, K + 1 interleaved forward passes, cross-entropy plus ramped
+/// squared error.
 ///
-/// Arguments as mixmatch_batch(); `step` counts from 0 and sets the ramp's weight. The same as the loop that
-/// examples/cifar10.cpp spells out.
-template <class Model, class Augment>
-MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
-                           const Tensor& unlabeled, int64_t step, const RampedLoss& criterion,
-                           const MixMatchOptions& options = {},
-                           std::optional<at::Generator> generator = std::nullopt) {
-  const auto guessed = augment_and_guess(model, augment, labeled, labels, unlabeled, options);
+/// `labeled` [B, …] with int64 labels [B] or probabilities [B, L]; `views`: K augmentations [B, …] of the
+/// unlabeled rows; `step` counts from 0 and sets the ramp's weight. `generator` drives MixUp. The same as the
+/// loop that examples/cifar10.cpp spells out.
+template <class Model>
+MixMatchLoss mixmatch_loss_of_views(Model& model, const Tensor& labeled, const Tensor& labels,
+                                    const std::vector<Tensor>& views, int64_t step,
+                                    const RampedLoss& criterion, const MixMatchOptions& options = {},
+                                    std::optional<at::Generator> generator = std::nullopt) {
+  const auto guessed = with_guessed_labels(model, labeled, labels, views, options);
   const auto mixed = mix_labeled_unlabeled(guessed, options, std::move(generator));
   const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
   const auto loss =
       criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
   return {loss.total, loss.labeled, loss.unlabeled, loss.weight,
-          guessed.unlabeled_targets.narrow(0, 0, unlabeled.size(0))};
+          guessed.unlabeled_targets.narrow(0, 0, views.front().size(0))};
+}
+
+/// mixmatch_loss_of_views() of one augmentation of the labeled rows and K of the unlabeled ones. Arguments as
+/// mixmatch_batch().
+template <class Model, class Augment>
+MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
+                           const Tensor& unlabeled, int64_t step, const RampedLoss& criterion,
+                           const MixMatchOptions& options = {},
+                           std::optional<at::Generator> generator = std::nullopt) {
+  const Tensor labeled_view = augment(labeled);
+  std::vector<Tensor> views;
+  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
+    views.push_back(augment(unlabeled));
+  }
+  return mixmatch_loss_of_views(model, labeled_view, labels, views, step, criterion, options,
+                                std::move(generator));
 }
 
 }  // namespace mixmatch::methods

@@ -74,6 +74,8 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
       ->capture_default_str();
   number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", CLI::Range(0, 1024));
+  app.add_option("--prefetch", o.prefetch, "Augment the next batch on a thread of its own; changes no result")
+      ->capture_default_str();
   number("--depth", o.depth, "6 n + 4 layers", positive);
   number("--widen", o.widen, "Widen factor", positive);
   number("--filters", o.filters, "Filters of the first scale; 0 = 16 times the widen factor", not_negative);

@@ -1,29 +1,27 @@
 #pragma once
 
-#include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/batch_norm.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/one_hot.hpp>
+#include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>
 #include <mixmatch/training/optimizer_step.hpp>
+#include <mixmatch/training/prefetch.hpp>
 #include <mixmatch/training/training_data.hpp>
 
 #include <string_view>
 
 namespace mixmatch::training {
 
-/// One step of MixMatch, or of its supervised-only baseline, on the rows that the state's streams yield: that
-/// of examples/cifar10.cpp, for any data set.
+/// One step of MixMatch, or of its supervised-only baseline, on batches by the step's number: that of
+/// examples/cifar10.cpp, for any data set.
 inline StepLoss train_step(TrainState<models::WideResNet>& state, const TrainingOptions& o,
-                           const data::ImagePool& pool, torch::Device device) {
+                           Prefetch<AugmentedBatch>& batches, torch::Device device) {
   const RampedLoss criterion(ramped_loss_options(o));
-  const augment::RandomCropFlip augment(augment_options(o), state.generator);
-  const Tensor rows = state.labeled.next();
-  const Tensor x = pool.gather(rows).to(device);
-  const Tensor labels = pool.labels_of(rows, device);
+  const AugmentedBatch batch = batches(state.step);
   if (o.warmup) {
     set_batch_norm_momentum(state.model,
                             batch_norm_momentum(state.step, state.model->options().batch_norm_momentum()));
@@ -32,23 +30,23 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
   {
     Autocast autocast(device, parse_precision(o.precision));
     if (o.method == "supervised") {
-      loss.total = loss.labeled = soft_cross_entropy(
-          state.model->forward(augment(x)), mixmatch::one_hot(labels, state.model->options().num_classes()));
+      loss.total = loss.labeled =
+          soft_cross_entropy(state.model->forward(batch.labeled),
+                             mixmatch::one_hot(batch.labels, state.model->options().num_classes()));
     } else {
-      const Tensor unlabeled_rows = state.unlabeled->next();
-      const Tensor u = pool.gather(unlabeled_rows).to(device);
-      const auto out = methods::mixmatch_loss(state.model, augment, x, labels, u, state.step, criterion,
-                                              mixmatch_options(o), state.generator);
+      const auto out =
+          methods::mixmatch_loss_of_views(state.model, batch.labeled, batch.labels, batch.views, state.step,
+                                          criterion, mixmatch_options(o), state.generator);
       loss.total = out.total;
       loss.labeled = out.labeled;
       loss.unlabeled = out.unlabeled;
       loss.weight = out.weight;
-      loss.guesses = guess_quality(out.guesses, pool.labels_of(unlabeled_rows, device));
+      loss.guesses = guess_quality(out.guesses, batch.unlabeled_labels);
     }
   }
   loss.total.backward();
   loss.finite = optimizer_step(state.optimizer, state.ema, o.weight_decay);
-  ++state.step;
+  state.finish_step();
   return loss;
 }
 
@@ -68,8 +66,9 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
     run.start();
     log_example_images(run.board(), state.model, o, data, device);
   }
+  Prefetch<AugmentedBatch> batches(augmented_batches(o, data, device), o.prefetch);
   while (run.running()) {
-    const StepLoss loss = train_step(state, o, data.pool, device);
+    const StepLoss loss = train_step(state, o, batches, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(evaluate_all(state, data.validation, data.test, evaluate_options(o, device)));

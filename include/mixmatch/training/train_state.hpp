@@ -20,6 +20,16 @@ struct TrainStateOptions {
   TORCH_ARG(EmaModelOptions, ema) = {};
 };
 
+/// The endless sequence of labeled batches of a run, and that of unlabeled ones, if there are any.
+inline data::BatchStream labeled_stream(const Tensor& rows, const TrainStateOptions& options) {
+  return {rows, options.batch_size(), options.seed()};
+}
+inline std::optional<data::BatchStream> unlabeled_stream(const Tensor& rows,
+                                                         const TrainStateOptions& options) {
+  return rows.numel() > 0 ? std::optional(data::BatchStream(rows, options.batch_size(), options.seed() + 1))
+                          : std::nullopt;
+}
+
 /// Everything that a step of semi-supervised training changes, and so everything that a checkpoint must hold
 /// for a resumed run to equal one that never stopped. Knows no method and no data set: the streams yield rows
 /// of whatever the caller keeps.
@@ -31,14 +41,11 @@ struct TrainState {
   TrainState(Model network, const Tensor& labeled_rows, const Tensor& unlabeled_rows,
              const TrainStateOptions& options = {})
       : generator(at::detail::createCPUGenerator(options.seed())),
-        labeled(labeled_rows, options.batch_size(), options.seed()),
+        labeled(labeled_stream(labeled_rows, options)),
+        unlabeled(unlabeled_stream(unlabeled_rows, options)),
         model(std::move(network)),
         ema(model, options.ema()),
-        optimizer(model, FusedAdamOptions(options.learning_rate())) {
-    if (unlabeled_rows.numel() > 0) {
-      unlabeled.emplace(unlabeled_rows, options.batch_size(), options.seed() + 1);
-    }
-  }
+        optimizer(model, FusedAdamOptions(options.learning_rate())) {}
   TrainState(const TrainState&) = delete;
   TrainState& operator=(const TrainState&) = delete;
 
@@ -54,8 +61,17 @@ struct TrainState {
     }
   }
 
+  /// Counts a step whose batches came by its number (Prefetch), not from the streams themselves.
+  void finish_step() {
+    ++step;
+    labeled.seek(step);
+    if (unlabeled.has_value()) {
+      unlabeled->seek(step);
+    }
+  }
+
   int64_t step = 0;         ///< optimiser steps done; TrainingRun puts it into the checkpoint
-  at::Generator generator;  ///< of augmentation and MixUp
+  at::Generator generator;  ///< of MixUp, and of augmentation that draws no seed of its own
   data::BatchStream labeled;
   std::optional<data::BatchStream> unlabeled;
   Model model;

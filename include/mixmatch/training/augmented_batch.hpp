@@ -1,0 +1,70 @@
+#pragma once
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/types.h>
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/detail/counter_rng.hpp>
+#include <mixmatch/training/training_data.hpp>
+#include <mixmatch/training/training_options.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// What a step of semi-supervised training reads (Algorithm 1, lines 2-6): x^, the labeled rows augmented
+/// once, [B, C, H, W] with their int64 labels [B], and u^_k, K augmentations of the unlabeled rows, [U, C, H,
+/// W] each. The unlabeled rows' own labels [U], -1 where unknown, are for watching the guesses alone.
+struct AugmentedBatch {
+  Tensor labeled, labels;
+  std::vector<Tensor> views;
+  Tensor unlabeled_labels;
+};
+
+/// A run's batches by the step's number, for Prefetch: the rows are those of TrainState's streams at that
+/// step, and the augmentation draws from a generator seeded by the run's seed and the step. `data` must
+/// outlive the result; which keeps streams of its own, so that one thread at a time may call it. Without
+/// unlabeled rows, and for
+/// `--method supervised`, there are no views.
+inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOptions& o,
+                                                                const TrainingData& data,
+                                                                torch::Device device) {
+  struct Streams {
+    data::BatchStream labeled;
+    std::optional<data::BatchStream> unlabeled;
+  };
+  const auto options = train_state_options(o);
+  auto streams = std::make_shared<Streams>(
+      Streams{labeled_stream(data.split.labeled, options), unlabeled_stream(data.split.unlabeled, options)});
+  if (o.method == "supervised") {
+    streams->unlabeled.reset();
+  }
+  return [streams, device, &data, seed = o.seed, augmentation = augment_options(o),
+          views = o.num_augmentations](int64_t step) {
+    const auto generator = at::detail::createCPUGenerator(
+        mixmatch::detail::mix_bits(mixmatch::detail::mix_bits(seed) ^ static_cast<uint64_t>(step)));
+    const augment::RandomCropFlip augment(augmentation, generator);
+    const auto images = [&](const Tensor& rows) { return data.pool.gather(rows).to(device); };
+    AugmentedBatch batch;
+    streams->labeled.seek(step);
+    const Tensor rows = streams->labeled.next();
+    batch.labeled = augment(images(rows));
+    batch.labels = data.pool.labels_of(rows, device);
+    if (streams->unlabeled.has_value()) {
+      streams->unlabeled->seek(step);
+      const Tensor unlabeled_rows = streams->unlabeled->next();
+      const Tensor u = images(unlabeled_rows);
+      for (int64_t k = 0; k < views; ++k) {
+        batch.views.push_back(augment(u));
+      }
+      batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
+    }
+    return batch;
+  };
+}
+
+}  // namespace mixmatch::training

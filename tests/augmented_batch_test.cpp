@@ -1,0 +1,83 @@
+#include <mixmatch/data/shapes.hpp>
+#include <mixmatch/training/augmented_batch.hpp>
+#include <mixmatch/training/prefetch.hpp>
+
+#include <vector>
+
+#include "catch.hpp"
+
+using namespace mixmatch;
+using training::AugmentedBatch;
+
+namespace {
+
+struct Setup {
+  training::TrainingOptions options{presets::cifar10};
+  data::ImageDataset shapes = data::make_shapes(60, 3);
+  training::TrainingData data{data::ImagePool({shapes}), data::split_labels(shapes.labels, 20, 10, 1), {}, {}};
+
+  Setup() { options.batch = 6; }
+  auto batches() const { return training::augmented_batches(options, data, torch::kCPU); }
+};
+
+bool equal(const AugmentedBatch& a, const AugmentedBatch& b) {
+  bool same = torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
+              a.views.size() == b.views.size() && torch::equal(a.unlabeled_labels, b.unlabeled_labels);
+  for (size_t k = 0; same && k < a.views.size(); ++k) {
+    same = torch::equal(a.views[k], b.views[k]);
+  }
+  return same;
+}
+
+}  // namespace
+
+TEST_CASE("augmented_batches: a function of the step, ahead or not, in any order") {
+  const Setup setup;
+  const auto forwards = setup.batches(), backwards = setup.batches();
+  std::vector<AugmentedBatch> list;
+  for (int64_t step = 0; step < 12; ++step) {
+    list.push_back(forwards(step));
+  }
+  for (int64_t step = 11; step >= 0; --step) {
+    CHECK(equal(backwards(step), list[static_cast<size_t>(step)]));
+  }
+  training::Prefetch<AugmentedBatch> prefetch(setup.batches());
+  for (int64_t step = 5; step < 12; ++step) {
+    CHECK(equal(prefetch(step), list[static_cast<size_t>(step)]));
+  }
+  CHECK_FALSE(torch::equal(list[0].labeled, list[1].labeled));
+  CHECK_FALSE(torch::equal(list[0].views[0], list[0].views[1]));
+  auto other = setup;
+  other.options.seed = 2;
+  CHECK_FALSE(equal(other.batches()(0), list[0]));
+}
+
+TEST_CASE("augmented_batches: the rows of the state's streams, augmented but unmixed") {
+  Setup setup;
+  setup.options.padding = 0;
+  setup.options.mirror = false;
+  const auto options = training::train_state_options(setup.options);
+  auto labeled = training::labeled_stream(setup.data.split.labeled, options);
+  auto unlabeled = training::unlabeled_stream(setup.data.split.unlabeled, options);
+  const auto batches = setup.batches();
+  for (int64_t step = 0; step < 9; ++step) {  // more than an epoch of labeled rows
+    const auto batch = batches(step);
+    const Tensor rows = labeled.next(), unlabeled_rows = unlabeled->next();
+    CHECK(torch::equal(batch.labeled, augment::normalize(setup.data.pool.gather(rows))));
+    CHECK(torch::equal(batch.labels, setup.data.pool.labels_of(rows, torch::kCPU)));
+    REQUIRE(batch.views.size() == 2);
+    CHECK(torch::equal(batch.views[1], augment::normalize(setup.data.pool.gather(unlabeled_rows))));
+    CHECK(torch::equal(batch.unlabeled_labels, setup.data.pool.labels_of(unlabeled_rows, torch::kCPU)));
+  }
+}
+
+TEST_CASE("augmented_batches: labeled images alone where the method or the data has no others") {
+  Setup setup;
+  const auto with_views = setup.batches()(3);
+  setup.options.method = "supervised";
+  auto batch = setup.batches()(3);
+  CHECK(batch.views.empty());
+  CHECK(torch::equal(batch.labeled, with_views.labeled));
+  setup.data.split.unlabeled = torch::empty({0}, torch::kLong);
+  CHECK(setup.batches()(0).views.empty());
+}
