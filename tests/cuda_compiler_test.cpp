@@ -1,7 +1,9 @@
+#include <mixmatch/detail/cuda_adam.hpp>
 #include <mixmatch/detail/cuda_augment.hpp>
 #include <mixmatch/detail/cuda_compiler.hpp>
 #include <mixmatch/detail/cuda_mixup.hpp>
 #include <mixmatch/detail/cuda_sharpen.hpp>
+#include <mixmatch/detail/cuda_shuffle.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"
@@ -47,6 +49,9 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
     kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
   }
+  kernels.emplace_back(cuda_adam_source, "adam_step<float>");
+  kernels.emplace_back(cuda_adam_source, "adam_step<double>");
+  kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
   return kernels;
 }
 
