@@ -2,6 +2,7 @@
 #include <mixmatch/detail/cuda_augment.hpp>
 #include <mixmatch/detail/cuda_compiler.hpp>
 #include <mixmatch/detail/cuda_mixup.hpp>
+#include <mixmatch/detail/cuda_norm.hpp>
 #include <mixmatch/detail/cuda_sharpen.hpp>
 #include <mixmatch/detail/cuda_shuffle.hpp>
 
@@ -48,6 +49,15 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", 1>");
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
     kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
+    for (const char* kernel :
+         {"norm_moments", "norm_activate", "norm_gradient_sums", "norm_input_gradient"}) {
+      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", 1>"));
+      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", " + std::to_string(width) + ">"));
+    }
+  }
+  for (const std::string type : {"float", "double"}) {
+    kernels.emplace_back(cuda_norm_source, "norm_statistics<" + type + ">");
+    kernels.emplace_back(cuda_norm_source, "norm_parameter_gradients<" + type + ">");
   }
   kernels.emplace_back(cuda_adam_source, "adam_step<float>");
   kernels.emplace_back(cuda_adam_source, "adam_step<double>");

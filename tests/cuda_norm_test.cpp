@@ -1,0 +1,199 @@
+#include <torch/autograd.h>
+#include <mixmatch/detail/cuda_norm.hpp>
+
+#include "catch.hpp"
+#include "cuda_emulation.hpp"
+#include "test_util.hpp"
+
+#include <vector>
+
+using torch::Tensor;
+
+namespace cuda_emulation {
+#include "cuda_norm.inc"
+}
+
+namespace {
+
+namespace emulated = cuda_emulation;
+constexpr unsigned kThreads = 32;
+constexpr double kEps = 1e-3, kSlope = 0.1;
+
+struct Case {
+  Tensor x, addend, weight, bias, grad_y, grad_sum;
+  int64_t groups;
+};
+
+struct Results {
+  Tensor y, sum, mean, invstd, var_unbiased, grad_x, grad_weight, grad_bias;
+};
+
+/// The launches of cuda_norm_forward() and cuda_norm_backward(), emulated.
+template <class Scalar, int width>
+Results run_packs(const Case& c) {
+  using Compute = typename emulated::ComputeOf<Scalar>::type;
+  using Pack = emulated::Pack<Scalar, width>;
+  const int64_t channels = c.x.size(1);
+  const mixmatch::detail::NormGrid grid(c.x.numel() / channels, channels, c.groups, width, kThreads);
+  const auto options = c.weight.options();
+  const auto packs = [](const Tensor& tensor) {
+    return tensor.defined() ? emulated::pointer<Pack>(tensor) : nullptr;
+  };
+  const auto values = [](const Tensor& tensor) { return emulated::pointer<Compute>(tensor); };
+  const auto over_images = [&](auto kernel, auto... arguments) {
+    emulated::launch(static_cast<unsigned>(grid.groups * grid.chunks), static_cast<unsigned>(grid.tiles()),
+                     kThreads, kernel, arguments..., grid.rows, grid.packs, grid.chunks,
+                     static_cast<int>(grid.lanes));
+  };
+  const auto over_items = [&](auto kernel, int64_t items, auto... arguments) {
+    emulated::launch(static_cast<unsigned>((items + 31) / 32), 1, 2 * kThreads, kernel, arguments...);
+  };
+  Results r;
+  r.y = at::empty_like(c.x);
+  r.sum = c.addend.defined() ? at::empty_like(c.x) : c.x;
+  r.mean = at::empty({c.groups, channels}, options);
+  r.invstd = at::empty_like(r.mean);
+  r.var_unbiased = at::empty_like(r.mean);
+  r.grad_x = at::empty_like(c.x);
+  r.grad_weight = at::empty_like(c.weight);
+  r.grad_bias = at::empty_like(c.bias);
+  const Tensor chunks = at::empty({2, c.groups * grid.chunks, channels}, options);
+  const Tensor sums = at::empty({2, c.groups, channels}, options);
+  over_images(emulated::norm_moments<Scalar, width>, packs(c.x), packs(c.addend), packs(r.sum),
+              values(chunks[0]), values(chunks[1]));
+  over_items(emulated::norm_statistics<Compute>, c.groups * channels, values(chunks[0]), values(chunks[1]),
+             values(r.mean), values(r.invstd), values(r.var_unbiased), grid.rows, channels,
+             c.groups * channels, grid.chunks, kEps);
+  over_images(emulated::norm_activate<Scalar, width>, packs(r.y), packs(r.sum), values(r.mean),
+              values(r.invstd), values(c.weight), values(c.bias), kSlope);
+  over_images(emulated::norm_gradient_sums<Scalar, width>, packs(c.grad_y), packs(r.sum), values(r.mean),
+              values(r.invstd), values(c.weight), values(c.bias), values(chunks[0]), values(chunks[1]),
+              kSlope);
+  over_items(emulated::norm_parameter_gradients<Compute>, channels, values(chunks[0]), values(chunks[1]),
+             values(sums[0]), values(sums[1]), values(r.grad_bias), values(r.grad_weight), channels, c.groups,
+             grid.chunks);
+  over_images(emulated::norm_input_gradient<Scalar, width>, packs(r.grad_x), packs(c.grad_y),
+              packs(c.grad_sum), packs(r.sum), values(r.mean), values(r.invstd), values(c.weight),
+              values(c.bias), values(sums[0]), values(sums[1]), kSlope);
+  return r;
+}
+
+Results run(const Case& c, bool wide) {
+  Results results;
+  emulated::dispatch(c.x.scalar_type(), [&](auto scalar) {
+    using Scalar = decltype(scalar);
+    results = wide ? run_packs<Scalar, 16 / sizeof(Scalar)>(c) : run_packs<Scalar, 1>(c);
+  });
+  return results;
+}
+
+/// The same by autograd in float64, group by group.
+Results exact(const Case& c, const Tensor& rounded_sum) {
+  const auto leaf = [](const Tensor& tensor) { return tensor.to(at::kDouble).detach().requires_grad_(); };
+  const Tensor x = leaf(rounded_sum), weight = leaf(c.weight), bias = leaf(c.bias);
+  Results r;
+  std::vector<Tensor> parts, means, invstds, variances;
+  for (const Tensor& part : x.chunk(c.groups)) {
+    parts.push_back(at::leaky_relu(
+        at::batch_norm(part, weight, bias, {}, {}, /*training=*/true, 0.0, kEps, false), kSlope));
+    means.push_back(part.detach().mean({0, 2, 3}));
+    variances.push_back(part.detach().var({0, 2, 3}, /*unbiased=*/true));
+    invstds.push_back((part.detach().var({0, 2, 3}, /*unbiased=*/false) + kEps).rsqrt());
+  }
+  r.y = at::cat(parts);
+  r.mean = at::stack(means);
+  r.invstd = at::stack(invstds);
+  r.var_unbiased = at::stack(variances);
+  const auto grads = torch::autograd::grad({r.y}, {x, weight, bias}, {c.grad_y.to(at::kDouble)});
+  r.grad_x = c.grad_sum.defined() ? grads[0] + c.grad_sum.to(at::kDouble) : grads[0];
+  r.grad_weight = grads[1];
+  r.grad_bias = grads[2];
+  r.y = r.y.detach();
+  return r;
+}
+
+Case make_case(at::ScalarType type, int64_t rows, int64_t channels, int64_t groups, bool adds) {
+  const auto images = [&](double scale, double shift) {
+    return (at::randn({rows, channels, 3, 5}) * scale + shift)
+        .to(type)
+        .contiguous(at::MemoryFormat::ChannelsLast);
+  };
+  const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
+  Case c;
+  c.x = images(2, 1.5);
+  c.addend = adds ? images(1, 0.5) : Tensor();
+  c.weight = (at::rand({channels}) + 0.5).to(compute);
+  c.bias = at::randn({channels}).to(compute);
+  c.grad_y = images(1, 0);
+  c.grad_sum = adds ? images(1, 0) : Tensor();
+  c.groups = groups;
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("the norm kernels are batch norm by groups, leaky ReLU and their gradients in float64") {
+  torch::manual_seed(1);
+  for (const auto type : emulated::all_types) {
+    for (const auto& [channels, wide] :
+         {std::pair<int64_t, bool>{16, true}, {16, false}, {5, false}, {72, false}}) {
+      for (const int64_t groups : {1, 3}) {
+        const bool adds = groups == 3 || channels == 5;
+        const Case c = make_case(type, 6, channels, groups, adds);
+        const Results results = run(c, wide);
+        const Results expected = exact(c, results.sum);
+        INFO(type << ", " << channels << " channels, " << groups << " groups, packs " << wide);
+        if (adds) {
+          CHECK(results.sum.equal(c.x + c.addend));
+        }
+        const double precise = type == at::kDouble ? 1e-10 : 2e-5;
+        const auto near = [](const Tensor& found, const Tensor& right, double tolerance) {
+          return at::allclose(found.to(at::kDouble), right, tolerance, tolerance);
+        };
+        CHECK(near(results.mean, expected.mean, precise));
+        CHECK(near(results.invstd, expected.invstd, precise));
+        CHECK(near(results.var_unbiased, expected.var_unbiased, precise));
+        CHECK(near(results.grad_weight, expected.grad_weight, 10 * precise));
+        CHECK(near(results.grad_bias, expected.grad_bias, 10 * precise));
+        const double image =
+            type == at::kDouble ? 1e-10 : (type == at::kFloat ? 5e-5 : emulated::rounding_of(type));
+        CHECK(near(results.y, expected.y, image));
+        CHECK(near(results.grad_x, expected.grad_x, image));
+      }
+    }
+  }
+}
+
+TEST_CASE("the norm kernels' variance survives a mean that is far from 0") {
+  torch::manual_seed(2);
+  Case c = make_case(at::kFloat, 8, 4, 2, false);
+  c.x = (at::randn({8, 4, 3, 5}) * 0.1 + 300).contiguous(at::MemoryFormat::ChannelsLast);
+  const Results results = run(c, true), expected = exact(c, c.x);
+  CHECK(at::allclose(results.var_unbiased.to(at::kDouble), expected.var_unbiased, 1e-3));
+  CHECK(at::allclose(results.y.to(at::kDouble), expected.y, 1e-2, 2e-2));
+}
+
+TEST_CASE("the norm kernels' results are the same at each call, in many chunks") {
+  torch::manual_seed(3);
+  Case c = make_case(at::kFloat, 64, 8, 2, true);
+  const mixmatch::detail::NormGrid grid(64 * 15, 8, 2, 4, kThreads);
+  CHECK(grid.chunks > 1);
+  const Results first = run(c, true), second = run(c, true);
+  CHECK(first.y.equal(second.y));
+  CHECK(first.grad_x.equal(second.grad_x));
+  CHECK(first.grad_weight.equal(second.grad_weight));
+  const Results expected = exact(c, first.sum);
+  CHECK(at::allclose(first.y.to(at::kDouble), expected.y, 1e-4, 1e-4));
+  CHECK(at::allclose(first.grad_x.to(at::kDouble), expected.grad_x, 1e-4, 1e-4));
+  CHECK(at::allclose(first.grad_weight.to(at::kDouble), expected.grad_weight, 1e-4, 1e-3));
+}
+
+TEST_CASE("the norm kernels are not for tensors of the CPU") {
+  CHECK_FALSE(mixmatch::detail::cuda_norm_supported(at::randn({2, 8, 4, 4})));
+  const Tensor weight = at::ones({8});
+  CHECK_THAT(
+      error_of([&] {
+        mixmatch::detail::cuda_norm_forward(at::randn({5, 8, 4, 4}), {}, weight, weight, 2, kEps, kSlope);
+      }),
+      contains("x must have a multiple of 2 rows, one part a group, got [5, 8, 4, 4]"));
+}
