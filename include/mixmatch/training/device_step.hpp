@@ -51,6 +51,13 @@ struct DeviceStepLoss {
   Tensor finite;
 };
 
+/// What a step trains on: augmented images [B + K B, C, H, W], labeled rows first and then the views of the
+/// unlabeled ones, and the labels int64 [B] of either, of which those of the unlabeled rows (-1 where
+/// unknown) are only looked at to judge the guesses.
+struct DeviceInputs {
+  Tensor images, labels, hidden_labels;
+};
+
 namespace detail {
 
 /// The generator that a device draws from by default, or one of its own on the CPU.
@@ -150,23 +157,31 @@ class DeviceStep {
   DeviceStep(const DeviceStep&) = delete;
   DeviceStep& operator=(const DeviceStep&) = delete;
 
-  DeviceStepLoss operator()() {
+  DeviceStepLoss operator()() { return train(draw()); }
+
+  /// The next rows of both streams, augmented: Algorithm 1, lines 3 and 5.
+  DeviceInputs draw() {
+    const Tensor labeled = labeled_.next(), unlabeled = unlabeled_.next();
+    std::vector<Tensor> rows(static_cast<size_t>(options_.mixing().num_augmentations()) + 1, unlabeled);
+    rows.front() = labeled;
+    return {augment_(images_.index_select(0, at::cat(rows))), labels_.index_select(0, labeled),
+            labels_.index_select(0, unlabeled)};
+  }
+
+  /// The rest of a step: for images that come from elsewhere, because they do not fit the device.
+  DeviceStepLoss train(const DeviceInputs& inputs) {
     const int64_t batch = options_.batch_size();
     const int64_t views = options_.mixing().num_augmentations();
-    // Algorithm 1, lines 3 and 5: one augmentation of x, K of u, in one call.
-    const Tensor labeled_rows = labeled_.next(), unlabeled_rows = unlabeled_.next();
-    std::vector<Tensor> rows(static_cast<size_t>(views) + 1, unlabeled_rows);
-    rows.front() = labeled_rows;
-    const Tensor inputs = augment_(images_.index_select(0, at::cat(rows)));
-    const Tensor x = inputs.narrow(0, 0, batch), u = inputs.narrow(0, batch, views * batch);
+    TORCH_CHECK(inputs.images.dim() == 4 && inputs.images.size(0) == (views + 1) * batch,
+                "DeviceStep: inputs must have ", (views + 1) * batch, " images, got ", inputs.images.sizes());
+    const Tensor x = inputs.images.narrow(0, 0, batch), u = inputs.images.narrow(0, batch, views * batch);
     DeviceStepLoss out;
     {
       const Autocast autocast(images_.device(), options_.precision());
       // Lines 7-8.
       const Tensor guess = guess_labels_from_logits(guess_logits(u), options_.mixing().temperature());
       mixmatch::detail::forget_autocast_copies();
-      const Tensor targets =
-          one_hot(labels_.index_select(0, labeled_rows), guess.size(1), guess.scalar_type());
+      const Tensor targets = one_hot(inputs.labels, guess.size(1), guess.scalar_type());
       // Lines 10-14.
       const auto mixed =
           mix_labeled_unlabeled({x, targets, u, guess.repeat({views, 1})}, options_.mixing(), generator_);
@@ -178,7 +193,7 @@ class DeviceStep {
       out.labeled = loss.labeled.detach();
       out.unlabeled = loss.unlabeled.detach();
       out.weight = loss.weight;
-      judge(out, guess, labels_.index_select(0, unlabeled_rows));
+      judge(out, guess, inputs.hidden_labels);
     }
     out.total.backward();
     out.total = out.total.detach();
