@@ -25,7 +25,7 @@ struct Case {
 };
 
 struct Results {
-  Tensor y, sum, mean, invstd, var_unbiased, grad_x, grad_weight, grad_bias;
+  Tensor y, sum, mean, invstd, var_unbiased, running_mean, running_var, grad_x, grad_weight, grad_bias;
 };
 
 /// The launches of cuda_norm_forward() and cuda_norm_backward(), emulated.
@@ -54,6 +54,8 @@ Results run_packs(const Case& c) {
   r.mean = at::empty({c.groups, channels}, options);
   r.invstd = at::empty_like(r.mean);
   r.var_unbiased = at::empty_like(r.mean);
+  r.running_mean = at::full({channels}, 2.0, options);
+  r.running_var = at::full({channels}, 3.0, options);
   r.grad_x = at::empty_like(c.x);
   r.grad_weight = at::empty_like(c.weight);
   r.grad_bias = at::empty_like(c.bias);
@@ -62,8 +64,8 @@ Results run_packs(const Case& c) {
   over_images(emulated::norm_moments<Scalar, width>, packs(c.x), packs(c.addend), packs(r.sum),
               values(chunks[0]), values(chunks[1]));
   over_items(emulated::norm_statistics<Compute>, c.groups * channels, values(chunks[0]), values(chunks[1]),
-             values(r.mean), values(r.invstd), values(r.var_unbiased), grid.rows, channels,
-             c.groups * channels, grid.chunks, kEps);
+             values(r.mean), values(r.invstd), values(r.var_unbiased), values(r.running_mean),
+             values(r.running_var), 0.25, grid.rows, channels, c.groups * channels, grid.chunks, kEps);
   over_images(emulated::norm_activate<Scalar, width>, packs(r.y), packs(r.sum), values(r.mean),
               values(r.invstd), values(c.weight), values(c.bias), kSlope);
   over_images(emulated::norm_gradient_sums<Scalar, width>, packs(c.grad_y), packs(r.sum), values(r.mean),
@@ -153,6 +155,8 @@ TEST_CASE("the norm kernels are batch norm by groups, leaky ReLU and their gradi
         CHECK(near(results.mean, expected.mean, precise));
         CHECK(near(results.invstd, expected.invstd, precise));
         CHECK(near(results.var_unbiased, expected.var_unbiased, precise));
+        CHECK(near(results.running_mean, 0.75 * 2.0 + 0.25 * expected.mean[0], precise));
+        CHECK(near(results.running_var, 0.75 * 3.0 + 0.25 * expected.var_unbiased[0], precise));
         CHECK(near(results.grad_weight, expected.grad_weight, 10 * precise));
         CHECK(near(results.grad_bias, expected.grad_bias, 10 * precise));
         const double image =

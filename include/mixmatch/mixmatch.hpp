@@ -52,6 +52,7 @@
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/device_adam.hpp>
 #include <mixmatch/training/device_step.hpp>
+#include <mixmatch/training/device_training.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>

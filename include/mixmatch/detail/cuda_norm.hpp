@@ -109,9 +109,11 @@ __global__ void norm_moments(const Pack<Scalar, width>* x, const Pack<Scalar, wi
 }
 
 // The chunks' moments merged, for `items` = groups x channels: 32 items a block, blockDim.x / 32 threads each.
+// The first group's mean and unbiased variance move the running ones by `share`, where they are given.
 template <class Compute>
 __global__ void norm_statistics(const Compute* chunk_means, const Compute* chunk_squares, Compute* mean_out,
-                                Compute* invstd_out, Compute* unbiased_out, i64 rows, i64 channels, i64 items,
+                                Compute* invstd_out, Compute* unbiased_out, Compute* running_mean,
+                                Compute* running_var, double share, i64 rows, i64 channels, i64 items,
                                 i64 chunks, double eps) {
   __shared__ double sums[256];
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -146,7 +148,14 @@ __global__ void norm_statistics(const Compute* chunk_means, const Compute* chunk
     const double variance = square / static_cast<double>(rows);
     mean_out[item] = static_cast<Compute>(mean);
     invstd_out[item] = static_cast<Compute>(1 / sqrt(variance + eps));
-    unbiased_out[item] = static_cast<Compute>(square / static_cast<double>(rows - 1));
+    const double unbiased = square / static_cast<double>(rows - 1);
+    unbiased_out[item] = static_cast<Compute>(unbiased);
+    if (running_mean != nullptr && item < channels) {
+      const double before = static_cast<double>(running_mean[item]);
+      const double variance_before = static_cast<double>(running_var[item]);
+      running_mean[item] = static_cast<Compute>((1 - share) * before + share * mean);
+      running_var[item] = static_cast<Compute>((1 - share) * variance_before + share * unbiased);
+    }
   }
 }
 
@@ -442,7 +451,8 @@ inline void check_norm(const char* function, const at::Tensor& x, const at::Tens
 /// memory; the same bits at each call. Without gradient.
 inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& addend,
                                         const at::Tensor& weight, const at::Tensor& bias, int64_t groups,
-                                        double eps, double slope) {
+                                        double eps, double slope, const at::Tensor& running_mean = {},
+                                        const at::Tensor& running_var = {}, double share = 0.0) {
   check_norm("cuda_norm_forward", x, addend, weight, bias, groups);
   const at::NoGradGuard no_grad;
   const int64_t channels = x.size(1);
@@ -460,7 +470,8 @@ inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& a
   out.var_unbiased = results[2];
   launch.over_items("norm_statistics", groups * channels, norm_pointer(chunks[0]), norm_pointer(chunks[1]),
                     norm_pointer(out.mean), norm_pointer(out.invstd), norm_pointer(out.var_unbiased),
-                    launch.grid.rows, channels, groups * channels, launch.grid.chunks, eps);
+                    norm_pointer(running_mean), norm_pointer(running_var), share, launch.grid.rows, channels,
+                    groups * channels, launch.grid.chunks, eps);
   launch.over_images("norm_activate", norm_pointer(out.y), norm_pointer(out.sum), norm_pointer(out.mean),
                      norm_pointer(out.invstd), norm_pointer(weight), norm_pointer(bias), slope);
   return out;

@@ -69,6 +69,7 @@ struct TrainingOptions {
   // How it is run, without changing its result.
   std::string device = "auto";
   int threads = 0;
+  bool graph = true;  ///< on a GPU: the step as one CUDA graph
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
 };
