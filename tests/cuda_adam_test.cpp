@@ -125,3 +125,20 @@ TEST_CASE("a flat Adam step names a tensor that does not fit") {
   CHECK_THAT(error_of([&] { mixmatch::detail::flat_adam_step_(f, scalars(0), kConstants); }),
              contains("must be contiguous Float [37] on cpu, got Float [38]"));
 }
+
+TEST_CASE("the library launches the Adam kernel with what it expects") {
+  cuda_emulation::EmulatedDevice device;
+  device.add("adam_step<float>", cuda_emulation::adam_step<float>);
+  for (const bool averages : {true, false}) {
+    auto launched = flat(at::kFloat, averages), composite = flat(at::kFloat, averages);
+    launched.gradients = composite.gradients = gradient(2, at::kFloat);
+    mixmatch::detail::flat_adam_step_(launched, scalars(4), kConstants);
+    mixmatch::detail::flat_adam_composite_(composite, scalars(4), kConstants);
+    CHECK(at::allclose(launched.parameters, composite.parameters, 1e-5, 1e-6));
+    CHECK(at::allclose(launched.second_moment, composite.second_moment, 1e-5, 1e-6));
+    if (averages) {
+      CHECK(at::allclose(launched.average, composite.average, 1e-5, 1e-6));
+    }
+  }
+  CHECK(device.launches() == 2);
+}

@@ -59,3 +59,27 @@ TEST_CASE("the augmentation kernel crops, mirrors and scales to the same bits as
     }
   }
 }
+
+TEST_CASE("the library launches the augmentation kernel with what it expects") {
+  torch::manual_seed(2);
+  emulated::EmulatedDevice device;
+  device.add("crop_flip<float>", emulated::crop_flip<float>);
+  device.add("crop_flip<BFloat16>", emulated::crop_flip<emulated::BFloat16>);
+  const Tensor images = at::randint(256, {2, 3, 5, 6}, at::kByte);
+  const auto scale = mixmatch::augment::detail::pixel_scale(
+      "test", mixmatch::augment::NormalizeOptions().mean({0.4, 0.5, 0.6}).stddev({0.3, 0.2, 0.1}), 3);
+  const CropFlip crops{2, at::tensor({0, 1}, at::kLong), at::tensor({0, 4}, at::kLong),
+                       at::tensor({3, 1}, at::kLong)};
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    const Tensor cropped = mixmatch::detail::crop_flip_on_cuda(images, crops.flip, crops.row, crops.column,
+                                                               crops.padding, scale.shift, scale.scale, type);
+    CHECK(cropped.equal(mixmatch::detail::scale_pixels_composite(
+        mixmatch::detail::crop_flip_composite(images, crops), scale, type)));
+    CHECK(mixmatch::detail::crop_flip_on_cuda(images, {}, {}, {}, 0, scale.shift, scale.scale, type)
+              .equal(mixmatch::detail::scale_pixels_composite(images, scale, type)));
+  }
+  CHECK_FALSE(mixmatch::detail::crop_flip_on_cuda(at::zeros({1, 9, 4, 4}, at::kByte), {}, {}, {}, 0,
+                                                  std::vector<double>(9, 0), std::vector<double>(9, 1),
+                                                  at::kFloat)
+                  .defined());
+}

@@ -4,14 +4,19 @@
 // say in the common subset of both languages is what is tested; how a GPU runs it is not.
 
 #include <torch/types.h>
+#include <mixmatch/detail/cuda_kernel.hpp>
 
 #include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 // CUDA's own headers define some of these for host compilers.
@@ -66,6 +71,47 @@ void launch(unsigned blocks_x, unsigned blocks_y, unsigned threads, Kernel kerne
     thread.join();
   }
 }
+
+/// While it lives, the library's own launches run here: CPU tensors count as a GPU's, and its host code, with
+/// its grids and arguments, is what is tested.
+class EmulatedDevice {
+ public:
+  EmulatedDevice() {
+    mixmatch::detail::cuda_is_emulated() = true;
+    mixmatch::detail::cuda_emulator() = [this](const std::string& entry,
+                                               const mixmatch::detail::CudaGrid& grid, void** arguments) {
+      const auto found = kernels_.find(entry);
+      TORCH_CHECK(found != kernels_.end(), "no kernel ", entry);
+      ++launches_;
+      found->second(grid, arguments);
+    };
+  }
+  EmulatedDevice(const EmulatedDevice&) = delete;
+  EmulatedDevice& operator=(const EmulatedDevice&) = delete;
+  ~EmulatedDevice() {
+    mixmatch::detail::cuda_is_emulated() = false;
+    mixmatch::detail::cuda_emulator() = nullptr;
+  }
+
+  template <class... Parameters>
+  void add(const std::string& entry, void (*kernel)(Parameters...)) {
+    kernels_[entry] = [kernel](const mixmatch::detail::CudaGrid& grid, void** arguments) {
+      run(kernel, grid, arguments, std::index_sequence_for<Parameters...>());
+    };
+  }
+  int launches() const { return launches_; }
+
+ private:
+  template <class... Parameters, size_t... places>
+  static void run(void (*kernel)(Parameters...), const mixmatch::detail::CudaGrid& grid, void** arguments,
+                  std::index_sequence<places...>) {
+    launch(static_cast<unsigned>(grid.blocks_x), static_cast<unsigned>(grid.blocks_y),
+           static_cast<unsigned>(grid.threads), kernel, *static_cast<Parameters*>(arguments[places])...);
+  }
+
+  std::map<std::string, std::function<void(const mixmatch::detail::CudaGrid&, void**)>> kernels_;
+  int launches_ = 0;
+};
 
 /// f(Scalar()) for the kernels' type of that dtype.
 template <class F>

@@ -81,3 +81,29 @@ TEST_CASE("the mixup kernel takes partners from another tensor") {
                                                             permutation, lambda.to(at::kDouble));
   CHECK(emulated::close(run(x, partners, permutation, lambda, true), exact));
 }
+
+TEST_CASE("the library launches the mixup kernel with what it expects") {
+  torch::manual_seed(3);
+  emulated::EmulatedDevice device;
+  device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
+  device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
+  device.add("mix_rows<BFloat16, 8>", emulated::mix_rows<emulated::BFloat16, 8>);
+  const Tensor permutation = at::tensor({2, 0, 1}, at::kLong);
+  for (const auto& x :
+       {at::randn({3, 3, 4, 4}), at::randn({3, 3, 4, 4}).contiguous(at::MemoryFormat::ChannelsLast),
+        at::randn({3, 7}), at::randn({3, 16}).to(at::kBFloat16)}) {
+    for (const Tensor& lambda : {at::rand({3}), at::rand({})}) {
+      INFO(x.sizes() << " " << x.strides());
+      Tensor out = at::empty_like(x);
+      REQUIRE(mixmatch::detail::mix_rows_on_cuda(out, x, x, permutation, lambda));
+      CHECK(emulated::close(out, mixmatch::detail::mix_rows_composite(x.to(at::kDouble), x.to(at::kDouble),
+                                                                      permutation, lambda)));
+    }
+  }
+  CHECK(device.launches() == 8);
+  // Rows that do not lie alike, or not one after the other, are left to the composite.
+  Tensor x = at::randn({3, 3, 4, 4}), other = x.contiguous(at::MemoryFormat::ChannelsLast);
+  CHECK_FALSE(mixmatch::detail::mix_rows_on_cuda(other, x, x, permutation, at::rand({3})));
+  Tensor apart = at::randn({6, 4}).slice(0, 0, 6, 2);
+  CHECK_FALSE(mixmatch::detail::mix_rows_on_cuda(apart, apart, apart, permutation, at::rand({3})));
+}

@@ -201,3 +201,48 @@ TEST_CASE("the norm kernels are not for tensors of the CPU") {
       }),
       contains("x must have a multiple of 2 rows, one part a group, got [5, 8, 4, 4]"));
 }
+
+TEST_CASE("the library launches the norm kernels with what they expect") {
+  torch::manual_seed(4);
+  emulated::EmulatedDevice device;
+  const auto add = [&](auto scalar, const std::string& type, auto width) {
+    using Scalar = decltype(scalar);
+    constexpr int kWidth = decltype(width)::value;
+    const std::string suffix = "<" + type + ", " + std::to_string(kWidth) + ">";
+    device.add("norm_moments" + suffix, emulated::norm_moments<Scalar, kWidth>);
+    device.add("norm_activate" + suffix, emulated::norm_activate<Scalar, kWidth>);
+    device.add("norm_gradient_sums" + suffix, emulated::norm_gradient_sums<Scalar, kWidth>);
+    device.add("norm_input_gradient" + suffix, emulated::norm_input_gradient<Scalar, kWidth>);
+  };
+  add(float(), "float", std::integral_constant<int, 4>());
+  add(float(), "float", std::integral_constant<int, 1>());
+  add(emulated::BFloat16(), "BFloat16", std::integral_constant<int, 8>());
+  device.add("norm_statistics<float>", emulated::norm_statistics<float>);
+  device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
+  for (const auto& [type, channels] :
+       {std::pair<at::ScalarType, int64_t>{at::kFloat, 8}, {at::kFloat, 5}, {at::kBFloat16, 16}}) {
+    for (const bool adds : {false, true}) {
+      const Case c = make_case(type, 4, channels, 2, adds);
+      REQUIRE(mixmatch::detail::cuda_norm_supported(c.x));
+      const Tensor running_mean = at::zeros({channels}), running_var = at::ones({channels});
+      const auto out = mixmatch::detail::cuda_norm_forward(c.x, c.addend, c.weight, c.bias, 2, kEps, kSlope,
+                                                           running_mean, running_var, 0.5);
+      const auto grads = mixmatch::detail::cuda_norm_backward(c.grad_y, c.grad_sum, out.sum, c.weight, c.bias,
+                                                              out.mean, out.invstd, 2, kSlope);
+      const Results expected = exact(c, out.sum);
+      INFO(type << ", " << channels << " channels, adds " << adds);
+      const auto near = [](const Tensor& found, const Tensor& right, double tolerance) {
+        return at::allclose(found.to(at::kDouble), right, tolerance, tolerance);
+      };
+      const double image = type == at::kFloat ? 5e-5 : emulated::rounding_of(type);
+      CHECK(near(out.y, expected.y, image));
+      CHECK(near(out.mean, expected.mean, 2e-5));
+      CHECK(near(out.var_unbiased, expected.var_unbiased, 2e-5));
+      CHECK(near(running_mean, 0.5 * expected.mean[0], 2e-5));
+      CHECK(near(running_var, 0.5 + 0.5 * expected.var_unbiased[0], 2e-5));
+      CHECK(near(grads.grad_x, expected.grad_x, image));
+      CHECK(near(grads.grad_weight, expected.grad_weight, 2e-4));
+      CHECK(near(grads.grad_bias, expected.grad_bias, 2e-4));
+    }
+  }
+}

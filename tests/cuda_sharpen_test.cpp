@@ -140,3 +140,29 @@ TEST_CASE("the kernels' half precision is LibTorch's") {
     emulated::dispatch(type, check);
   }
 }
+
+TEST_CASE("the library launches the sharpen kernel with what it expects") {
+  torch::manual_seed(4);
+  emulated::EmulatedDevice device;
+  device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
+  device.add("sharpen_views<BFloat16, float>", emulated::sharpen_views<emulated::BFloat16, float>);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    std::vector<Tensor> views;
+    for (int k = 0; k < 3; ++k) {
+      views.push_back(at::randn({4, 40}).to(type));
+    }
+    Tensor guess = at::empty({4, 40});
+    REQUIRE(mixmatch::detail::sharpen_views_on_cuda(guess, views, 0.5));
+    CHECK(at::allclose(guess.to(at::kDouble), exact_guess(views, 0.5), 1e-4, 1e-5));
+  }
+  Tensor rows = at::rand({2, 3, 7});
+  const Tensor expected = mixmatch::detail::sharpen_composite(rows.to(at::kDouble), 0.3, -1);
+  REQUIRE(mixmatch::detail::sharpen_on_cuda(rows, rows, 0.3, -1));
+  CHECK(at::allclose(rows.to(at::kDouble), expected, 1e-4, 1e-5));
+  CHECK(device.launches() == 3);
+  // Other layouts are left to the composite.
+  CHECK_FALSE(mixmatch::detail::sharpen_on_cuda(rows, rows, 0.3, 0));
+  Tensor strided = at::rand({5, 4}).t();
+  CHECK_FALSE(mixmatch::detail::sharpen_on_cuda(strided, strided, 0.3, -1));
+  CHECK_FALSE(mixmatch::detail::sharpen_views_on_cuda(rows, std::vector<Tensor>(17, rows), 0.5));
+}

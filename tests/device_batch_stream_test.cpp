@@ -182,3 +182,17 @@ TEST_CASE("a device batch stream names a bad argument") {
   CHECK_THAT(error_of([] { stream_of(4, 1, 1, 2, 2); }), contains("rank must be in [0, 2), got 2"));
   CHECK_THAT(error_of([] { stream_of(4, 1, 1, 0, 0); }), contains("world_size must be >= 1, got 0"));
 }
+
+TEST_CASE("the library launches the stream's kernel with what it expects") {
+  cuda_emulation::EmulatedDevice device;
+  device.add("stream_rows<i64>", cuda_emulation::stream_rows<int64_t>);
+  auto stream = stream_of(40, 30, 8, 1, 2);
+  stream.seek(5);
+  const Tensor rows = indices(40);
+  Tensor launched = at::empty({30}, at::kLong);
+  REQUIRE(mixmatch::detail::stream_rows_on_cuda(
+      launched, rows, stream.position_tensor(), 1, 2,
+      mixmatch::detail::mix_bits(stream.seed() + mixmatch::detail::kGolden)));
+  CHECK(launched.equal(stream.next()));
+  CHECK(device.launches() == 1);
+}

@@ -23,11 +23,17 @@ inline constexpr bool has_cuda = true;
 inline constexpr bool has_cuda = false;
 #endif
 
+/// Set by tests that run kernels as host code: CPU tensors then count as the device's.
+inline bool& cuda_is_emulated() {
+  static bool emulated = false;
+  return emulated;
+}
+
 /// Whether the elements can be read and written at data_ptr by a CUDA kernel: an ordinary CUDA tensor, no
 /// wrapper, no lazy negation.
 inline bool has_cuda_memory(const at::Tensor& tensor) {
-  return tensor.device().is_cuda() && tensor.layout() == at::kStrided && !tensor.is_neg() &&
-         !tensor._is_zerotensor() && !at::isTensorSubclassLike(tensor);
+  return (tensor.device().is_cuda() || cuda_is_emulated()) && tensor.layout() == at::kStrided &&
+         !tensor.is_neg() && !tensor._is_zerotensor() && !at::isTensorSubclassLike(tensor);
 }
 
 }  // namespace mixmatch::detail

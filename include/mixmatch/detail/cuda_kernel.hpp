@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -103,6 +104,13 @@ inline CudaFunctions::Handle loaded_cuda_kernel(const CudaSource& source, const 
 
 #endif
 
+/// What runs kernels where cuda_is_emulated(): gets the entry, the grid and pointers to the arguments.
+using CudaEmulator = std::function<void(const std::string& entry, const CudaGrid& grid, void** arguments)>;
+inline CudaEmulator& cuda_emulator() {
+  static CudaEmulator emulator;
+  return emulator;
+}
+
 /// Tests set it to see the composites where kernels would serve.
 inline bool& cuda_kernels_enabled() {
   static bool enabled = true;
@@ -112,6 +120,9 @@ inline bool& cuda_kernels_enabled() {
 /// Whether run-time compiled kernels can run on that device. Where they cannot on a CUDA device, it says why
 /// once, and callers use their ATen composites.
 inline bool cuda_kernels_available(at::Device device) {
+  if (cuda_is_emulated()) {
+    return true;
+  }
 #ifdef MIXMATCH_HAS_CUDA
   if (!device.is_cuda() || !cuda_kernels_enabled()) {
     return false;
@@ -134,11 +145,15 @@ inline bool cuda_kernels_available(at::Device device) {
 template <class... Arguments>
 void launch_cuda_kernel(const CudaSource& source, const std::string& entry, at::Device device,
                         const CudaGrid& grid, Arguments... arguments) {
+  std::array<void*, sizeof...(Arguments)> pointers{static_cast<void*>(&arguments)...};
+  if (cuda_is_emulated()) {
+    cuda_emulator()(entry, grid, pointers.data());
+    return;
+  }
 #ifdef MIXMATCH_HAS_CUDA
   const c10::cuda::CUDAGuard guard(device);
   const auto index = device.has_index() ? device.index() : c10::cuda::current_device();
   const auto kernel = loaded_cuda_kernel(source, entry, index);
-  std::array<void*, sizeof...(Arguments)> pointers{static_cast<void*>(&arguments)...};
   const auto result = cuda_compiler().functions().launch(
       kernel, static_cast<unsigned>(grid.blocks_x), static_cast<unsigned>(grid.blocks_y), 1,
       static_cast<unsigned>(grid.threads), 1, 1, 0,
@@ -152,10 +167,7 @@ void launch_cuda_kernel(const CudaSource& source, const std::string& entry, at::
   }
 #else
   static_cast<void>(source);
-  static_cast<void>(entry);
   static_cast<void>(device);
-  static_cast<void>(grid);
-  (static_cast<void>(arguments), ...);
   TORCH_CHECK(false, "mixmatch: this build has no CUDA");
 #endif
 }
