@@ -1,5 +1,6 @@
 #include <torch/autograd.h>
 #include <mixmatch/detail/cuda_norm.hpp>
+#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
 #include "catch.hpp"
 #include "cuda_emulation.hpp"
@@ -132,6 +133,24 @@ Case make_case(at::ScalarType type, int64_t rows, int64_t channels, int64_t grou
   return c;
 }
 
+/// All kernels that float32 and bfloat16 images ask for.
+void add_kernels(emulated::EmulatedDevice& device) {
+  const auto add = [&](auto scalar, const std::string& type, auto width) {
+    using Scalar = decltype(scalar);
+    constexpr int kWidth = decltype(width)::value;
+    const std::string suffix = "<" + type + ", " + std::to_string(kWidth) + ">";
+    device.add("norm_moments" + suffix, emulated::norm_moments<Scalar, kWidth>);
+    device.add("norm_activate" + suffix, emulated::norm_activate<Scalar, kWidth>);
+    device.add("norm_gradient_sums" + suffix, emulated::norm_gradient_sums<Scalar, kWidth>);
+    device.add("norm_input_gradient" + suffix, emulated::norm_input_gradient<Scalar, kWidth>);
+  };
+  add(float(), "float", std::integral_constant<int, 4>());
+  add(float(), "float", std::integral_constant<int, 1>());
+  add(emulated::BFloat16(), "BFloat16", std::integral_constant<int, 8>());
+  device.add("norm_statistics<float>", emulated::norm_statistics<float>);
+  device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
+}
+
 }  // namespace
 
 TEST_CASE("the norm kernels are batch norm by groups, leaky ReLU and their gradients in float64") {
@@ -205,20 +224,7 @@ TEST_CASE("the norm kernels are not for tensors of the CPU") {
 TEST_CASE("the library launches the norm kernels with what they expect") {
   torch::manual_seed(4);
   emulated::EmulatedDevice device;
-  const auto add = [&](auto scalar, const std::string& type, auto width) {
-    using Scalar = decltype(scalar);
-    constexpr int kWidth = decltype(width)::value;
-    const std::string suffix = "<" + type + ", " + std::to_string(kWidth) + ">";
-    device.add("norm_moments" + suffix, emulated::norm_moments<Scalar, kWidth>);
-    device.add("norm_activate" + suffix, emulated::norm_activate<Scalar, kWidth>);
-    device.add("norm_gradient_sums" + suffix, emulated::norm_gradient_sums<Scalar, kWidth>);
-    device.add("norm_input_gradient" + suffix, emulated::norm_input_gradient<Scalar, kWidth>);
-  };
-  add(float(), "float", std::integral_constant<int, 4>());
-  add(float(), "float", std::integral_constant<int, 1>());
-  add(emulated::BFloat16(), "BFloat16", std::integral_constant<int, 8>());
-  device.add("norm_statistics<float>", emulated::norm_statistics<float>);
-  device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
+  add_kernels(device);
   for (const auto& [type, channels] :
        {std::pair<at::ScalarType, int64_t>{at::kFloat, 8}, {at::kFloat, 5}, {at::kBFloat16, 16}}) {
     for (const bool adds : {false, true}) {
@@ -245,4 +251,75 @@ TEST_CASE("the library launches the norm kernels with what they expect") {
       CHECK(near(grads.grad_bias, expected.grad_bias, 2e-4));
     }
   }
+}
+
+TEST_CASE("BatchNormLeakyReLU on the norm kernels is the layer in ATen's calls") {
+  emulated::EmulatedDevice device;
+  add_kernels(device);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const bool adds : {false, true}) {
+      torch::manual_seed(5);
+      const Case c = make_case(type, 4, 8, 2, adds);
+      const auto run_layer = [&](bool fused) {
+        mixmatch::models::BatchNormLeakyReLU layer(torch::nn::BatchNorm2dOptions(8).momentum(0.3), kSlope);
+        layer->set_fused(fused);
+        layer->set_groups(2);
+        {
+          const torch::NoGradGuard no_grad;
+          layer->weight.copy_(c.weight);
+          layer->bias.copy_(c.bias);
+        }
+        const Tensor x = c.x.clone().requires_grad_();
+        const Tensor addend = adds ? c.addend.clone().requires_grad_() : Tensor();
+        const auto [sum, activation] = layer->forward_sum(x, addend);
+        Tensor loss = (activation * c.grad_y).sum();
+        if (adds) {
+          loss = loss + (sum * c.grad_sum).sum();
+        }
+        loss.backward();
+        std::vector<Tensor> results{activation.detach(),  x.grad(),
+                                    layer->weight.grad(), layer->bias.grad(),
+                                    layer->running_mean,  layer->running_var};
+        if (adds) {
+          results.push_back(sum.detach());
+          results.push_back(addend.grad());
+        }
+        return results;
+      };
+      const int before = device.launches();
+      const auto found = run_layer(true);
+      CHECK(device.launches() == before + 6);
+      const auto expected = run_layer(false);
+      CHECK(device.launches() == before + 6);
+      INFO(type << ", adds " << adds);
+      for (size_t i = 0; i < found.size(); ++i) {
+        const double tolerance = type == at::kFloat ? 1e-4 : 3e-2;
+        INFO("result " << i);
+        CHECK(at::allclose(found[i].to(at::kDouble), expected[i].to(at::kDouble), tolerance, tolerance));
+      }
+    }
+  }
+}
+
+TEST_CASE("BatchNormLeakyReLU on the norm kernels has a second derivative") {
+  emulated::EmulatedDevice device;
+  device.add("norm_moments<double, 2>", emulated::norm_moments<double, 2>);
+  device.add("norm_activate<double, 2>", emulated::norm_activate<double, 2>);
+  device.add("norm_statistics<double>", emulated::norm_statistics<double>);
+  device.add("norm_gradient_sums<double, 2>", emulated::norm_gradient_sums<double, 2>);
+  device.add("norm_input_gradient<double, 2>", emulated::norm_input_gradient<double, 2>);
+  device.add("norm_parameter_gradients<double>", emulated::norm_parameter_gradients<double>);
+  torch::manual_seed(6);
+  const auto second = [](bool fused) {
+    mixmatch::models::BatchNormLeakyReLU layer(torch::nn::BatchNorm2dOptions(2), kSlope);
+    layer->to(at::kDouble);
+    layer->set_fused(fused);
+    torch::manual_seed(7);
+    const Tensor x =
+        at::randn({3, 2, 2, 2}, at::kDouble).contiguous(at::MemoryFormat::ChannelsLast).requires_grad_();
+    const auto first =
+        torch::autograd::grad({layer->forward(x).pow(3).sum()}, {x}, {}, true, /*create_graph=*/true);
+    return torch::autograd::grad({first[0].square().sum()}, {x})[0];
+  };
+  CHECK(at::allclose(second(true), second(false), 1e-8, 1e-8));
 }

@@ -193,6 +193,7 @@ TEST_CASE("a hundred device steps learn, and a resumed run equals one that never
 
 TEST_CASE("one grouped pass is the separate passes") {
   Trainer grouped, separate(small_options().grouped(false));
+  CHECK(grouped.step.is_grouped());
   CHECK_FALSE(separate.step.is_grouped());
   for (int64_t step = 0; step < 3; ++step) {
     CHECK(close(grouped.step().total, separate.step().total, 1e-4));

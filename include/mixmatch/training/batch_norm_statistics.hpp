@@ -122,9 +122,7 @@ class BatchNormStatistics {
     batch_.copy_(running_);  // finite: 0 times a NaN of before would stay
     point_to(batch_);
     for (auto& layer : layers_) {
-      if (updates) {
-        layer.set_momentum(1.0);
-      }
+      layer.set_momentum(updates ? 1.0 : 0.0);
       *layer.count = Tensor();  // not counted layer by layer
     }
   }

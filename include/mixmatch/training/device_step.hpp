@@ -4,6 +4,7 @@
 #include <torch/arg.h>
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/device_batch_stream.hpp>
+#include <mixmatch/forward_each.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
@@ -15,7 +16,6 @@
 #include <mixmatch/training/precision.hpp>
 
 #include <cstdint>
-#include <functional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -37,8 +37,8 @@ struct DeviceStepOptions {
   TORCH_ARG(bool, batch_norm_warmup) = true;
   /// bfloat16: by autocast.
   TORCH_ARG(at::ScalarType, precision) = at::kFloat;
-  /// One forward pass over all parts of the batch where the model's batch norms can keep their statistics
-  /// apart (set_groups), in place of one pass each.
+  /// One forward pass over all parts of the batch where the model can keep their statistics apart (see
+  /// GroupedModel), in place of one pass each.
   TORCH_ARG(bool, grouped) = true;
 };
 
@@ -74,40 +74,6 @@ inline at::Generator device_generator(torch::Device device, uint64_t seed) {
               device);
   return at::detail::createCPUGenerator(seed);
 }
-
-/// Tells every batch norm of a model in how many parts its batch comes, while it lives.
-class BatchNormGroups {
- public:
-  template <class Model>
-  BatchNormGroups(Model& model, int64_t groups) {
-    mixmatch::detail::for_each_batch_norm(model, [&](auto& norm) {
-      if constexpr (requires { norm.set_groups(groups); }) {
-        norm.set_groups(groups);
-        undo_.push_back([&norm] { norm.set_groups(1); });
-      }
-    });
-  }
-  BatchNormGroups(const BatchNormGroups&) = delete;
-  BatchNormGroups& operator=(const BatchNormGroups&) = delete;
-  ~BatchNormGroups() {
-    for (const auto& undo : undo_) {
-      undo();
-    }
-  }
-
-  /// Whether every batch norm of the model has groups.
-  template <class Model>
-  static bool possible(Model& model) {
-    bool all = true;
-    mixmatch::detail::for_each_batch_norm(model, [&](auto& norm) {
-      all = all && requires { norm.set_groups(int64_t{1}); };
-    });
-    return all;
-  }
-
- private:
-  std::vector<std::function<void()>> undo_;
-};
 
 }  // namespace detail
 
@@ -145,7 +111,7 @@ class DeviceStep {
         optimizer_(model, ema, options.optimizer()),
         criterion_(options.loss()),
         augment_(options.augmentation(), generator_),
-        grouped_(options.grouped() && detail::BatchNormGroups::possible(model)) {
+        grouped_(options.grouped() && GroupedModel<Model>) {
     TORCH_CHECK(labels.dim() == 1 && labels.size(0) == images.size(0), "DeviceStep: labels must be int64 [",
                 images.size(0), "], got ", labels.sizes());
     TORCH_CHECK(options.mixing().num_augmentations() >= 1, "DeviceStep: num_augmentations must be >= 1, got ",
@@ -266,45 +232,46 @@ class DeviceStep {
     return images;
   }
 
-  /// The logits of the K views, without gradient and without moving the running statistics.
+  /// Of each part of a batch, apart from `first`, the logits without a trace in the running statistics.
+  void forward_rest(std::vector<Tensor>& logits, const std::vector<Tensor>& parts, size_t first) {
+    const auto scope = statistics_.discard();
+    for (size_t k = first; k < parts.size(); ++k) {
+      logits.push_back(forward(*model_, parts[k]));
+    }
+  }
+
+  /// The logits of the K views, without gradient.
   std::vector<Tensor> guess_logits(const Tensor& u) {
     const torch::NoGradGuard no_grad;
-    const auto scope = statistics_.discard();
-    const int64_t batch = options_.batch_size();
+    const auto views = u.split(options_.batch_size());
     if (grouped_) {
-      const detail::BatchNormGroups groups(*model_, u.size(0) / batch);
-      return forward(*model_, u).split(batch);
+      const auto scope = statistics_.discard();
+      return forward_each(*model_, views);
     }
     std::vector<Tensor> logits;
-    for (const Tensor& view : u.split(batch)) {
-      logits.push_back(forward(*model_, view));
-    }
+    forward_rest(logits, views, 0);
     return logits;
   }
 
   /// The K + 1 interleaved parts, of which the first moves the running statistics.
   InterleavedLogits forward_parts(const MixMatchBatch& mixed) {
-    const int64_t batch = options_.batch_size();
-    std::vector<Tensor> parts = mixed.unlabeled_inputs.split(batch);
+    std::vector<Tensor> parts = mixed.unlabeled_inputs.split(options_.batch_size());
     parts.insert(parts.begin(), mixed.labeled_inputs);
     parts = interleave(std::move(parts));
-    std::vector<Tensor> logits;
     const Tensor momentum = options_.batch_norm_warmup()
                                 ? batch_norm_momentum(optimizer_.num_steps(), options_.batch_norm_momentum())
                                 : momentum_;
-    if (grouped_) {
+    std::vector<Tensor> logits;
+    {
       const auto scope = statistics_.update(momentum);
-      const detail::BatchNormGroups groups(*model_, static_cast<int64_t>(parts.size()));
-      logits = forward(*model_, torch::cat(parts)).split(batch);
-    } else {
-      {
-        const auto scope = statistics_.update(momentum);
+      if (grouped_) {
+        logits = forward_each(*model_, parts);
+      } else {
         logits.push_back(forward(*model_, parts.front()));
       }
-      const auto scope = statistics_.discard();
-      for (size_t k = 1; k < parts.size(); ++k) {
-        logits.push_back(forward(*model_, parts[k]));
-      }
+    }
+    if (!grouped_) {
+      forward_rest(logits, parts, 1);
     }
     logits = interleave(std::move(logits));
     const Tensor first = logits.front();
