@@ -24,10 +24,3 @@ TEST_CASE("every kernel on the GPU is its composite in float64") {
     mixmatch::detail::cuda_kernels_enabled() = true;
   }
 }
-
-TEST_CASE("the GPU's checks hold for the CPU's kernels, too") {
-  for (const auto& check : kernel_checks::run_all(torch::kCPU)) {
-    INFO(check.name);
-    CHECK(check.error <= check.tolerance);
-  }
-}
