@@ -6,6 +6,7 @@
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/training/command_line.hpp>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -93,10 +94,20 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
+  // On a GPU the same step runs there alone, data and random numbers included, as one CUDA graph.
+  std::optional<mm::training::DeviceTraining<mm::models::WideResNet>> on_device;
+  if (device.is_cuda() && o.method == "mixmatch") {
+    on_device.emplace(state, o, data, device);
+  }
 
+  auto run_config = config();
+  run_config.emplace_back("step-on", on_device.has_value() ? "device" : "host");
   mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
-                                mm::training::training_run_options(o, config(), data, device), state.step);
+                                mm::training::training_run_options(o, run_config, data, device), state.step);
   state.register_in(run.checkpoint());
+  if (on_device.has_value()) {
+    on_device->register_in(run.checkpoint());
+  }
   if (o.resume) {
     run.resume();
   } else {
@@ -107,7 +118,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
                                                  o.prefetch);
   while (run.running()) {
-    const StepLoss loss = train_step(state, o, batches, criterion, device);
+    const StepLoss loss = on_device.has_value() ? on_device->run(mm::training::steps_until_due(o, state.step))
+                                                : train_step(state, o, batches, criterion, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
@@ -131,6 +143,8 @@ int main(int argc, char** argv) {
       "MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.",
       "cifar10");
   mm::training::add_training_options(app, options);
+  app.add_flag("--no-graph{false}", options.graph,
+               "On a GPU: launch the step piece by piece, not as one CUDA graph");
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {

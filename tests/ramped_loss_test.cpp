@@ -107,3 +107,22 @@ TEST_CASE("RampedLoss: options out of range") {
   CHECK_THAT(error_of([] { RampedLoss(RampedLossOptions().rampup_steps(-3)); }),
              contains("rampup_steps must be >= 0, got -3"));
 }
+
+TEST_CASE("RampedLoss: a step counter that is a tensor gives the same bits as a number") {
+  for (const int64_t rampup : {0, 10}) {
+    const RampedLoss criterion(RampedLossOptions().lambda_u(75).rampup_steps(rampup));
+    for (const int64_t step : {0, 3, 10, 100}) {
+      const Tensor counter = torch::full({}, step, at::kLong);
+      Tensor logits = tensor_of(kLogits, at::kFloat).requires_grad_();
+      const Tensor targets = tensor_of(kTargets, at::kFloat);
+      const auto expected = criterion(logits, targets, logits, targets, step);
+      const auto output = criterion(logits, targets, logits, targets, counter);
+      CHECK(output.weight.item<double>() == criterion.weight(step));
+      CHECK(output.total.equal(expected.total));
+      CHECK(output.labeled.equal(expected.labeled));
+      CHECK(output.unlabeled.equal(expected.unlabeled));
+      CHECK(torch::autograd::grad({output.total}, {logits})[0].equal(
+          torch::autograd::grad({expected.total}, {logits})[0]));
+    }
+  }
+}

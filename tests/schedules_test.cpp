@@ -29,3 +29,14 @@ TEST_CASE("cosine_decay: cos(7 pi t / 16)") {
   CHECK(cosine_decay(900, 100) == cosine_decay(100, 100));
   CHECK_THAT(error_of([] { cosine_decay(0, 0); }), contains("total_steps must be > 0, got 0"));
 }
+
+TEST_CASE("schedules: a ramp of a step counter that is a tensor") {
+  for (const int64_t length : {0, 7}) {
+    for (const int64_t step : {0, 2, 7, 9}) {
+      const torch::Tensor counter = torch::full({}, step, at::kLong);
+      CHECK(mixmatch::linear_rampup(counter, length).item<double>() == mixmatch::linear_rampup(step, length));
+    }
+  }
+  CHECK_THAT(error_of([] { mixmatch::linear_rampup(torch::zeros({}, at::kLong), -1); }),
+             contains("rampup_steps must be >= 0, got -1"));
+}

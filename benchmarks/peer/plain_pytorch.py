@@ -1,7 +1,7 @@
 """MixMatch on WRN-28-2 as people write it in PyTorch: eager, NCHW, fp32. Prints the median time of a step.
 
 A peer to measure against, not a training program: random uint8 images stand in for CIFAR-10. Needs torch alone.
-    python3 benchmarks/peer/plain_pytorch.py --threads 2 --steps 20
+    python3 benchmarks/peer/plain_pytorch.py --threads 2 --steps 20 [--device cuda]
 """
 import argparse
 import copy
@@ -80,11 +80,12 @@ def set_track(model, momentum):
             module.momentum = momentum
 
 
-def train_step(model, average, optimizer, images, labels, batch, step):
+def train_step(model, average, optimizer, images, labels, batch, step, device="cpu"):
+    # The data loader's part is on the CPU, as people have it.
     rows = torch.randint(images.shape[0], (2 * batch,))
     x, u = images[rows[:batch]].float() / 127.5 - 1, images[rows[batch:]].float() / 127.5 - 1
-    targets = F.one_hot(labels[rows[:batch]], 10).float()
-    x, views = augment(x), [augment(u), augment(u)]
+    targets = F.one_hot(labels[rows[:batch]], 10).float().to(device)
+    x, views = augment(x).to(device), [augment(u).to(device), augment(u).to(device)]
     with torch.no_grad():
         set_track(model, 0.0)
         guess = sum(torch.softmax(model(view), 1) for view in views) / 2
@@ -92,9 +93,9 @@ def train_step(model, average, optimizer, images, labels, batch, step):
         guess = guess**2
         guess = guess / guess.sum(1, keepdim=True)
     inputs, targets = torch.cat([x, *views]), torch.cat([targets, guess, guess])
-    weight = torch.distributions.Beta(0.75, 0.75).sample((inputs.shape[0],))
+    weight = torch.distributions.Beta(0.75, 0.75).sample((inputs.shape[0],)).to(device)
     weight = torch.max(weight, 1 - weight)
-    order = torch.randperm(inputs.shape[0])
+    order = torch.randperm(inputs.shape[0]).to(device)
     inputs = weight.view(-1, 1, 1, 1) * inputs + (1 - weight.view(-1, 1, 1, 1)) * inputs[order]
     targets = weight.view(-1, 1) * targets + (1 - weight.view(-1, 1)) * targets[order]
 
@@ -126,23 +127,24 @@ def main():
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--widen", type=int, default=2)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     images = torch.randint(256, (5000, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(10, (5000,))
-    model = WideResNet(depth=args.depth, widen=args.widen)
+    model = WideResNet(depth=args.depth, widen=args.widen).to(args.device)
     average = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     times = []
     for step in range(args.steps + 3):
         start = time.perf_counter()
-        train_step(model, average, optimizer, images, labels, args.batch, step)
+        train_step(model, average, optimizer, images, labels, args.batch, step, args.device)
         times.append(time.perf_counter() - start)
     times = times[3:]
-    print(f"plain PyTorch {torch.__version__}, {torch.get_num_threads()} threads: median {statistics.median(times):.3f} s"
-          f" a step over {len(times)} steps (min {min(times):.3f}, max {max(times):.3f})")
+    print(f"plain PyTorch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads: median {statistics.median(times):.4f} s"
+          f" a step over {len(times)} steps (min {min(times):.4f}, max {max(times):.4f})")
 
 
 if __name__ == "__main__":

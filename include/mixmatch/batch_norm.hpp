@@ -99,6 +99,11 @@ inline double batch_norm_momentum(int64_t step, double momentum) {
   return std::max(momentum, 1.0 / static_cast<double>(step + 1));
 }
 
+/// The same of a step counter on a device, int64 []: float64 [] there.
+inline Tensor batch_norm_momentum(const Tensor& step, double momentum) {
+  return (step.to(at::kDouble) + 1).reciprocal_().clamp_min_(momentum);
+}
+
 namespace detail {
 
 /// f(norm) for each torch::nn::BatchNorm1d, 2d and 3d, and BatchNormLeakyReLU, in a module.

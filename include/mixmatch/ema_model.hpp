@@ -116,6 +116,17 @@ class EmaModel {
     ++num_updates_;
   }
 
+  /// For an optimiser that moves the averages itself (training::DeviceAdam): they have had `num_updates`
+  /// updates by now. Copies the buffers where the policy is EmaBuffers::copy.
+  void set_num_updates(int64_t num_updates) {
+    TORCH_CHECK(num_updates >= 0, "EmaModel: num_updates must be >= 0, got ", num_updates);
+    torch::NoGradGuard no_grad;
+    if (options_.buffers() == EmaBuffers::copy) {
+      update_buffers(options_.decay());
+    }
+    num_updates_ = num_updates;
+  }
+
   /// The model's output with averaged weights, in evaluation mode, without gradient. The model's own weights
   /// and modes are back when it returns.
   Tensor forward(const Tensor& input) {

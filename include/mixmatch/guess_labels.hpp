@@ -38,13 +38,23 @@ inline void check_logits(const char* function, const Tensor& logits) {
 /// half-precision logits.
 inline Tensor guess_labels_from_logits(const std::vector<Tensor>& logits, double temperature = 0.5) {
   TORCH_CHECK(!logits.empty(), "guess_labels_from_logits: logits must hold at least one view, got none");
-  torch::NoGradGuard no_grad;
-  Tensor mean;
   for (const Tensor& view : logits) {
     detail::check_logits("guess_labels_from_logits", view);
     TORCH_CHECK(view.sizes() == logits.front().sizes(),
                 "guess_labels_from_logits: all views must have shape ", logits.front().sizes(), ", got ",
                 view.sizes());
+  }
+  torch::NoGradGuard no_grad;
+  if (logits.front().is_cuda()) {
+    detail::check_sharpen("guess_labels_from_logits", logits.front(), temperature, -1);
+    const auto type = logits.front().scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    Tensor guess = torch::empty(logits.front().sizes(), logits.front().options().dtype(type));
+    if (detail::sharpen_views_on_cuda(guess, logits, temperature)) {
+      return guess;
+    }
+  }
+  Tensor mean;
+  for (const Tensor& view : logits) {
     Tensor probabilities = torch::softmax(detail::float_logits(view), -1);
     mean = mean.defined() ? mean.add_(probabilities) : probabilities;
   }

@@ -27,6 +27,7 @@
 #include <mixmatch/data/cifar10.hpp>
 #include <mixmatch/data/cifar100.hpp>
 #include <mixmatch/data/data_checksum.hpp>
+#include <mixmatch/data/device_batch_stream.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/image_pool.hpp>
@@ -44,15 +45,20 @@
 
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/augmented_batch.hpp>
+#include <mixmatch/training/batch_norm_statistics.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/confident_errors.hpp>
 #include <mixmatch/training/config.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>
+#include <mixmatch/training/device_adam.hpp>
+#include <mixmatch/training/device_step.hpp>
+#include <mixmatch/training/device_training.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>
 #include <mixmatch/training/fused_adam.hpp>
+#include <mixmatch/training/graphed_step.hpp>
 #include <mixmatch/training/guess_quality.hpp>
 #include <mixmatch/training/html.hpp>
 #include <mixmatch/training/image_grid.hpp>

@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda_mixup.hpp>
 #include <mixmatch/detail/memory_overlap.hpp>
 #include <mixmatch/detail/mixup_kernel.hpp>
 #include <mixmatch/detail/random.hpp>
@@ -85,7 +86,8 @@ inline Tensor mix_rows(const Tensor& x, const Tensor& partners, const Tensor& pe
   check_mix(function, x, partners, permutation, lambda);
   if (!mix_needs_gradient(x, partners, lambda)) {
     Tensor out = torch::empty_like(x);
-    if (mix_rows_fused(out, x, partners, permutation, lambda)) {
+    if (mix_rows_fused(out, x, partners, permutation, lambda) ||
+        mix_rows_on_cuda(out, x, partners, permutation, lambda)) {
       return out;
     }
   }
@@ -120,7 +122,8 @@ inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permu
   TORCH_CHECK(out.sizes() == x.sizes(), "mixup_pairs_out: out must have shape ", x.sizes(), ", got ",
               out.sizes());
   detail::check_separate("mixup_pairs_out", out, x, "x");
-  if (!detail::mix_rows_fused(out, x, x, permutation, lambda)) {
+  if (!detail::mix_rows_fused(out, x, x, permutation, lambda) &&
+      !detail::mix_rows_on_cuda(out, x, x, permutation, lambda)) {
     torch::NoGradGuard no_grad;
     out.copy_(detail::mix_rows_composite(x, x, permutation, lambda));
   }

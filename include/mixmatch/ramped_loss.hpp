@@ -24,6 +24,11 @@ struct RampedLossOutput {
   double weight;
 };
 
+/// The same of a step whose number is on a device: `weight` is float64 [].
+struct DeviceRampedLossOutput {
+  Tensor total, labeled, unlabeled, weight;
+};
+
 /// L = L_X + lambda_u(step) L_U with lambda_u(step) = lambda_u clamp(step / rampup_steps, 0, 1) (MixMatch,
 /// eqs. 3-5).
 ///
@@ -51,6 +56,23 @@ class RampedLoss {
     output.labeled = soft_cross_entropy(logits_x, targets_x);
     output.unlabeled = softmax_mse(logits_u, targets_u);
     output.total = output.labeled + output.weight * output.unlabeled;
+    return output;
+  }
+
+  /// lambda_u(step) of a counter on a device, int64 []: float64 [].
+  Tensor weight(const Tensor& step) const {
+    return linear_rampup(step, options_.rampup_steps()) * options_.lambda_u();
+  }
+
+  /// The loss at a step whose number is on the device, int64 [], for steps that are captured in a graph: the
+  /// same to the bit, and nothing waits for the device.
+  DeviceRampedLossOutput operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
+                                    const Tensor& targets_u, const Tensor& step) const {
+    DeviceRampedLossOutput output;
+    output.weight = weight(step);
+    output.labeled = soft_cross_entropy(logits_x, targets_x);
+    output.unlabeled = softmax_mse(logits_u, targets_u);
+    output.total = output.labeled + output.weight.to(output.unlabeled.scalar_type()) * output.unlabeled;
     return output;
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,6 +26,14 @@ inline double progress(const char* function, const char* argument, int64_t step,
 /// clamp(step / rampup_steps, 0, 1): MixMatch's ramp of lambda_u. rampup_steps = 0 gives 1 at once.
 inline double linear_rampup(int64_t step, int64_t rampup_steps) {
   return detail::progress("linear_rampup", "rampup_steps", step, rampup_steps);
+}
+
+/// The same of a step counter on a device, int64 []: float64 [] there, without waiting for it, so that a
+/// captured step (training::GraphedStep) ramps at each replay.
+inline torch::Tensor linear_rampup(const torch::Tensor& step, int64_t rampup_steps) {
+  TORCH_CHECK(rampup_steps >= 0, "linear_rampup: rampup_steps must be >= 0, got ", rampup_steps);
+  const torch::Tensor now = step.to(at::kDouble);
+  return rampup_steps == 0 ? torch::ones_like(now) : (now / static_cast<double>(rampup_steps)).clamp_(0, 1);
 }
 
 /// exp(-5 (1 - t)^2) with t = clamp(step / rampup_steps, 0, 1): the ramp of Pi-Model and Mean Teacher (arXiv

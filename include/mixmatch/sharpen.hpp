@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/cuda_sharpen.hpp>
 #include <mixmatch/detail/memory_overlap.hpp>
 #include <mixmatch/detail/sharpen_kernel.hpp>
 
@@ -71,7 +72,8 @@ inline Tensor& sharpen_out(Tensor& out, const Tensor& probabilities, double temp
   TORCH_CHECK(out.sizes() == probabilities.sizes(), "sharpen_out: out must have shape ",
               probabilities.sizes(), ", got ", out.sizes());
   detail::check_same_or_separate("sharpen_out", out, probabilities, "probabilities");
-  if (!detail::sharpen_fused(out, probabilities, temperature, dim)) {
+  if (!detail::sharpen_fused(out, probabilities, temperature, dim) &&
+      !detail::sharpen_on_cuda(out, probabilities, temperature, dim)) {
     torch::NoGradGuard no_grad;
     out.copy_(detail::sharpen_composite(probabilities, temperature, dim));
   }
@@ -92,7 +94,8 @@ inline Tensor sharpen(const Tensor& probabilities, double temperature = 0.5, int
     return detail::sharpen_composite(probabilities, temperature, dim);
   }
   Tensor out = torch::empty_like(probabilities);
-  if (detail::sharpen_fused(out, probabilities, temperature, dim)) {
+  if (detail::sharpen_fused(out, probabilities, temperature, dim) ||
+      detail::sharpen_on_cuda(out, probabilities, temperature, dim)) {
     return out;
   }
   return detail::sharpen_composite(probabilities, temperature, dim);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/cuda_augment.hpp>
 #include <mixmatch/detail/parallel.hpp>
 
 #include <algorithm>
@@ -188,8 +189,11 @@ inline bool augment_on_cpu(const Tensor& images) {
 
 /// uint8 images to normalised floating-point ones, channels-last.
 inline Tensor scale_pixels(const Tensor& images, const PixelScale& scale, at::ScalarType dtype) {
-  return augment_on_cpu(images) ? crop_flip_fused(images, nullptr, &scale, dtype)
-                                : scale_pixels_composite(images, scale, dtype);
+  if (augment_on_cpu(images)) {
+    return crop_flip_fused(images, nullptr, &scale, dtype);
+  }
+  const Tensor scaled = crop_flip_on_cuda(images, {}, {}, {}, 0, scale.shift, scale.scale, dtype);
+  return scaled.defined() ? scaled : scale_pixels_composite(images, scale, dtype);
 }
 
 /// Crops and flips, and scales where a scale is given (uint8 images); else the images keep their values and
@@ -199,6 +203,13 @@ inline Tensor crop_flip(const Tensor& images, const CropFlip& crops, const std::
   if (augment_on_cpu(images)) {
     return crop_flip_fused(images, &crops, scale.has_value() ? &*scale : nullptr,
                            scale.has_value() ? dtype : images.scalar_type());
+  }
+  if (scale.has_value()) {
+    const Tensor scaled = crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding,
+                                            scale->shift, scale->scale, dtype);
+    if (scaled.defined()) {
+      return scaled;
+    }
   }
   const Tensor cropped = crop_flip_composite(images, crops);
   return scale.has_value() ? scale_pixels_composite(cropped, *scale, dtype) : cropped;

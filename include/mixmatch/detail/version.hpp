@@ -68,4 +68,33 @@ inline bool cuda_has_bfloat16() {
   return at::hasCUDA() && at::detail::getCUDAHooks().supportsBFloat16ConvolutionWithCuDNNv8();
 }
 
+/// Lets a graph that is about to be captured manage a CUDA generator: LibTorch 2.4 to 2.14 want to be told,
+/// later ones find the generators that are drawn from, and earlier ones manage the device's default alone.
+/// `Impl` is at::CUDAGeneratorImpl; a template, as this file reads no header of CUDA's.
+template <class Impl, class Graph>
+void register_generator(Impl& generator, Graph& graph, bool is_default) {
+  if constexpr (requires { generator.register_graph(&graph); }) {
+    generator.register_graph(&graph);
+  } else if constexpr (!requires { generator.graphsafe_get_state(); }) {
+    TORCH_CHECK(is_default, "this LibTorch, ", TORCH_VERSION,
+                ", captures draws from the device's default generator only, not from another one");
+  }
+}
+
+/// Gives a CUDA generator the state that it had before a capture that failed; `fresh` is a new generator of
+/// the same device. A generator may still believe that it is being captured, and is then given another
+/// memory.
+template <class Impl, class Generator>
+void recover_generator(Impl& implementation, Generator& generator, Generator fresh, const at::Tensor& state) {
+  if constexpr (requires { generator.graphsafe_set_state(fresh); }) {
+    fresh.set_state(state);
+    generator.graphsafe_set_state(fresh);
+  } else {
+    if constexpr (requires { implementation.capture_epilogue(); }) {
+      implementation.capture_epilogue();
+    }
+    generator.set_state(state);
+  }
+}
+
 }  // namespace mixmatch::detail

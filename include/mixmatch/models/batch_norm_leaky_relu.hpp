@@ -6,6 +6,7 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda_norm.hpp>
 #include <mixmatch/detail/norm_kernel.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -183,6 +184,87 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
   }
 };
 
+/// can_fuse_norm() on CUDA.
+inline bool can_fuse_norm_on_cuda(const Tensor& x, const Tensor& addend, const Tensor& weight,
+                                  const Tensor& bias, const Tensor& running_mean) {
+  if (!mixmatch::detail::cuda_norm_supported(x)) {
+    return false;
+  }
+  const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto is_parameter = [&](const Tensor& tensor) {
+    return tensor.defined() && mixmatch::detail::has_cuda_memory(tensor) && tensor.is_contiguous() &&
+           tensor.scalar_type() == compute && tensor.device() == x.device();
+  };
+  return is_parameter(weight) && is_parameter(bias) &&
+         (!running_mean.defined() || is_parameter(running_mean)) &&
+         (!addend.defined() || (mixmatch::detail::has_cuda_memory(addend) && addend.device() == x.device() &&
+                                addend.scalar_type() == x.scalar_type() && addend.sizes() == x.sizes() &&
+                                addend.is_contiguous(at::MemoryFormat::ChannelsLast)));
+}
+
+/// What a training pass moves by its batch's `share`; undefined tensors where there is nothing to move.
+struct RunningStatistics {
+  Tensor mean, variance;
+  double share;
+};
+
+/// {activation, sum}; without an addend, {activation}.
+class CudaNormActivateFunction : public torch::autograd::Function<CudaNormActivateFunction> {
+ public:
+  using Context = torch::autograd::AutogradContext;
+  using List = torch::autograd::variable_list;
+
+  static List forward(Context* ctx, const Tensor& x, const mixmatch::detail::OptionalTensor& to_add,
+                      const Tensor& weight, const Tensor& bias, const NormSettings& settings,
+                      const RunningStatistics& running) {
+    const Tensor addend = to_add.value_or(Tensor());
+    const auto out =
+        mixmatch::detail::cuda_norm_forward(x, addend, weight, bias, settings.groups, settings.eps,
+                                            settings.slope, running.mean, running.variance, running.share);
+    // Without an addend the sum is x.
+    ctx->save_for_backward({out.sum, weight, bias, out.mean, out.invstd});
+    ctx->saved_data["eps"] = settings.eps;
+    ctx->saved_data["slope"] = settings.slope;
+    ctx->saved_data["groups"] = settings.groups;
+    ctx->saved_data["adds"] = addend.defined();
+    ctx->set_materialize_grads(false);
+    return addend.defined() ? List{out.y, out.sum} : List{out.y};
+  }
+
+  static List backward(Context* ctx, List grads) {
+    const auto saved = ctx->get_saved_variables();
+    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
+    const NormSettings settings{ctx->saved_data["eps"].toDouble(), ctx->saved_data["slope"].toDouble(),
+                                ctx->saved_data["groups"].toInt()};
+    const bool adds = ctx->saved_data["adds"].toBool();
+    Tensor grad_sum = adds ? grads[1] : Tensor();
+    if (!grads[0].defined()) {
+      return {grad_sum, grad_sum, Tensor(), Tensor(), Tensor(), Tensor()};
+    }
+    Tensor grad_x, grad_weight, grad_bias;
+    if (at::GradMode::is_enabled()) {
+      // A second derivative was asked for: the composite's formulas have one.
+      const auto again = norm_activate_composite(x, Tensor(), weight, bias, settings);
+      auto results = torch::autograd::grad({again.activation}, {x, weight, bias}, {grads[0]},
+                                           /*retain_graph=*/true, /*create_graph=*/true);
+      grad_x = grad_sum.defined() ? results[0] + grad_sum : results[0];
+      grad_weight = results[1];
+      grad_bias = results[2];
+    } else {
+      const auto like_x = [&x](const Tensor& grad) {
+        return grad.defined() ? grad.to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast) : grad;
+      };
+      const auto out =
+          mixmatch::detail::cuda_norm_backward(like_x(grads[0]), like_x(grad_sum), x, weight, bias, saved[3],
+                                               saved[4], settings.groups, settings.slope);
+      grad_x = out.grad_x;
+      grad_weight = out.grad_weight;
+      grad_bias = out.grad_bias;
+    }
+    return {grad_x, adds ? grad_x : Tensor(), grad_weight, grad_bias, Tensor(), Tensor()};
+  }
+};
+
 }  // namespace detail
 
 /// Batch norm and leaky ReLU as one layer, with the addition before it where there is one:
@@ -191,9 +273,10 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
 ///
 /// (for slopes in [0, 1]; 0 is ReLU), mean and biased variance over all but the channels: what
 /// torch::leaky_relu(bn(x + addend), slope) computes, equal to rounding. In training mode, on channels-last
-/// images [N, C, H, W] on the CPU (float32, float64, and bfloat16 or float16 with float32 parameters) two
-/// sweeps over memory forwards and two backwards, with moments in float32 or better; elsewhere, in evaluation
-/// mode and for second derivatives ATen's calls. Results do not depend on the number of threads.
+/// images [N, C, H, W] on the CPU or a GPU (float32, float64, and bfloat16 or float16 with float32
+/// parameters) two sweeps over memory forwards and two backwards, with moments in float32 or better;
+/// elsewhere, in evaluation mode and for second derivatives ATen's calls. Results do not depend on the number
+/// of threads, and a GPU's are the same at each run.
 ///
 /// Has the options, parameters, running statistics and names of a torch::nn::BatchNorm2d, so that files of
 /// one fit the other, and all that the library does with batch norms it does with this one. Differentiable in
@@ -222,6 +305,13 @@ class BatchNormLeakyReLUImpl
                 " rows, one part a group, got ", x.sizes());
     const detail::NormSettings settings{options.eps(), leaky_slope_, groups_};
     const double share = tracks ? count_batch() : 0.0;
+    if (fused_ && detail::can_fuse_norm_on_cuda(x, addend, weight, bias, running_mean)) {
+      const detail::RunningStatistics running{tracks ? running_mean : Tensor(),
+                                              tracks ? running_var : Tensor(), share};
+      const auto outputs = detail::CudaNormActivateFunction::apply(
+          x, mixmatch::detail::OptionalTensor(addend), weight, bias, settings, running);
+      return {addend.defined() ? outputs[1] : x, outputs[0]};
+    }
     if (!fused_ || !detail::can_fuse_norm(x, addend, weight, bias)) {
       return detail::norm_activate_composite(x, addend, weight, bias, settings, running_mean, running_var,
                                              share);
@@ -271,7 +361,9 @@ class BatchNormLeakyReLUImpl
   /// The new batch's share of the running statistics.
   double count_batch() {
     const torch::NoGradGuard no_grad;
-    num_batches_tracked.add_(1);
+    if (num_batches_tracked.defined()) {  // BatchNormStatistics counts for all layers at once
+      num_batches_tracked.add_(1);
+    }
     return options.momentum().has_value() ? *options.momentum() : 1.0 / num_batches_tracked.item<double>();
   }
 

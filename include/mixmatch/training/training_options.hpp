@@ -70,6 +70,7 @@ struct TrainingOptions {
   std::string device = "auto";
   int threads = 0;
   bool prefetch = true;
+  bool graph = true;  ///< on a GPU: the step as one CUDA graph
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
 };

@@ -1,0 +1,214 @@
+#pragma once
+
+// Every kernel that is compiled at run time, on the device that is at hand, against the same in ATen's calls
+// in float64. For the tests and for the benchmark, which must not trust what it times.
+
+#include <torch/torch.h>
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/data/device_batch_stream.hpp>
+#include <mixmatch/detail/cuda_adam.hpp>
+#include <mixmatch/detail/cuda_norm.hpp>
+#include <mixmatch/guess_labels.hpp>
+#include <mixmatch/mixup.hpp>
+#include <mixmatch/sharpen.hpp>
+
+#include <cmath>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace kernel_checks {
+
+using torch::Tensor;
+
+struct Check {
+  std::string name;
+  double error, tolerance;  ///< largest difference, relative to 1 + the exact value
+  bool passed() const { return error <= tolerance; }
+};
+
+inline const std::vector<at::ScalarType> all_types{at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
+
+inline double rounding_of(at::ScalarType type) {
+  return type == at::kDouble ? 1e-11 : type == at::kFloat ? 1e-5 : type == at::kHalf ? 1.0 / 1024 : 1.0 / 128;
+}
+
+inline double difference(const Tensor& found, const Tensor& exact) {
+  const Tensor right = exact.detach().to(at::kDouble);
+  const Tensor gap = (found.detach().to(at::kDouble) - right).abs() / (right.abs() + 1);
+  return gap.isnan().any().item<bool>() ? INFINITY : gap.max().item<double>();
+}
+
+inline std::string named(const char* name, at::ScalarType type) { return name + (" " + c10::str(type)); }
+
+inline void check_sharpen(std::vector<Check>& checks, torch::Device device) {
+  for (const auto type : all_types) {
+    for (const int64_t classes : {2, 10, 1000}) {
+      std::vector<Tensor> views;
+      Tensor mean = at::zeros({65, classes}, at::TensorOptions(device).dtype(at::kDouble));
+      for (int k = 0; k < 3; ++k) {
+        views.push_back((at::randn({65, classes}, device) * 3).to(type));
+        mean += at::softmax(views.back().to(at::kDouble), -1) / 3;
+      }
+      checks.push_back({named("guess_labels_from_logits", type),
+                        difference(mixmatch::guess_labels_from_logits(views),
+                                   mixmatch::detail::sharpen_composite(mean, 0.5, -1)),
+                        type == at::kDouble ? 1e-11 : 1e-5});
+      const Tensor rows = at::rand({65, classes}, device).to(type);
+      for (const double temperature : {0.5, 0.3, 1.0, 0.0}) {
+        checks.push_back(
+            {named("sharpen", type),
+             difference(mixmatch::sharpen(rows, temperature),
+                        mixmatch::detail::sharpen_composite(rows.to(at::kDouble), temperature, -1)),
+             rounding_of(type)});
+      }
+    }
+  }
+}
+
+inline void check_mixup(std::vector<Check>& checks, torch::Device device) {
+  for (const auto type : all_types) {
+    for (const auto& shape : {std::vector<int64_t>{192, 3, 32, 32}, {7, 3, 5, 5}, {64, 10}}) {
+      Tensor x = at::randn(shape, device).to(type);
+      if (x.dim() == 4) {
+        x = x.contiguous(at::MemoryFormat::ChannelsLast);
+      }
+      const Tensor order = at::rand({x.size(0)}, device).argsort();
+      for (const Tensor& lambda : {at::rand({x.size(0)}, device), at::rand({}, device)}) {
+        checks.push_back({named("mixup_pairs", type),
+                          difference(mixmatch::mixup_pairs(x, order, lambda),
+                                     mixmatch::detail::mix_rows_composite(x.to(at::kDouble),
+                                                                          x.to(at::kDouble), order, lambda)),
+                          rounding_of(type)});
+      }
+    }
+  }
+}
+
+/// Against the CPU's kernel, which it must equal to the bit.
+inline void check_augmentation(std::vector<Check>& checks, torch::Device device) {
+  const Tensor images = at::randint(256, {65, 3, 32, 32}, at::kByte);
+  for (const auto type : all_types) {
+    mixmatch::detail::CropFlip crops{4, at::randint(2, {65}, at::kLong), at::randint(9, {65}, at::kLong),
+                                     at::randint(9, {65}, at::kLong)};
+    const auto options = mixmatch::augment::NormalizeOptions().dtype(type);
+    const auto scale = mixmatch::augment::detail::pixel_scale("check", options, 3);
+    const Tensor expected = mixmatch::detail::crop_flip(images, crops, scale, type);
+    for (Tensor* offsets : {&crops.flip, &crops.row, &crops.column}) {
+      *offsets = offsets->to(device);
+    }
+    checks.push_back(
+        {named("random_crop_flip", type),
+         difference(mixmatch::detail::crop_flip(images.to(device), crops, scale, type).cpu(), expected), 0});
+    checks.push_back({named("normalize", type),
+                      difference(mixmatch::augment::normalize(images.to(device), options).cpu(),
+                                 mixmatch::augment::normalize(images, options)),
+                      0});
+  }
+}
+
+inline void check_stream(std::vector<Check>& checks, torch::Device device) {
+  const Tensor rows = at::arange(49750, at::kLong) * 7;
+  mixmatch::data::DeviceBatchStream there(rows, 64, 5, device), here(rows, 64, 5, torch::kCPU);
+  for (const int64_t position : {0, 776, 777, 778, 1000000}) {
+    there.seek(position);
+    here.seek(position);
+    checks.push_back({"DeviceBatchStream", difference(there.next().cpu(), here.next()), 0});
+  }
+}
+
+inline void check_adam(std::vector<Check>& checks, torch::Device device) {
+  for (const auto type : {at::kFloat, at::kDouble}) {
+    const auto make = [&](at::ScalarType as) {
+      torch::manual_seed(3);
+      mixmatch::detail::FlatParameters flat;
+      const Tensor start = at::randn({100003}).to(type);
+      flat.parameters = start.to(device, as, false, true);
+      flat.average = flat.parameters.clone();
+      flat.first_moment = at::zeros_like(flat.parameters);
+      flat.second_moment = at::zeros_like(flat.parameters);
+      flat.is_kernel = at::arange(100003, device).lt(50000);
+      return flat;
+    };
+    auto found = make(type), exact = make(at::kDouble);
+    const auto scalar = [&](double value) {
+      return at::full({}, value, at::TensorOptions(device).dtype(at::kDouble));
+    };
+    for (int64_t step = 0; step < 3; ++step) {
+      const Tensor gradient = at::randn({100003}, device);
+      found.gradients = gradient.to(type);
+      exact.gradients = gradient.to(at::kDouble);
+      const mixmatch::detail::AdamScalars scalars{
+          at::full({}, step, at::TensorOptions(device).dtype(at::kLong)), scalar(0.01), scalar(0.9),
+          at::ones({}, at::TensorOptions(device).dtype(at::kBool))};
+      const mixmatch::detail::AdamConstants constants{0.9, 0.999, 1e-8, 0.3};
+      mixmatch::detail::flat_adam_step_(found, scalars, constants);
+      mixmatch::detail::flat_adam_composite_(exact, scalars, constants);
+    }
+    checks.push_back({named("flat_adam_step_", type), difference(found.parameters, exact.parameters),
+                      type == at::kDouble ? 1e-11 : 1e-4});
+    checks.push_back({named("flat_adam_step_ average", type), difference(found.average, exact.average),
+                      type == at::kDouble ? 1e-11 : 1e-4});
+  }
+}
+
+/// Only where the kernels run: there is no other way through these functions.
+inline void check_norm(std::vector<Check>& checks, torch::Device device) {
+  constexpr double eps = 1e-3, slope = 0.1;
+  for (const auto type : all_types) {
+    for (const int64_t channels : {16, 32, 128, 135}) {
+      for (const int64_t groups : {1, 3}) {
+        const auto images = [&](double shift) {
+          return (at::randn({12, channels, 16, 16}, device) + shift)
+              .to(type)
+              .contiguous(at::MemoryFormat::ChannelsLast);
+        };
+        const Tensor x = images(1), addend = images(0.5), grad_y = images(0), grad_sum = images(0);
+        if (!mixmatch::detail::cuda_norm_supported(x)) {
+          return;
+        }
+        const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
+        const Tensor weight = (at::rand({channels}, device) + 0.5).to(compute);
+        const Tensor bias = at::randn({channels}, device).to(compute);
+        const auto out = mixmatch::detail::cuda_norm_forward(x, addend, weight, bias, groups, eps, slope);
+        const auto grads = mixmatch::detail::cuda_norm_backward(grad_y, grad_sum, out.sum, weight, bias,
+                                                                out.mean, out.invstd, groups, slope);
+        const auto leaf = [](const Tensor& t) { return t.to(at::kDouble).detach().requires_grad_(); };
+        const Tensor s = leaf(out.sum), w = leaf(weight), b = leaf(bias);
+        std::vector<Tensor> parts, variances;
+        for (const Tensor& part : s.chunk(groups)) {
+          parts.push_back(at::leaky_relu(at::batch_norm(part, w, b, {}, {}, true, 0.0, eps, false), slope));
+          variances.push_back(part.detach().var({0, 2, 3}, true));
+        }
+        const Tensor y = at::cat(parts);
+        const auto exact = torch::autograd::grad({y}, {s, w, b}, {grad_y.to(at::kDouble)});
+        const double tight = type == at::kDouble ? 1e-9 : 1e-3;
+        const double image = std::max(rounding_of(type), type == at::kDouble ? 1e-10 : 1e-4);
+        checks.push_back({named("norm y", type), difference(out.y, y), image});
+        checks.push_back({named("norm sum", type), difference(out.sum, x + addend), 0});
+        checks.push_back(
+            {named("norm variance", type), difference(out.var_unbiased, at::stack(variances)), tight});
+        checks.push_back({named("norm grad_x", type),
+                          difference(grads.grad_x, exact[0] + grad_sum.to(at::kDouble)), 2 * image});
+        checks.push_back({named("norm grad_weight", type), difference(grads.grad_weight, exact[1]), tight});
+        checks.push_back({named("norm grad_bias", type), difference(grads.grad_bias, exact[2]), tight});
+      }
+    }
+  }
+}
+
+/// All of them. On a device without kernels it is the composites that are checked.
+inline std::vector<Check> run_all(torch::Device device) {
+  torch::manual_seed(1);
+  std::vector<Check> checks;
+  check_sharpen(checks, device);
+  check_mixup(checks, device);
+  check_augmentation(checks, device);
+  check_stream(checks, device);
+  check_adam(checks, device);
+  check_norm(checks, device);
+  return checks;
+}
+
+}  // namespace kernel_checks

@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
+float64, times a MixMatch step by variant and the peers beside it, profiles the fastest, and trains on CIFAR-10.
+
+Needs python with torch (built with CUDA), g++ and nothing else; no network.
+
+    python3 benchmarks/gpu/run.py --data cifar-10-batches-bin --minutes 60
+    python3 benchmarks/gpu/run.py --dry-run         # all of it on the CPU, in tiny sizes
+"""
+import argparse
+import collections
+import glob
+import json
+import os
+import platform
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Report:
+    """Prints, and keeps what was printed in a file."""
+
+    def __init__(self, path):
+        self.file = open(path, "w")
+        self.failures = []
+
+    def line(self, text=""):
+        print(text, flush=True)
+        self.file.write(text + "\n")
+        self.file.flush()
+
+    def run(self, title, command, **options):
+        """Runs a command, showing its output as it comes; remembers a failure and goes on."""
+        self.line(f"\n== {title}")
+        start = time.monotonic()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+        for text in process.stdout:
+            self.line(text.rstrip())
+        if process.wait() != 0:
+            self.failures.append(f"{title}: exit status {process.returncode}")
+            self.line(f"FAILED with exit status {process.returncode}")
+        self.line(f"({time.monotonic() - start:.0f} s)")
+        return process.returncode == 0
+
+
+def machine(torch, device):
+    cpu = platform.processor() or platform.machine()
+    for text in open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else []:
+        if text.startswith("model name"):
+            cpu = text.split(":", 1)[1].strip()
+            break
+    gpu = "no GPU"
+    if device == "cuda":
+        name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+        gpu = f"{name} (sm_{major}{minor}), CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    return f"{gpu}; {cpu}, {os.cpu_count()} processors; PyTorch {torch.__version__}"
+
+
+def build(report, torch, target):
+    """One g++ call: the library is headers, and so is all it needs beside LibTorch."""
+    package = Path(torch.__file__).parent
+    includes = [package / "include", package / "include/torch/csrc/api/include"]
+    libraries = [package / "lib"]
+    defines = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}", "-DFMT_HEADER_ONLY"]
+    link = ["-ltorch", "-ltorch_cpu", "-lc10"]
+    if torch.version.cuda:
+        # From PyPI, CUDA's headers lie beside torch; elsewhere there is a toolkit.
+        toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
+        for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), toolkit]:
+            includes += [path for path in [place / "include"] if path.is_dir()]
+            libraries += [path for path in [place / "lib", place / "lib64"] if path.is_dir()]
+        if any((path / "cuda_runtime_api.h").exists() for path in includes):
+            runtime = [name for path in libraries for name in glob.glob(str(path / "libcudart.so*"))]
+            defines.append("-DMIXMATCH_HAS_CUDA")
+            link += ["-Wl,--no-as-needed", "-ltorch_cuda", "-lc10_cuda", "-Wl,--as-needed", *runtime[:1], "-ldl"]
+    command = ["g++", "-std=c++20", "-O2", f"-I{ROOT / 'include'}", *defines]
+    command += [argument for path in includes for argument in ("-isystem", str(path))]
+    command += [str(ROOT / "benchmarks/gpu/gpu_benchmark.cpp"), "-o", str(target)]
+    command += [argument for path in libraries for argument in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    # The driver's libcuda is LibTorch's to find.
+    return report.run("build", command + ["-Wl,--allow-shlib-undefined", *link])
+
+
+def summarize(report, trace, steps):
+    """The GPU's time by kernel, or, without one, the CPU's by operator."""
+    events = [event for event in json.load(open(trace)).get("traceEvents", []) if event.get("ph") == "X"]
+    on_gpu = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    chosen = on_gpu or [event for event in events if event.get("cat") == "cpu_op"]
+    if not chosen:
+        report.line("the trace holds no events")
+        return
+    times, counts = collections.Counter(), collections.Counter()
+    for event in chosen:
+        times[event["name"]] += event.get("dur", 0)
+        counts[event["name"]] += 1
+    total = sum(times.values())
+    span = max(e["ts"] + e.get("dur", 0) for e in chosen) - min(e["ts"] for e in chosen)
+    kind = "GPU kernels and copies" if on_gpu else "CPU operators (nested ones counted twice)"
+    report.line(f"{kind}: {total / steps / 1000:.3f} ms a step in {len(chosen) / steps:.0f} pieces"
+                f" within {span / steps / 1000:.3f} ms a step")
+    for name, spent in times.most_common(25):
+        report.line(f"  {100 * spent / total:5.1f} %  {spent / steps:9.1f} us  {counts[name] / steps:6.1f} x  {name[:100]}")
+
+
+def write_tiny_cifar10(directory):
+    """CIFAR-10's files with a few records of gray levels by class and noise."""
+    directory.mkdir(parents=True, exist_ok=True)
+    random.seed(1)
+
+    def records(count):
+        for i in range(count):
+            label = i % 10
+            yield bytes([label]) + bytes(min(255, 25 * label + random.randrange(20)) for _ in range(3072))
+
+    for i in range(1, 6):
+        (directory / f"data_batch_{i}.bin").write_bytes(b"".join(records(40)))
+    (directory / "test_batch.bin").write_bytes(b"".join(records(40)))
+    (directory / "batches.meta.txt").write_text("\n".join(f"class{i}" for i in range(10)) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="CIFAR-10's binary files; without them nothing is trained")
+    parser.add_argument("--minutes", type=float, default=60, help="of training")
+    parser.add_argument("--labels", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=500, help="timed, of each variant")
+    parser.add_argument("--out", default=str(ROOT / "build/gpu"), help="program, report, trace and checkpoint")
+    parser.add_argument("--dry-run", action="store_true")
+    args = parser.parse_args()
+
+    import torch
+    out = Path(args.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    report = Report(out / "report.txt")
+    device = "cpu" if args.dry_run else "cuda"
+    if not args.dry_run and not torch.cuda.is_available():
+        sys.exit("run.py: PyTorch finds no CUDA device here; --dry-run tries everything on the CPU")
+    report.line(machine(torch, device))
+    program = out / "gpu_benchmark"
+    if not build(report, torch, program):
+        sys.exit(1)
+    size = ["--depth", "10", "--widen", "1", "--batch", "4"] if args.dry_run else []
+    steps = 5 if args.dry_run else args.steps
+    common = ["--device", device, *size]
+    images = ["--images", "400"] if args.dry_run else []
+
+    report.run("kernels against float64", [str(program), "check", *common])
+    report.run("a step by variant", [str(program), "time", *common, *images, "--steps", str(steps)])
+    peers = ROOT / "benchmarks/peer"
+    report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
+                                       "--steps", str(min(steps, 100))])
+    mode = ["--mode", "default", "--warmup", "2"] if args.dry_run else []
+    report.run("peer: torch.compile", [sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size,
+                                       *images, *mode, "--steps", str(steps)])
+    profiled = 2 if args.dry_run else 20
+    for graph in ("yes", "no"):
+        trace = out / f"trace_{'graph' if graph == 'yes' else 'eager'}.json"
+        title = "profile of the last variant" + ("" if graph == "yes" else ", without a graph")
+        if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
+                              "--trace", str(trace)]):
+            summarize(report, trace, profiled)
+
+    data, limits = args.data, ["--minutes", str(args.minutes), "--labels", str(args.labels)]
+    if args.dry_run:
+        data = str(out / "tiny_cifar10")
+        write_tiny_cifar10(Path(data))
+        limits = ["--minutes", "1", "--labels", "20", "--train-steps", "20", "--eval-every", "10"]
+    if data:
+        report.run("training on CIFAR-10", [str(program), "train", *common, *limits, "--data", data, "--out",
+                                            str(out / "run")])
+    else:
+        report.line("\nno training: --data was not given")
+    report.line("\n" + ("all done" if not report.failures else "FAILED: " + "; ".join(report.failures)))
+    sys.exit(1 if report.failures else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+#pragma once
+
+#include <mixmatch/batch_norm.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// The running statistics of all batch norms of a model in one block of memory, moved by a momentum that is a
+/// tensor: what a step that is captured in a graph needs, where set_batch_norm_momentum() would be baked in,
+/// and where BatchNormFreeze copies three small tensors a layer.
+///
+///     running <- running + momentum (batch's - running)       mean and unbiased variance, each layer
+///
+/// Within update(momentum) the forward pass, one of each layer, is what moves them; within discard() passes
+/// leave no trace. Both normalise by their own batch, as BatchNormFreeze does, and are safe between a forward
+/// pass and its backward pass; they do not nest. Outside, the model is as always: its statistics are views of
+/// the block under their own names. Covers what set_batch_norm_momentum() does; a layer without running
+/// statistics is left alone. The model must outlive it, and stay on its device.
+class BatchNormStatistics {
+ public:
+  template <ModuleModel M>
+  explicit BatchNormStatistics(M& model) {
+    static_assert(!mixmatch::detail::is_script_module<std::remove_const_t<M>>,
+                  "mixmatch: BatchNormStatistics cannot reach into TorchScript");
+    const torch::NoGradGuard no_grad;
+    std::vector<Tensor> values, counts;
+    mixmatch::detail::for_each_batch_norm(model, [&](auto& norm) {
+      if (!norm.running_mean.defined()) {
+        return;
+      }
+      Layer layer;
+      layer.set_momentum = [&norm](double momentum) { norm.options.momentum(momentum); };
+      layer.restore_momentum = [&norm, before = norm.options.momentum()] { norm.options.momentum(before); };
+      layer.count = &norm.num_batches_tracked;
+      for (const Tensor& buffer : {norm.running_mean, norm.running_var}) {
+        layer.buffers.push_back(buffer);
+        values.push_back(buffer.detach().reshape({-1}));
+      }
+      layer.own_count = norm.num_batches_tracked;
+      counts.push_back(norm.num_batches_tracked.detach().reshape({1}));
+      layers_.push_back(std::move(layer));
+    });
+    if (layers_.empty()) {
+      return;
+    }
+    running_ = at::cat(values);
+    counts_ = at::cat(counts);
+    batch_ = running_.clone();
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      layers_[i].own_count.set_data(counts_[static_cast<int64_t>(i)]);
+    }
+    point_to(running_);
+  }
+  BatchNormStatistics(const BatchNormStatistics&) = delete;
+  BatchNormStatistics& operator=(const BatchNormStatistics&) = delete;
+
+  class [[nodiscard]] Scope {
+   public:
+    Scope(BatchNormStatistics& statistics, Tensor momentum)
+        : statistics_(statistics), momentum_(std::move(momentum)) {
+      statistics_.enter(momentum_.defined());
+    }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+    ~Scope() { statistics_.leave(momentum_); }
+
+   private:
+    BatchNormStatistics& statistics_;
+    Tensor momentum_;
+  };
+
+  /// `momentum`: floating-point [] on the model's device, in [0, 1].
+  Scope update(const Tensor& momentum) {
+    TORCH_CHECK(momentum.defined() && momentum.dim() == 0 && at::isFloatingType(momentum.scalar_type()),
+                "BatchNormStatistics: momentum must be a floating-point scalar tensor, got ",
+                momentum.defined() ? c10::str(momentum.scalar_type(), " ", momentum.sizes())
+                                   : std::string("undefined"));
+    return {*this, momentum};
+  }
+  Scope discard() { return {*this, Tensor()}; }
+
+  /// What update() changes.
+  std::vector<Tensor> state() const {
+    return layers_.empty() ? std::vector<Tensor>() : std::vector<Tensor>{running_, counts_};
+  }
+
+ private:
+  struct Layer {
+    std::function<void(double)> set_momentum;
+    std::function<void()> restore_momentum;
+    std::vector<Tensor> buffers;  // the module's own handles: mean, variance
+    Tensor* count = nullptr;      // its num_batches_tracked,
+    Tensor own_count;             // and what that is outside of scopes
+  };
+
+  void point_to(const Tensor& memory) {
+    int64_t offset = 0;
+    for (auto& layer : layers_) {
+      for (Tensor& buffer : layer.buffers) {
+        buffer.set_data(memory.narrow(0, offset, buffer.numel()).view(buffer.sizes()));
+        offset += buffer.numel();
+      }
+    }
+  }
+
+  // With a momentum of 1 a pass leaves its own batch's statistics.
+  void enter(bool updates) {
+    TORCH_CHECK(!active_, "BatchNormStatistics: update() and discard() do not nest");
+    if (layers_.empty()) {
+      return;
+    }
+    TORCH_CHECK(layers_.front().buffers.front().data_ptr() == running_.data_ptr(),
+                "BatchNormStatistics: the model's running statistics no longer lie where they were put; make "
+                "it after model->to(...)");
+    active_ = true;
+    const torch::NoGradGuard no_grad;
+    batch_.copy_(running_);  // finite: 0 times a NaN of before would stay
+    point_to(batch_);
+    for (auto& layer : layers_) {
+      layer.set_momentum(updates ? 1.0 : 0.0);
+      *layer.count = Tensor();  // not counted layer by layer
+    }
+  }
+
+  void leave(const Tensor& momentum) {
+    if (!active_) {
+      return;
+    }
+    active_ = false;
+    const torch::NoGradGuard no_grad;
+    point_to(running_);
+    for (auto& layer : layers_) {
+      layer.restore_momentum();
+      *layer.count = layer.own_count;
+    }
+    if (momentum.defined()) {
+      running_.lerp_(batch_, momentum.to(running_.scalar_type()));
+      counts_.add_(1);
+    }
+  }
+
+  std::vector<Layer> layers_;
+  Tensor running_, counts_, batch_;
+  bool active_ = false;
+};
+
+}  // namespace mixmatch::training

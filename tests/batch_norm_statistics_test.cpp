@@ -1,0 +1,128 @@
+#include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/training/batch_norm_statistics.hpp>
+
+#include "catch.hpp"
+#include "test_util.hpp"
+
+#include <string>
+#include <vector>
+
+using mixmatch::training::BatchNormStatistics;
+using torch::Tensor;
+
+namespace {
+
+torch::nn::Sequential make_model() {
+  torch::manual_seed(1);
+  return torch::nn::Sequential(
+      torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 4, 3)), torch::nn::BatchNorm2d(4), torch::nn::ReLU(),
+      torch::nn::Conv2d(torch::nn::Conv2dOptions(4, 5, 3)), torch::nn::BatchNorm2d(5));
+}
+
+std::vector<Tensor> buffers_of(torch::nn::Sequential& model) {
+  std::vector<Tensor> list;
+  for (const Tensor& buffer : model->buffers()) {
+    list.push_back(buffer.clone());
+  }
+  return list;
+}
+
+}  // namespace
+
+TEST_CASE("running statistics move by a momentum that is a tensor as by one that is a number") {
+  auto model = make_model(), expected = make_model();
+  BatchNormStatistics statistics(model);
+  for (int64_t step = 0; step < 4; ++step) {
+    const double momentum = mixmatch::batch_norm_momentum(step, 0.3);
+    const Tensor as_tensor = mixmatch::batch_norm_momentum(at::full({}, step, at::kLong), 0.3);
+    CHECK(as_tensor.item<double>() == momentum);
+    const Tensor images = at::randn({6, 3, 8, 8}) + static_cast<double>(step);
+    mixmatch::set_batch_norm_momentum(expected, momentum);
+    const Tensor output = expected->forward(images);
+    {
+      const auto scope = statistics.update(as_tensor);
+      CHECK(model->forward(images).equal(output));
+    }
+    const auto mine = buffers_of(model), theirs = buffers_of(expected);
+    for (size_t i = 0; i < mine.size(); ++i) {
+      CHECK(at::allclose(mine[i].to(at::kDouble), theirs[i].to(at::kDouble), 1e-5, 1e-6));
+    }
+  }
+  // Nothing but the statistics has changed.
+  CHECK(model[1]->as<torch::nn::BatchNorm2d>()->options.momentum() == 0.1);
+  CHECK(model->named_buffers()["1.num_batches_tracked"].item<int64_t>() == 4);
+}
+
+TEST_CASE("passes whose statistics are discarded leave no trace, and a backward pass may follow") {
+  auto model = make_model(), expected = make_model();
+  BatchNormStatistics statistics(model);
+  const Tensor images = at::randn({6, 3, 8, 8});
+  const auto before = buffers_of(model);
+  Tensor output;
+  {
+    const auto scope = statistics.discard();
+    output = model->forward(images * 2) + model->forward(images);
+  }
+  const auto after = buffers_of(model);
+  for (size_t i = 0; i < before.size(); ++i) {
+    CHECK(after[i].equal(before[i]));
+  }
+  output.square().sum().backward();
+  (expected->forward(images * 2) + expected->forward(images)).square().sum().backward();
+  for (size_t i = 0; i < model->parameters().size(); ++i) {
+    CHECK(at::allclose(model->parameters()[i].grad(), expected->parameters()[i].grad(), 1e-4, 1e-4));
+  }
+}
+
+TEST_CASE("a batch that is not a number does not stay in discarded statistics") {
+  auto model = make_model();
+  BatchNormStatistics statistics(model);
+  {
+    const auto scope = statistics.discard();
+    model->forward(at::full({2, 3, 8, 8}, std::numeric_limits<float>::quiet_NaN()));
+  }
+  {
+    const auto scope = statistics.update(at::full({}, 0.5));
+    model->forward(at::randn({2, 3, 8, 8}));
+  }
+  for (const Tensor& buffer : model->buffers()) {
+    CHECK(buffer.isfinite().all().item<bool>());
+  }
+}
+
+TEST_CASE("running statistics keep their names and can be saved, and evaluation sees them") {
+  auto model = make_model();
+  BatchNormStatistics statistics(model);
+  const Tensor images = at::randn({8, 3, 8, 8}) * 3;
+  {
+    const auto scope = statistics.update(at::full({}, 1.0, at::kDouble));
+    model->forward(images);
+  }
+  auto copy = make_model();
+  std::stringstream file;
+  torch::save(model, file);
+  torch::load(copy, file);
+  model->eval();
+  copy->eval();
+  CHECK(model->forward(images).equal(copy->forward(images)));
+  CHECK(statistics.state().size() == 2);
+  CHECK(statistics.state()[0].numel() == 2 * (4 + 5));
+}
+
+TEST_CASE("batch-norm statistics name a wrong use") {
+  auto model = make_model();
+  BatchNormStatistics statistics(model);
+  CHECK_THAT(error_of([&] { auto scope = statistics.update(at::ones({2})); }),
+             contains("momentum must be a floating-point scalar tensor, got Float [2]"));
+  {
+    const auto scope = statistics.discard();
+    CHECK_THAT(error_of([&] { auto inner = statistics.discard(); }), contains("do not nest"));
+  }
+  model->to(at::kDouble);
+  CHECK_THAT(error_of([&] { auto scope = statistics.discard(); }),
+             contains("no longer lie where they were put"));
+  torch::nn::Sequential without(torch::nn::Linear(2, 2));
+  BatchNormStatistics none(without);
+  const auto scope = none.update(at::full({}, 0.5));
+  CHECK(none.state().empty());
+}

@@ -1,0 +1,161 @@
+#pragma once
+
+// CUDA kernels as host C++: each thread of a block is a thread, blocks run one after the other. What kernels
+// say in the common subset of both languages is what is tested; how a GPU runs it is not.
+
+#include <torch/types.h>
+#include <mixmatch/detail/cuda_kernel.hpp>
+
+#include <barrier>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <string>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+// CUDA's own headers define some of these for host compilers.
+#undef __device__
+#undef __global__
+#undef __shared__
+#define __device__
+#define __global__ inline
+#define __shared__ static
+
+namespace cuda_emulation {
+
+struct Index {
+  unsigned x = 0, y = 0, z = 0;
+};
+inline thread_local Index threadIdx, blockIdx;
+inline Index blockDim, gridDim;
+inline std::barrier<>* block_barrier = nullptr;
+
+inline void __syncthreads() { block_barrier->arrive_and_wait(); }
+[[noreturn]] inline void __trap() { std::abort(); }
+inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
+inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
+using std::exp, std::pow, std::sqrt;
+inline float expf(float value) { return std::exp(value); }
+inline float powf(float base, float exponent) { return std::pow(base, exponent); }
+inline float sqrtf(float value) { return std::sqrt(value); }
+
+#include "cuda_compiler.inc"
+
+/// kernel<<<(blocks_x, blocks_y), threads>>>(arguments...)
+template <class Kernel, class... Arguments>
+void launch(unsigned blocks_x, unsigned blocks_y, unsigned threads, Kernel kernel, Arguments... arguments) {
+  std::barrier<> barrier(static_cast<std::ptrdiff_t>(threads));
+  block_barrier = &barrier;
+  gridDim = {blocks_x, blocks_y, 1};
+  blockDim = {threads, 1, 1};
+  std::vector<std::thread> running;
+  for (unsigned t = 0; t < threads; ++t) {
+    running.emplace_back([=] {
+      threadIdx = {t, 0, 0};
+      for (unsigned y = 0; y < blocks_y; ++y) {
+        for (unsigned x = 0; x < blocks_x; ++x) {
+          blockIdx = {x, y, 0};
+          kernel(arguments...);
+          __syncthreads();
+        }
+      }
+    });
+  }
+  for (auto& thread : running) {
+    thread.join();
+  }
+}
+
+/// While it lives, the library's own launches run here: CPU tensors count as a GPU's, and its host code, with
+/// its grids and arguments, is what is tested.
+class EmulatedDevice {
+ public:
+  EmulatedDevice() {
+    mixmatch::detail::cuda_is_emulated() = true;
+    mixmatch::detail::cuda_emulator() = [this](const std::string& entry,
+                                               const mixmatch::detail::CudaGrid& grid, void** arguments) {
+      const auto found = kernels_.find(entry);
+      TORCH_CHECK(found != kernels_.end(), "no kernel ", entry);
+      ++launches_;
+      found->second(grid, arguments);
+    };
+  }
+  EmulatedDevice(const EmulatedDevice&) = delete;
+  EmulatedDevice& operator=(const EmulatedDevice&) = delete;
+  ~EmulatedDevice() {
+    mixmatch::detail::cuda_is_emulated() = false;
+    mixmatch::detail::cuda_emulator() = nullptr;
+  }
+
+  template <class... Parameters>
+  void add(const std::string& entry, void (*kernel)(Parameters...)) {
+    kernels_[entry] = [kernel](const mixmatch::detail::CudaGrid& grid, void** arguments) {
+      run(kernel, grid, arguments, std::index_sequence_for<Parameters...>());
+    };
+  }
+  int launches() const { return launches_; }
+
+ private:
+  template <class... Parameters, size_t... places>
+  static void run(void (*kernel)(Parameters...), const mixmatch::detail::CudaGrid& grid, void** arguments,
+                  std::index_sequence<places...>) {
+    launch(static_cast<unsigned>(grid.blocks_x), static_cast<unsigned>(grid.blocks_y),
+           static_cast<unsigned>(grid.threads), kernel, *static_cast<Parameters*>(arguments[places])...);
+  }
+
+  std::map<std::string, std::function<void(const mixmatch::detail::CudaGrid&, void**)>> kernels_;
+  int launches_ = 0;
+};
+
+/// f(Scalar()) for the kernels' type of that dtype.
+template <class F>
+void dispatch(at::ScalarType type, const F& f) {
+  switch (type) {
+    case at::kFloat:
+      return f(float());
+    case at::kDouble:
+      return f(double());
+    case at::kBFloat16:
+      return f(BFloat16());
+    case at::kHalf:
+      return f(Half());
+    default:
+      TORCH_CHECK(false, "no kernels for ", type);
+  }
+}
+
+inline const std::vector<at::ScalarType> all_types{at::kFloat, at::kDouble, at::kBFloat16, at::kHalf};
+
+/// A tensor's memory as the kernels' type.
+template <class T>
+T* pointer(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+/// How far results of a dtype may be from exact arithmetic, relative and absolute.
+inline double rounding_of(at::ScalarType type) {
+  switch (type) {
+    case at::kDouble:
+      return 1e-12;
+    case at::kFloat:
+      return 2e-6;
+    case at::kHalf:
+      return 1.0 / 1024;
+    default:
+      return 1.0 / 128;
+  }
+}
+
+inline bool close(const at::Tensor& result, const at::Tensor& exact) {
+  const double tolerance = rounding_of(result.scalar_type());
+  return at::allclose(result.to(at::kDouble), exact.to(at::kDouble), tolerance, tolerance,
+                      /*equal_nan=*/true);
+}
+
+}  // namespace cuda_emulation

@@ -1,0 +1,105 @@
+#include <mixmatch/detail/cuda_adam.hpp>
+#include <mixmatch/detail/cuda_augment.hpp>
+#include <mixmatch/detail/cuda_compiler.hpp>
+#include <mixmatch/detail/cuda_mixup.hpp>
+#include <mixmatch/detail/cuda_norm.hpp>
+#include <mixmatch/detail/cuda_sharpen.hpp>
+#include <mixmatch/detail/cuda_shuffle.hpp>
+
+#include "catch.hpp"
+#include "test_util.hpp"
+
+#include <iostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+using mixmatch::detail::CudaCompiler;
+using mixmatch::detail::CudaSource;
+
+namespace {
+
+/// NVRTC, wherever a CUDA toolkit is usually installed.
+const CudaCompiler& compiler() {
+  static const CudaCompiler instance = [] {
+    auto libraries = mixmatch::detail::nvrtc_libraries();
+    for (const char* folder : {"/usr/local/cuda/lib64/", "/usr/local/cuda/lib/"}) {
+      libraries.push_back(std::string(folder) + "libnvrtc.so");
+    }
+    return CudaCompiler(libraries);
+  }();
+  return instance;
+}
+
+bool skip() {
+  if (!compiler().can_compile()) {
+    std::cout << "SKIPPED: no NVRTC on this machine: " << compiler().why_not() << '\n';
+  }
+  return !compiler().can_compile();
+}
+
+std::vector<std::pair<CudaSource, std::string>> all_kernels() {
+  using namespace mixmatch::detail;
+  std::vector<std::pair<CudaSource, std::string>> kernels;
+  for (const auto& [type, width] :
+       {std::pair<std::string, int>{"float", 4}, {"double", 2}, {"BFloat16", 8}, {"Half", 8}}) {
+    const std::string wide = type == "double" ? "double" : "float";
+    kernels.emplace_back(cuda_sharpen_source, "sharpen_views<" + type + ", " + wide + ">");
+    kernels.emplace_back(cuda_sharpen_source, "sharpen_views<" + type + ", " + type + ">");
+    kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", 1>");
+    kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
+    kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
+    for (const char* kernel :
+         {"norm_moments", "norm_activate", "norm_gradient_sums", "norm_input_gradient"}) {
+      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", 1>"));
+      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", " + std::to_string(width) + ">"));
+    }
+  }
+  for (const std::string type : {"float", "double"}) {
+    kernels.emplace_back(cuda_norm_source, "norm_statistics<" + type + ">");
+    kernels.emplace_back(cuda_norm_source, "norm_parameter_gradients<" + type + ">");
+  }
+  kernels.emplace_back(cuda_adam_source, "adam_step<float>");
+  kernels.emplace_back(cuda_adam_source, "adam_step<double>");
+  kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
+  return kernels;
+}
+
+}  // namespace
+
+TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
+  if (skip()) {
+    return;
+  }
+  for (const auto& [source, entry] : all_kernels()) {
+    for (const int capability : {80, 90}) {
+      INFO(source.name << ": " << entry << " for " << capability);
+      CudaCompiler::Program program;
+      CHECK(error_of([&] { program = compiler().compile(source, entry, capability); }) == "");
+      CHECK(
+          program.code.starts_with("\x7f"
+                                   "ELF"));
+      CHECK(program.entry.find(entry.substr(0, entry.find('<'))) != std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("a device newer than NVRTC gets PTX") {
+  if (skip()) {
+    return;
+  }
+  const auto program =
+      compiler().compile(mixmatch::detail::cuda_augment_source, "crop_flip<float>", /*capability=*/999);
+  CHECK_THAT(program.code, contains(".target sm_"));
+}
+
+TEST_CASE("an error in a kernel shows NVRTC's log") {
+  if (skip()) {
+    return;
+  }
+  const CudaSource wrong{"wrong.cu",
+                         "template <class T> __global__ void wrong(T* out) { out[0] = nothing; }"};
+  const auto error = error_of([&] { compiler().compile(wrong, "wrong<float>", 90); });
+  CHECK_THAT(error, contains("does not compile wrong.cu, kernel wrong<float>, for sm_90"));
+  CHECK_THAT(error, contains("\"nothing\" is undefined"));
+}
