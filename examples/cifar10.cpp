@@ -116,7 +116,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }
   mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
-                                                 o.prefetch);
+                                                 mm::training::prefetches(o, device));
   while (run.running()) {
     const StepLoss loss = on_device.has_value() ? on_device->run(mm::training::steps_until_due(o, state.step))
                                                 : train_step(state, o, batches, criterion, device);

@@ -119,7 +119,7 @@ int train_run(CLI::App& app, Options& o) {
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }
   mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
-                                                 o.prefetch);
+                                                 mm::training::prefetches(o, device));
   while (run.running()) {
     const StepLoss loss = train_step(state, o, batches, criterion, device);
     run.record(loss.values(), loss.finite);

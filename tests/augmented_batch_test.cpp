@@ -14,7 +14,8 @@ namespace {
 struct Setup {
   training::TrainingOptions options{presets::cifar10};
   data::ImageDataset shapes = data::make_shapes(60, 3);
-  training::TrainingData data{data::ImagePool({shapes}), data::split_labels(shapes.labels, 20, 10, 1), {}, {}};
+  training::TrainingData data{
+      data::ImagePool({shapes}), data::split_labels(shapes.labels, 20, 10, 1), {}, {}};
 
   Setup() { options.batch = 6; }
   auto batches() const { return training::augmented_batches(options, data, torch::kCPU); }

@@ -305,6 +305,64 @@ TEST_CASE("BatchNormLeakyReLU: clones are of its kind and their own; what does n
              contains("x must be [N, 4, H, W], got [2, 4]"));
 }
 
+TEST_CASE(
+    "BatchNormLeakyReLU: bfloat16 results are the exact ones rounded, to a unit or two in the last place") {
+  torch::manual_seed(11);
+  for (const auto level : simd_levels()) {
+    const SimdLevelGuard guard(level);
+    auto layer = make_layer(67, 0.1);
+    auto twin = twin_of(layer);
+    const Tensor x = random_images(4, 67, 8, at::kBFloat16);
+    const Tensor expected = torch::leaky_relu(twin(x.to(at::kDouble)), 0.1);
+    const Tensor error = (layer(x).to(at::kDouble) - expected).abs() - expected.abs() * 0x1p-8;
+    CHECK(error.max().item<double>() < 1e-4);  // half a unit is 2^-9 to 2^-8 of the value
+  }
+}
+
+TEST_CASE(
+    "BatchNormLeakyReLU: frozen parameters, input without gradient, second derivatives of a layer used "
+    "twice") {
+  torch::manual_seed(12);
+  auto layer = make_layer(4, 0.3, at::kDouble);
+  auto twin = twin_of(layer);
+  const auto penalty = [](const Tensor& y, const Tensor& x) {
+    return torch::autograd::grad({y.pow(3).sum()}, {x}, {}, true, /*create_graph=*/true)[0].square().sum();
+  };
+  const auto apply_twin = [&](const Tensor& x) { return torch::leaky_relu(twin(x), 0.3); };
+  {
+    const Tensor x = random_images(2, 4, 3, at::kDouble).requires_grad_();
+    const Tensor other = x.detach().clone().requires_grad_();
+    penalty(layer->forward_sum(layer(x), x).activation, x).backward();
+    penalty(apply_twin(apply_twin(other) + other), other).backward();
+    CHECK(torch::allclose(x.grad(), other.grad(), 1e-7, 1e-7));
+    CHECK(torch::allclose(layer->weight.grad(), twin->weight.grad(), 1e-7, 1e-7));
+    CHECK(torch::allclose(layer->bias.grad(), twin->bias.grad(), 1e-7, 1e-7));
+  }
+  layer->weight.set_requires_grad(false);
+  layer->bias.set_requires_grad(false);
+  twin->weight.set_requires_grad(false);
+  twin->bias.set_requires_grad(false);
+  const Tensor x = random_images(2, 4, 3, at::kDouble).requires_grad_();
+  const Tensor other = x.detach().clone().requires_grad_();
+  penalty(layer(x), x).backward();
+  penalty(apply_twin(other), other).backward();
+  CHECK(torch::allclose(x.grad(), other.grad(), 1e-7, 1e-7));
+  layer->weight.set_requires_grad(true);
+  layer(x.detach()).sum().backward();
+  CHECK(layer->weight.grad().defined());
+  CHECK_FALSE(layer(x.detach()).square().sum().isnan().item<bool>());
+}
+
+TEST_CASE("BatchNormLeakyReLU: an empty batch, and numbers that are none") {
+  auto layer = make_layer(4, 0.1);
+  CHECK(layer(torch::empty({0, 4, 3, 3})).size(0) == 0);
+  Tensor x = random_images(2, 4, 3, at::kFloat);
+  x.select(1, 2).fill_(std::nan(""));
+  const Tensor y = layer(x);
+  CHECK(y.select(1, 2).isnan().all().item<bool>());
+  CHECK_FALSE(y.select(1, 1).isnan().any().item<bool>());
+}
+
 TEST_CASE("BatchNormLeakyReLU: a pass in between does not spoil a pending gradient") {
   auto layer = make_layer(4, 0.1);
   const Tensor x = random_images(2, 4, 3, at::kFloat).requires_grad_();

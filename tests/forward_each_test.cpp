@@ -102,6 +102,26 @@ TEST_CASE("forward_each: other models, unequal batches, evaluation mode, one bat
   CHECK(calls == 3);
 }
 
+TEST_CASE("forward_each: a callable may take groups too; batches of two dtypes are two passes") {
+  struct Grouped {
+    std::vector<int64_t> groups, rows;
+    void set_batch_norm_groups(int64_t count) { groups.push_back(count); }
+    Tensor operator()(const Tensor& x) {
+      rows.push_back(x.size(0));
+      return x.flatten(1);
+    }
+  };
+  static_assert(GroupedModel<Grouped>);
+  Grouped model;
+  auto batches = make_batches(3, 2);
+  CHECK(torch::equal(forward_each(model, batches)[2], batches[2].flatten(1)));
+  CHECK(model.groups == std::vector<int64_t>{3, 1});
+  CHECK(model.rows == std::vector<int64_t>{6});
+  batches[1] = batches[1].to(at::kFloat);
+  CHECK(forward_each(model, batches)[1].scalar_type() == at::kFloat);
+  CHECK(model.rows.size() == 4);
+}
+
 TEST_CASE("forward_each: an exception leaves the network in one group") {
   auto network = make_network();
   std::vector<Tensor> bad{torch::zeros({2, 1, 16, 16}, at::kDouble),

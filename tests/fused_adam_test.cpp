@@ -262,6 +262,66 @@ TEST_CASE("FusedAdam: half-precision parameters, averages elsewhere, gradients o
   CHECK(largest_difference(strided->parameters(), dense->parameters()) == 0);
 }
 
+TEST_CASE("FusedAdam: a parameter's own steps count, as in torch::optim::Adam") {
+  auto fused = make_model(10), plain = make_model(10);
+  FusedAdam optimizer(fused, FusedAdamOptions(0.01));
+  torch::optim::Adam reference(plain->parameters(), torch::optim::AdamOptions(0.01));
+  for (int step = 0; step < 8; ++step) {
+    fill_gradients(fused, step);
+    fill_gradients(plain, step);
+    if (step < 5) {
+      fused->parameters()[0].mutable_grad().reset();
+      plain->parameters()[0].mutable_grad().reset();
+    }
+    optimizer.step();
+    reference.step();
+  }
+  CHECK(largest_difference(fused->parameters(), plain->parameters()) < 1e-6);
+}
+
+TEST_CASE("FusedAdam: a decay of 0 copies and of 1 keeps the average, whatever it holds") {
+  for (const double decay : {0.0, 1.0}) {
+    auto model = make_model(11);
+    EmaModel ema(model, EmaModelOptions().decay(decay));
+    FusedAdam optimizer(model);
+    const torch::NoGradGuard no_grad;
+    for (auto& [name, average] : ema.named_parameters()) {
+      average.fill_(std::numeric_limits<double>::infinity());
+    }
+    fill_gradients(model, 0);
+    optimizer.step(ema, 0.02);
+    const auto averages = averages_of(ema);
+    for (size_t i = 0; i < averages.size(); ++i) {
+      CHECK((decay == 0 ? torch::equal(averages[i], model->parameters()[i])
+                        : averages[i].isinf().all().item<bool>()));
+    }
+  }
+}
+
+TEST_CASE("FusedAdam: the same memory format goes on bit for bit; another model's average is refused") {
+  auto model = make_model(12), resumed = make_model(13);
+  EmaModel ema(model), resumed_ema(resumed);
+  FusedAdam optimizer(model), resumed_optimizer(resumed);
+  fill_gradients(model, 0);
+  optimizer.step(ema, 0.02);
+  const TempDir dir;
+  training::Checkpoint(dir / "c.pt").add("model", model).add("ema", ema).add("optimizer", optimizer).save();
+  training::Checkpoint(dir / "c.pt")
+      .add("model", resumed)
+      .add("ema", resumed_ema)
+      .add("optimizer", resumed_optimizer)
+      .load();
+  fill_gradients(model, 1);
+  fill_gradients(resumed, 1);
+  optimizer.step(ema, 0.02);
+  resumed_optimizer.step(resumed_ema, 0.02);
+  CHECK(largest_difference(model->parameters(), resumed->parameters()) == 0);
+  CHECK(largest_difference(averages_of(ema), averages_of(resumed_ema)) == 0);
+  const auto before = copies_of(model->parameters());
+  CHECK_THAT(error_of([&] { optimizer.step(resumed_ema, 0.02); }), contains("own model"));
+  CHECK(largest_difference(before, model->parameters()) == 0);
+}
+
 TEST_CASE("FusedAdam: bad options, and a model that moved") {
   auto model = make_model(9);
   CHECK_THAT(error_of([&] { FusedAdam(model, FusedAdamOptions(-1)); }), contains("learning_rate"));

@@ -1,5 +1,8 @@
 #include <mixmatch/models/wide_resnet.hpp>
 
+#include <torch/nn/modules/container/functional.h>
+#include <torch/nn/modules/linear.h>
+
 #include <cmath>
 
 #include "catch.hpp"
@@ -116,6 +119,18 @@ TEST_CASE("WideResNet: only the very first block takes its shortcut after the ac
   zero_residual(*second);
   CHECK(torch::equal(first->forward(x), first->bn1(x)));
   CHECK(torch::equal(second->forward(x), x));
+}
+
+TEST_CASE("WideResNet: a module that a user adds to a group is applied to the blocks' sum") {
+  torch::manual_seed(6);
+  WideResNet model(WideResNetOptions(4).depth(10).widen_factor(1));
+  model->eval();
+  const Tensor x = torch::randn({2, 3, 8, 8});
+  const Tensor before = model->forward(x);
+  model->groups[0]->layer->push_back(torch::nn::Identity());
+  CHECK(torch::allclose(model->forward(x), before, 1e-5, 1e-6));
+  model->groups[1]->layer->push_back(torch::nn::Functional([](const Tensor& sum) { return sum * 0; }));
+  CHECK_FALSE(torch::allclose(model->forward(x), before, 1e-5, 1e-6));
 }
 
 TEST_CASE("WideResNet: clones, and refuses bad options") {

@@ -46,8 +46,10 @@ class BatchNormGroups {
 /// batch-norm running statistics: MixMatch's K + 1 training passes, and the K passes that guess labels.
 ///
 /// Batches of one shape go through a GroupedModel in a single pass, each normalised by its own statistics:
-/// the same mathematics, equal to rounding, with fewer and larger operations. Gradient to all; the model's
-/// mode is left alone; draws nothing itself.
+/// the same mathematics, equal to rounding, with fewer and larger operations. `batches`: tensors that the
+/// model takes, any number of rows; other batches, and other models, take one pass each. Gradient to all; the
+/// model's mode is left alone; draws nothing itself. Throws what the model throws. Not to be confused with
+/// forward_interleaved(), which also swaps rows between the batches.
 template <class Model>
 std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batches) {
   if constexpr (GroupedModel<Model>) {

@@ -4,7 +4,6 @@
 #include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
 
-#include <optional>
 #include <utility>
 #include <vector>
 

@@ -153,19 +153,26 @@ MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, cons
   return {labeled_view, targets, torch::cat(views), guess.repeat({options.num_augmentations(), 1})};
 }
 
+/// Algorithm 1, line 5: K augmentations of the unlabeled rows.
+template <class Augment>
+std::vector<Tensor> augmented_views(Augment&& augment, const Tensor& unlabeled, int64_t num_augmentations) {
+  TORCH_CHECK(num_augmentations >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
+              num_augmentations);
+  std::vector<Tensor> views;
+  for (int64_t k = 0; k < num_augmentations; ++k) {
+    views.push_back(augment(unlabeled));
+  }
+  return views;
+}
+
 /// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows,
 /// and with_guessed_labels() of these.
 template <class Model, class Augment>
 MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
                                 const Tensor& unlabeled, const MixMatchOptions& options = {}) {
-  TORCH_CHECK(options.num_augmentations() >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
-              options.num_augmentations());
   const Tensor labeled_view = augment(labeled);
-  std::vector<Tensor> views;
-  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
-    views.push_back(augment(unlabeled));
-  }
-  return with_guessed_labels(model, labeled_view, labels, views, options);
+  return with_guessed_labels(model, labeled_view, labels,
+                             augmented_views(augment, unlabeled, options.num_augmentations()), options);
 }
 
 /// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of

@@ -20,15 +20,12 @@ using torch::Tensor;
 ///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
 ///     w = w - step_size m / (sqrt(v) / root_correction + eps)
 ///     step_size = lr / (1 - beta1^t),   root_correction = sqrt(1 - beta2^t)
-struct AdamStep {
-  double beta1, beta2, eps, step_size, root_correction;
+struct AdamNumbers {
+  double learning_rate, beta1, beta2, eps;
 
-  AdamStep(double learning_rate, double first_beta, double second_beta, double epsilon, int64_t step)
-      : beta1(first_beta),
-        beta2(second_beta),
-        eps(epsilon),
-        step_size(learning_rate / (1 - std::pow(first_beta, static_cast<double>(step)))),
-        root_correction(std::sqrt(1 - std::pow(second_beta, static_cast<double>(step)))) {}
+  /// For a parameter's t-th step.
+  double step_size(int64_t t) const { return learning_rate / (1 - std::pow(beta1, static_cast<double>(t))); }
+  double root_correction(int64_t t) const { return std::sqrt(1 - std::pow(beta2, static_cast<double>(t))); }
 };
 
 /// One tensor's part of a step: its memory, all of one layout. `average` may be null, and then nothing is
@@ -36,14 +33,21 @@ struct AdamStep {
 struct AdamTask {
   void *weight, *gradient, *first_moment, *second_moment, *average;
   int64_t size;
-  double shrink;
+  double shrink, step_size, root_correction;
 };
 
 #if MIXMATCH_SIMD
 /// The square root of each lane, which vector types have no operator for and std::sqrt hides behind errno.
 template <class V>
 MIXMATCH_INLINE void square_root(V& v) {
-  __asm__("vsqrtps %1, %0" : "=v"(v) : "v"(v));
+#ifdef __clang__
+  // It checks an assembler line against the template's own instruction set, before it is inlined.
+  for (unsigned i = 0; i < sizeof v / sizeof v[0]; ++i) {
+    v[i] = __builtin_sqrtf(v[i]);
+  }
+#else
+  __asm__("vsqrtps {%1, %0|%0, %1}" : "=v"(v) : "v"(v));
+#endif
 }
 #endif
 
@@ -51,16 +55,16 @@ MIXMATCH_INLINE void square_root(V& v) {
 /// once.
 struct AdamKernel {
   template <int Bytes, class Scalar>
-  static MIXMATCH_INLINE void run(Scalar* weight, const AdamTask* task, const AdamStep* step, double decay,
-                                  int64_t begin, int64_t end) {
+  static MIXMATCH_INLINE void run(Scalar* weight, const AdamTask* task, const AdamNumbers* numbers,
+                                  double decay, int64_t begin, int64_t end) {
     const auto* gradient = static_cast<const Scalar*>(task->gradient);
     auto* first = static_cast<Scalar*>(task->first_moment);
     auto* second = static_cast<Scalar*>(task->second_moment);
     auto* average = static_cast<Scalar*>(task->average);
-    const auto beta1 = static_cast<Scalar>(step->beta1), rest1 = static_cast<Scalar>(1 - step->beta1);
-    const auto beta2 = static_cast<Scalar>(step->beta2), rest2 = static_cast<Scalar>(1 - step->beta2);
-    const auto eps = static_cast<Scalar>(step->eps), size = static_cast<Scalar>(step->step_size);
-    const auto correction = static_cast<Scalar>(1 / step->root_correction);
+    const auto beta1 = static_cast<Scalar>(numbers->beta1), rest1 = static_cast<Scalar>(1 - numbers->beta1);
+    const auto beta2 = static_cast<Scalar>(numbers->beta2), rest2 = static_cast<Scalar>(1 - numbers->beta2);
+    const auto eps = static_cast<Scalar>(numbers->eps), size = static_cast<Scalar>(task->step_size);
+    const auto correction = static_cast<Scalar>(1 / task->root_correction);
     const auto shrink = static_cast<Scalar>(task->shrink);
     const auto keep = static_cast<Scalar>(decay), take = static_cast<Scalar>(1 - decay);
     int64_t i = begin;
@@ -83,9 +87,13 @@ struct AdamKernel {
         w = (w - m * size / root) * shrink;
         F::store(weight + i, w);
         if (average != nullptr) {
-          F::load(m, average + i);
-          m = m * keep + w * take;
-          F::store(average + i, m);
+          if (decay == 0) {  // a copy, whatever infinity the average holds
+            F::store(average + i, w);
+          } else {
+            F::load(m, average + i);
+            m = m * keep + w * take;
+            F::store(average + i, m);
+          }
         }
       }
     }
@@ -96,7 +104,7 @@ struct AdamKernel {
       const Scalar root = std::sqrt(second[i]) * correction + eps;
       weight[i] = (weight[i] - first[i] * size / root) * shrink;
       if (average != nullptr) {
-        average[i] = average[i] * keep + weight[i] * take;
+        average[i] = decay == 0 ? weight[i] : average[i] * keep + weight[i] * take;
       }
     }
   }
@@ -156,13 +164,13 @@ bool all_finite(const std::vector<AdamTask>& tasks) {
 }
 
 template <class Scalar>
-void adam_step(const std::vector<AdamTask>& tasks, const AdamStep& step, double decay) {
+void adam_step(const std::vector<AdamTask>& tasks, const AdamNumbers& numbers, double decay) {
   std::vector<int64_t> sizes;
   for (const auto& task : tasks) {
     sizes.push_back(task.size);
   }
   for_each_piece(sizes, [&](size_t i, int64_t begin, int64_t end) {
-    run_widest<AdamKernel>(static_cast<Scalar*>(tasks[i].weight), &tasks[i], &step, decay, begin, end);
+    run_widest<AdamKernel>(static_cast<Scalar*>(tasks[i].weight), &tasks[i], &numbers, decay, begin, end);
   });
 }
 

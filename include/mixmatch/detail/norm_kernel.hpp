@@ -31,6 +31,13 @@ struct SingleLane {
 
 #if MIXMATCH_SIMD
 
+#ifdef __clang__
+// It checks an assembler line against the template's own instruction set, before it is inlined.
+inline constexpr bool native_bfloat16 = false;
+#else
+inline constexpr bool native_bfloat16 = true;
+#endif
+
 /// `native`: bfloat16 by the processor's own conversion, which sets subnormal numbers to zero.
 template <class Scalar, int Bytes, bool native>
 struct ChannelLanes : FloatVectors<Bytes / 4> {
@@ -39,7 +46,9 @@ struct ChannelLanes : FloatVectors<Bytes / 4> {
   static MIXMATCH_INLINE void store(Scalar* to, const V& v) {
     if constexpr (native && Bytes >= 32 && std::is_same_v<Scalar, c10::BFloat16>) {
       typename F::Short bits;
-      __asm__("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v));
+#ifndef __clang__
+      __asm__("vcvtneps2bf16 {%1, %0|%0, %1}" : "=v"(bits) : "v"(v));
+#endif
       __builtin_memcpy(to, &bits, sizeof bits);
     } else {
       F::store(to, v);
@@ -245,7 +254,7 @@ struct NormKernel {
 template <class Kernel, class Scalar>
 void run_norm_piece(const NormPass<Scalar>& pass) {
 #if MIXMATCH_SIMD
-  if constexpr (std::is_same_v<Scalar, c10::BFloat16>) {
+  if constexpr (native_bfloat16 && std::is_same_v<Scalar, c10::BFloat16>) {
     if (simd_level() == SimdLevel::avx512_bf16) {
       return run_avx512_bf16<NormKernel<Kernel, true>>(&pass);
     }

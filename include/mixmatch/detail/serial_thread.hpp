@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <c10/util/Exception.h>
 
 #include <condition_variable>
 #include <functional>
@@ -28,7 +29,8 @@ inline void compute_on_this_thread_alone() {
 #endif
 }
 
-/// A thread that carries out one task after the other, from its first task until it is destroyed.
+/// A thread that carries out one task after the other, from its first task until it is destroyed; at most one
+/// waits.
 class SerialThread {
  public:
   SerialThread() = default;
@@ -55,6 +57,7 @@ class SerialThread {
     }
     {
       const std::lock_guard lock(mutex_);
+      TORCH_CHECK(task_ == nullptr, "SerialThread: a task waits already");
       task_ = [task] { (*task)(); };
     }
     wake_.notify_one();

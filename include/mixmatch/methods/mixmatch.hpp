@@ -47,12 +47,9 @@ MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labele
                            const MixMatchOptions& options = {},
                            std::optional<at::Generator> generator = std::nullopt) {
   const Tensor labeled_view = augment(labeled);
-  std::vector<Tensor> views;
-  for (int64_t k = 0; k < options.num_augmentations(); ++k) {
-    views.push_back(augment(unlabeled));
-  }
-  return mixmatch_loss_of_views(model, labeled_view, labels, views, step, criterion, options,
-                                std::move(generator));
+  return mixmatch_loss_of_views(model, labeled_view, labels,
+                                augmented_views(augment, unlabeled, options.num_augmentations()), step,
+                                criterion, options, std::move(generator));
 }
 
 }  // namespace mixmatch::methods

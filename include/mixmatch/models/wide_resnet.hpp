@@ -137,8 +137,12 @@ class WideResNetGroupImpl : public torch::nn::Cloneable<WideResNetGroupImpl> {
 
   Tensor forward(const Tensor& input) { return layer->forward(input); }
   ResidualSum forward_parts(ResidualSum x) {
-    for (const auto& block : *layer) {
-      x = block.ptr()->as<WideResNetBlock>()->forward_parts(x);
+    for (auto& module : *layer) {
+      if (auto* block = module.ptr()->as<WideResNetBlock>()) {
+        x = block->forward_parts(x);
+      } else {  // one that a user put there
+        x = {module.forward(x.shortcut.defined() ? x.residual + x.shortcut : x.residual), Tensor()};
+      }
     }
     return x;
   }

@@ -26,10 +26,10 @@ struct AugmentedBatch {
 };
 
 /// A run's batches by the step's number, for Prefetch: the rows are those of TrainState's streams at that
-/// step, and the augmentation draws from a generator seeded by the run's seed and the step. `data` must
-/// outlive the result; which keeps streams of its own, so that one thread at a time may call it. Without
-/// unlabeled rows, and for
-/// `--method supervised`, there are no views.
+/// step, and the augmentation draws from a generator seeded by the run's seed and the step. Images and labels
+/// come on `device`. `data` must outlive the result, which keeps streams of its own, so that one thread at a
+/// time may call it. Without unlabeled rows, and for `--method supervised`, there are no views. Throws what
+/// reading the images throws.
 inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOptions& o,
                                                                 const TrainingData& data,
                                                                 torch::Device device) {
@@ -65,6 +65,12 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
     }
     return batch;
   };
+}
+
+/// Whether Prefetch should work ahead: on a GPU another thread's allocations would disturb what the step has
+/// there.
+inline bool prefetches(const TrainingOptions& o, torch::Device device) {
+  return o.prefetch && device.is_cpu();
 }
 
 }  // namespace mixmatch::training

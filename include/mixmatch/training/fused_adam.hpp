@@ -39,9 +39,10 @@ struct FusedAdamOptions {
 ///
 /// On construction the model's parameters, and Adam's moments, move into one block of memory each (per dtype
 /// and device), in the order of the model; values, strides, names and gradients stay. So make it after
-/// `model->to(...)` and to_channels_last(), as with every optimiser. The fused pass is that of float32 and
-/// float64 parameters on the CPU, whose results do not depend on the number of threads; others take ATen's
-/// calls. A parameter without a gradient is left as it is, but for decay and average. Draws nothing.
+/// `model->to(...)`, to_channels_last() and torch::load(model, ...), which replace that memory. The fused
+/// pass is that of float32 and float64 parameters on the CPU, whose results do not depend on the number of
+/// threads; others take ATen's calls. A parameter without a gradient is left as it is, but for decay and
+/// average, and its t does not count the step. Draws nothing.
 ///
 /// state: save() and load(), by parameter, so that a file fits a model of another memory format.
 class FusedAdam {
@@ -60,7 +61,7 @@ class FusedAdam {
     for (const auto& item : mixmatch::detail::model_parameters(model)) {
       TORCH_CHECK(at::isFloatingType(item.tensor.scalar_type()), "FusedAdam: parameter ", item.name,
                   " must be floating-point, got ", item.tensor.scalar_type());
-      parameters_.push_back({item.name, item.tensor, {}, {}, {}});
+      parameters_.push_back({item.name, item.tensor, {}, {}, {}, 0});
       values.push_back(item.tensor);
     }
     const auto weights = mixmatch::detail::flat_copies(values);
@@ -82,7 +83,6 @@ class FusedAdam {
   /// Adam alone.
   void step() {
     const torch::NoGradGuard no_grad;
-    ++num_steps_;
     run({}, {}, {}, 1.0);
   }
 
@@ -93,7 +93,6 @@ class FusedAdam {
     TORCH_CHECK(weight_decay >= 0, "FusedAdam: weight_decay must be >= 0, got ", weight_decay);
     ema.update_with(weight_decay * options_.learning_rate(),
                     [this](const auto& live, const auto& average, const auto& shrink, double decay) {
-                      ++num_steps_;
                       run(live, average, shrink, decay);
                     });
   }
@@ -133,10 +132,16 @@ class FusedAdam {
                 "FusedAdam: learning_rate must be finite and >= 0, got ", learning_rate);
     options_.learning_rate(learning_rate);
   }
+  /// Calls of step().
   int64_t num_steps() const { return num_steps_; }
 
   void save(torch::serialize::OutputArchive& archive) const {
+    Tensor steps = at::empty({static_cast<int64_t>(parameters_.size())}, at::kLong);
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      steps[static_cast<int64_t>(i)] = parameters_[i].num_steps;
+    }
     archive.write("num_steps", c10::IValue(num_steps_));
+    archive.write("parameter_steps", steps, /*is_buffer=*/true);
     archive.write("num_parameters", c10::IValue(static_cast<int64_t>(parameters_.size())));
     for (size_t i = 0; i < parameters_.size(); ++i) {
       archive.write("first_moment_" + std::to_string(i), parameters_[i].first_moment, /*is_buffer=*/true);
@@ -152,6 +157,10 @@ class FusedAdam {
                 "FusedAdam::load: the archive is not of this optimiser");
     TORCH_CHECK(count.toInt() == static_cast<int64_t>(parameters_.size()), "FusedAdam::load: the model has ",
                 parameters_.size(), " parameters, the archive ", count.toInt());
+    const int64_t num_steps = steps.toInt();
+    Tensor parameter_steps;
+    archive.read("parameter_steps", parameter_steps, /*is_buffer=*/true);
+    parameter_steps = parameter_steps.cpu();
     std::vector<std::pair<Tensor, Tensor>> moments(parameters_.size());
     for (size_t i = 0; i < parameters_.size(); ++i) {
       for (const auto& [key, moment] : {std::pair<const char*, Tensor*>{"first_moment_", &moments[i].first},
@@ -165,8 +174,9 @@ class FusedAdam {
     for (size_t i = 0; i < parameters_.size(); ++i) {
       parameters_[i].first_moment.copy_(moments[i].first);
       parameters_[i].second_moment.copy_(moments[i].second);
+      parameters_[i].num_steps = parameter_steps[static_cast<int64_t>(i)].item<int64_t>();
     }
-    num_steps_ = steps.toInt();
+    num_steps_ = num_steps;
   }
 
  private:
@@ -174,11 +184,22 @@ class FusedAdam {
     std::string name;
     Tensor tensor;                               // the model's own handle
     Tensor memory, first_moment, second_moment;  // views of the flat blocks
+    int64_t num_steps;                           // those that had a gradient
   };
+
+  /// Whether two tensors of one shape lie alike in memory; strides of dimensions of size 1 mean nothing.
+  static bool lie_alike(const Tensor& a, const Tensor& b) {
+    for (int64_t d = 0; d < a.dim(); ++d) {
+      if (a.size(d) != 1 && a.stride(d) != b.stride(d)) {
+        return false;
+      }
+    }
+    return a.sizes() == b.sizes();
+  }
 
   /// A gradient lies as its parameter does, but for a user's own.
   static Tensor laid_out_like(const Tensor& gradient, const Tensor& parameter) {
-    if (gradient.strides() == parameter.strides() && gradient.scalar_type() == parameter.scalar_type()) {
+    if (lie_alike(gradient, parameter) && gradient.scalar_type() == parameter.scalar_type()) {
       return gradient;
     }
     return at::empty_like(parameter).copy_(gradient);
@@ -189,8 +210,8 @@ class FusedAdam {
     const auto type = parameter.memory.scalar_type();
     if (!mixmatch::detail::has_plain_memory(parameter.memory) ||
         !mixmatch::detail::has_plain_memory(gradient) || gradient.scalar_type() != type ||
-        gradient.strides() != parameter.memory.strides() || (type != at::kFloat && type != at::kDouble)) {
-      return {nullptr, nullptr, nullptr, nullptr, nullptr, -1, 1.0};
+        !lie_alike(gradient, parameter.memory) || (type != at::kFloat && type != at::kDouble)) {
+      return {nullptr, nullptr, nullptr, nullptr, nullptr, -1, 1.0, 0.0, 1.0};
     }
     return {parameter.memory.data_ptr(),
             gradient.data_ptr(),
@@ -198,32 +219,38 @@ class FusedAdam {
             parameter.second_moment.data_ptr(),
             nullptr,
             parameter.memory.numel(),
+            1.0,
+            0.0,
             1.0};
   }
 
   void run(const std::vector<Tensor>& live, const std::vector<Tensor>& average,
            const std::vector<double>& shrink, double decay) {
-    const mixmatch::detail::AdamStep numbers(options_.learning_rate(), options_.beta1(), options_.beta2(),
-                                             options_.eps(), num_steps_);
+    const mixmatch::detail::AdamNumbers numbers{options_.learning_rate(), options_.beta1(), options_.beta2(),
+                                                options_.eps()};
+    for (const Parameter& parameter : parameters_) {
+      TORCH_CHECK(parameter.tensor.data_ptr() == parameter.memory.data_ptr(), "FusedAdam: parameter ",
+                  parameter.name,
+                  " no longer lies in the optimiser's memory; make the optimiser after model->to(...) and "
+                  "torch::load(model, ...)");
+    }
     std::vector<int64_t> averaged(parameters_.size(), -1);  // by parameter: its place in `live`
     std::vector<bool> done(live.size(), false);
     for (size_t i = 0; i < live.size(); ++i) {
       const auto found = index_.find(live[i].unsafeGetTensorImpl());
-      if (found != index_.end()) {
-        averaged[found->second] = static_cast<int64_t>(i);
-      }
+      TORCH_CHECK(found != index_.end(), "FusedAdam: ema must be of the optimiser's own model");
+      averaged[found->second] = static_cast<int64_t>(i);
     }
+    ++num_steps_;
     std::vector<Tensor> gradients;  // copies, which must live as long as the tasks
     std::vector<mixmatch::detail::AdamTask> floats, doubles;
     for (size_t i = 0; i < parameters_.size(); ++i) {
       Parameter& parameter = parameters_[i];
-      TORCH_CHECK(parameter.tensor.data_ptr() == parameter.memory.data_ptr(), "FusedAdam: parameter ",
-                  parameter.name,
-                  " no longer lies in the optimiser's memory; make the optimiser after model->to(...)");
       const Tensor given = parameter.tensor.grad();
       if (!given.defined()) {
         continue;
       }
+      ++parameter.num_steps;
       gradients.push_back(laid_out_like(given, parameter.memory));
       auto task = fused_task(parameter, gradients.back());
       if (task.size < 0) {
@@ -234,13 +261,17 @@ class FusedAdam {
         const auto at = static_cast<size_t>(averaged[i]);
         const Tensor& mean = average[at];
         if (mean.scalar_type() == parameter.memory.scalar_type() &&
-            mixmatch::detail::has_plain_memory(mean) && mean.strides() == parameter.memory.strides()) {
+            mixmatch::detail::has_plain_memory(mean) && lie_alike(mean, parameter.memory)) {
           task.shrink = shrink[at];
-          task.average = mean.data_ptr();
-          mean.unsafeGetTensorImpl()->bump_version();
+          if (decay != 1) {  // which leaves the average as it is
+            task.average = mean.data_ptr();
+            mean.unsafeGetTensorImpl()->bump_version();
+          }
           done[at] = true;
         }
       }
+      task.step_size = numbers.step_size(parameter.num_steps);
+      task.root_correction = numbers.root_correction(parameter.num_steps);
       parameter.tensor.unsafeGetTensorImpl()->bump_version();
       (parameter.memory.scalar_type() == at::kFloat ? floats : doubles).push_back(task);
     }
@@ -260,11 +291,12 @@ class FusedAdam {
   }
 
   static void step_composite(Parameter& parameter, const Tensor& gradient,
-                             const mixmatch::detail::AdamStep& numbers) {
+                             const mixmatch::detail::AdamNumbers& numbers) {
     parameter.first_moment.mul_(numbers.beta1).add_(gradient, 1 - numbers.beta1);
     parameter.second_moment.mul_(numbers.beta2).addcmul_(gradient, gradient, 1 - numbers.beta2);
-    const Tensor root = parameter.second_moment.sqrt().div_(numbers.root_correction).add_(numbers.eps);
-    parameter.tensor.addcdiv_(parameter.first_moment, root, -numbers.step_size);
+    const Tensor root =
+        parameter.second_moment.sqrt().div_(numbers.root_correction(parameter.num_steps)).add_(numbers.eps);
+    parameter.tensor.addcdiv_(parameter.first_moment, root, -numbers.step_size(parameter.num_steps));
   }
 
   FusedAdamOptions options_;

@@ -14,7 +14,7 @@ namespace mixmatch::training {
 /// effect. Call it first in main().
 inline void keep_freed_memory() {
 #ifdef __GLIBC__
-  mallopt(M_MMAP_THRESHOLD, 32 << 20);  // the largest value that glibc takes
+  mallopt(M_MMAP_MAX, 0);  // a mapping of its own is given back as soon as it is free
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   mallopt(M_TOP_PAD, 64 << 20);
 #endif

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/Context.h>
 #include <mixmatch/detail/fast_bfloat16.hpp>
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/model.hpp>
@@ -55,7 +56,7 @@ inline at::ScalarType parse_precision(const std::string& name) {
 /// What trains fastest on the device: bfloat16 by autocast on a CPU with AVX512-BF16 or AMX and on a GPU that
 /// has it, else float32.
 inline at::ScalarType fastest_precision(torch::Device device) {
-  const bool fast = device.is_cpu() ? mixmatch::detail::has_fast_bfloat16()
+  const bool fast = device.is_cpu() ? mixmatch::detail::has_fast_bfloat16() && at::globalContext().hasMKLDNN()
                                     : device.is_cuda() && mixmatch::detail::cuda_has_bfloat16();
   return fast ? at::kBFloat16 : at::kFloat;
 }

@@ -48,8 +48,8 @@ class BatchNormMomentumGuard {
 
 }  // namespace detail
 
-/// Replaces the running statistics of every torch::nn::BatchNorm1d, 2d and 3d by the plain average over
-/// forward passes of the model as it now is:
+/// Replaces the running statistics of every batch norm (torch::nn's and BatchNormLeakyReLU) by the plain
+/// average over forward passes of the model as it now is:
 ///
 ///     running_mean = 1/B sum_b mean_b,   running_var = 1/B sum_b var_b (unbiased),   num_batches_tracked = B
 ///

@@ -66,7 +66,7 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
     run.start();
     log_example_images(run.board(), state.model, o, data, device);
   }
-  Prefetch<AugmentedBatch> batches(augmented_batches(o, data, device), o.prefetch);
+  Prefetch<AugmentedBatch> batches(augmented_batches(o, data, device), prefetches(o, device));
   while (run.running()) {
     const StepLoss loss = train_step(state, o, batches, device);
     run.record(loss.values(), loss.finite);
