@@ -10,13 +10,22 @@
 
 namespace mixmatch {
 
-/// A Model that takes several equal batches as one whose parts are normalised each by itself:
-/// `set_batch_norm_groups(groups)`, as models::WideResNet has.
+namespace detail {
+
 template <class M>
-concept GroupedModel = requires(M& model) {
+concept HasBatchNormGroups = requires(M& model) {
   model.set_batch_norm_groups(int64_t{});
-}
-|| requires(M& model) { model->set_batch_norm_groups(int64_t{}); };
+};
+
+}  // namespace detail
+
+/// A Model that takes several equal batches as one whose parts are normalised each by itself:
+/// `set_batch_norm_groups(groups)`, as models::WideResNet has. It must reach every layer whose result for a
+/// row depends on other rows; the library sets it back to 1.
+template <class M>
+concept GroupedModel = detail::HasBatchNormGroups<M> || requires(M& model) {
+  model->set_batch_norm_groups(int64_t{});
+};
 
 namespace detail {
 
@@ -31,7 +40,7 @@ class BatchNormGroups {
 
  private:
   void set(int64_t groups) {
-    if constexpr (is_nn_module<M>) {
+    if constexpr (HasBatchNormGroups<M>) {
       model_->set_batch_norm_groups(groups);
     } else {
       (*model_)->set_batch_norm_groups(groups);
@@ -54,7 +63,9 @@ template <class Model>
 std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batches) {
   if constexpr (GroupedModel<Model>) {
     const bool alike = std::all_of(batches.begin(), batches.end(), [&](const Tensor& batch) {
-      return batch.sizes() == batches.front().sizes();
+      const Tensor& first = batches.front();
+      return batch.sizes() == first.sizes() && batch.scalar_type() == first.scalar_type() &&
+             batch.device() == first.device();
     });
     if (alike && batches.size() > 1 && batches.front().size(0) > 0) {
       const auto count = static_cast<int64_t>(batches.size());
