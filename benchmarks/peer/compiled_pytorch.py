@@ -110,7 +110,7 @@ def main():
     parser.add_argument("--depth", type=int, default=28)
     parser.add_argument("--widen", type=int, default=2)
     parser.add_argument("--images", type=int, default=50000)
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mode", default="max-autotune", help="torch.compile's; default: no CUDA graphs, no tuning")
     args = parser.parse_args()
     if args.threads:
