@@ -71,7 +71,9 @@ TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
   if (skip()) {
     return;
   }
-  for (const auto& [source, entry] : all_kernels()) {
+  for (const auto& kernel : all_kernels()) {
+    const auto& source = kernel.first;
+    const auto& entry = kernel.second;
     for (const int capability : {80, 90}) {
       INFO(source.name << ": " << entry << " for " << capability);
       CudaCompiler::Program program;

@@ -50,6 +50,7 @@ __global__ void norm_moments(const Pack<Scalar, width>* x, const Pack<Scalar, wi
   __shared__ Compute squares[256 * width];
   __shared__ int counts[256];
   const Place place(rows, packs, chunks, lanes);
+  const int thread = static_cast<int>(threadIdx.x), own = thread * width;
   Compute shift[width], total[width], square[width];
   for (int k = 0; k < width; ++k) {
     shift[k] = total[k] = square[k] = 0;
@@ -74,27 +75,27 @@ __global__ void norm_moments(const Pack<Scalar, width>* x, const Pack<Scalar, wi
     }
     ++count;
   }
-  counts[threadIdx.x] = count;
+  counts[thread] = count;
   for (int k = 0; k < width; ++k) {
     const Compute mean = count == 0 ? static_cast<Compute>(0) : total[k] / static_cast<Compute>(count);
-    means[threadIdx.x * width + k] = shift[k] + mean;
-    squares[threadIdx.x * width + k] = square[k] - total[k] * mean;
+    means[own + k] = shift[k] + mean;
+    squares[own + k] = square[k] - total[k] * mean;
   }
   __syncthreads();
   for (int rest = place.slices / 2; rest > 0; rest /= 2) {
     if (place.slice < rest) {
-      const u32 other = threadIdx.x + static_cast<u32>(rest * lanes);
-      const int mine = counts[threadIdx.x], theirs = counts[other];
+      const int other = thread + rest * lanes;
+      const int mine = counts[thread], theirs = counts[other];
       if (theirs > 0) {
         const Compute share = static_cast<Compute>(theirs) / static_cast<Compute>(mine + theirs);
         for (int k = 0; k < width; ++k) {
-          Compute& mean = means[threadIdx.x * width + k];
+          Compute& mean = means[own + k];
           const Compute difference = means[other * width + k] - mean;
-          squares[threadIdx.x * width + k] +=
+          squares[own + k] +=
               squares[other * width + k] + difference * difference * static_cast<Compute>(mine) * share;
           mean += difference * share;
         }
-        counts[threadIdx.x] = mine + theirs;
+        counts[thread] = mine + theirs;
       }
     }
     __syncthreads();
@@ -102,8 +103,8 @@ __global__ void norm_moments(const Pack<Scalar, width>* x, const Pack<Scalar, wi
   if (place.slice == 0 && place.active) {
     const i64 to = ((place.group * chunks + place.chunk) * packs + place.pack) * width;
     for (int k = 0; k < width; ++k) {
-      chunk_means[to + k] = means[threadIdx.x * width + k];
-      chunk_squares[to + k] = squares[threadIdx.x * width + k];
+      chunk_means[to + k] = means[own + k];
+      chunk_squares[to + k] = squares[own + k];
     }
   }
 }
@@ -204,6 +205,7 @@ __global__ void norm_gradient_sums(const Pack<Scalar, width>* grad_y, const Pack
   __shared__ Compute sums[256 * width];
   __shared__ Compute products[256 * width];
   const Place place(rows, packs, chunks, lanes);
+  const int thread = static_cast<int>(threadIdx.x), own = thread * width;
   Compute sum[width], product[width];
   for (int k = 0; k < width; ++k) {
     sum[k] = product[k] = 0;
@@ -231,16 +233,16 @@ __global__ void norm_gradient_sums(const Pack<Scalar, width>* grad_y, const Pack
     }
   }
   for (int k = 0; k < width; ++k) {
-    sums[threadIdx.x * width + k] = sum[k];
-    products[threadIdx.x * width + k] = product[k];
+    sums[own + k] = sum[k];
+    products[own + k] = product[k];
   }
   __syncthreads();
   for (int rest = place.slices / 2; rest > 0; rest /= 2) {
     if (place.slice < rest) {
-      const u32 other = threadIdx.x + static_cast<u32>(rest * lanes);
+      const int other = thread + rest * lanes;
       for (int k = 0; k < width; ++k) {
-        sums[threadIdx.x * width + k] += sums[other * width + k];
-        products[threadIdx.x * width + k] += products[other * width + k];
+        sums[own + k] += sums[other * width + k];
+        products[own + k] += products[other * width + k];
       }
     }
     __syncthreads();
@@ -248,8 +250,8 @@ __global__ void norm_gradient_sums(const Pack<Scalar, width>* grad_y, const Pack
   if (place.slice == 0 && place.active) {
     const i64 to = ((place.group * chunks + place.chunk) * packs + place.pack) * width;
     for (int k = 0; k < width; ++k) {
-      chunk_sums[to + k] = sums[threadIdx.x * width + k];
-      chunk_products[to + k] = products[threadIdx.x * width + k];
+      chunk_sums[to + k] = sums[own + k];
+      chunk_products[to + k] = products[own + k];
     }
   }
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/Context.h>
+#include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/pimpl.h>
