@@ -135,6 +135,10 @@ struct CudaFunctions {
   Result (*archs)(int*);
   const char* (*error_string)(Result);
 
+  Result (*current_context)(Handle*);
+  Result (*set_context)(Handle);
+  Result (*get_device)(int*, int);
+  Result (*primary_context)(Handle*, int);
   Result (*load_module)(Handle*, const void*);
   Result (*get_function)(Handle*, Handle, const char*);
   Result (*launch)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle,
@@ -259,7 +263,11 @@ class CudaCompiler {
 
   void find_driver(void* library) {
     auto& f = functions_;
-    can_launch_ = find_one(library, "cuModuleLoadData", f.load_module) &&
+    can_launch_ = find_one(library, "cuCtxGetCurrent", f.current_context) &&
+                  find_one(library, "cuCtxSetCurrent", f.set_context) &&
+                  find_one(library, "cuDeviceGet", f.get_device) &&
+                  find_one(library, "cuDevicePrimaryCtxRetain", f.primary_context) &&
+                  find_one(library, "cuModuleLoadData", f.load_module) &&
                   find_one(library, "cuModuleGetFunction", f.get_function) &&
                   find_one(library, "cuLaunchKernel", f.launch) &&
                   find_one(library, "cuGetErrorString", f.driver_error);

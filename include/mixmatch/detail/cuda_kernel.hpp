@@ -71,6 +71,32 @@ inline const CudaCompiler& cuda_compiler() {
   return compiler;
 }
 
+/// Throws what the driver has to say of a result that is not success.
+inline void check_driver(CudaFunctions::Result result, const char* what, const CudaSource& source,
+                         const std::string& entry) {
+  if (result != 0) {
+    const char* reason = nullptr;
+    cuda_compiler().functions().driver_error(result, &reason);
+    TORCH_CHECK(false, "mixmatch: ", what, " of ", source.name, ", kernel ", entry,
+                ", failed: ", reason != nullptr ? reason : "unknown error");
+  }
+}
+
+/// Calls of the driver need the device's context in their thread, which those of the runtime bring along: a
+/// thread of the autograd engine may have made none yet. No call of the runtime's here, as a step may be
+/// being captured.
+inline void bind_cuda_context(c10::DeviceIndex device, const CudaSource& source, const std::string& entry) {
+  const auto& driver = cuda_compiler().functions();
+  CudaFunctions::Handle context = nullptr;
+  check_driver(driver.current_context(&context), "asking for the context", source, entry);
+  if (context == nullptr) {
+    int ordinal = 0;
+    check_driver(driver.get_device(&ordinal, static_cast<int>(device)), "finding the device", source, entry);
+    check_driver(driver.primary_context(&context, ordinal), "getting the context", source, entry);
+    check_driver(driver.set_context(context), "setting the context", source, entry);
+  }
+}
+
 /// A kernel that is loaded on one device, ready to be launched.
 inline CudaFunctions::Handle loaded_cuda_kernel(const CudaSource& source, const std::string& entry,
                                                 c10::DeviceIndex device) {
@@ -84,19 +110,10 @@ inline CudaFunctions::Handle loaded_cuda_kernel(const CudaSource& source, const 
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
     const auto& compiler = cuda_compiler();
     const auto program = compiler.compile(source, entry, 10 * major + minor);
-    C10_CUDA_CHECK(cudaFree(nullptr));  // makes the device's context current in this thread
-    const auto check = [&](CudaFunctions::Result result, const char* what) {
-      const char* reason = nullptr;
-      if (result != 0) {
-        compiler.functions().driver_error(result, &reason);
-      }
-      TORCH_CHECK(result == 0, "mixmatch: ", what, " of ", source.name, ", kernel ", entry,
-                  ", failed: ", reason != nullptr ? reason : "unknown error");
-    };
-    CudaFunctions::Handle module = nullptr;
-    CudaFunctions::Handle function = nullptr;
-    check(compiler.functions().load_module(&module, program.code.data()), "loading");
-    check(compiler.functions().get_function(&function, module, program.entry.c_str()), "the entry");
+    CudaFunctions::Handle module = nullptr, function = nullptr;
+    check_driver(compiler.functions().load_module(&module, program.code.data()), "loading", source, entry);
+    check_driver(compiler.functions().get_function(&function, module, program.entry.c_str()), "the entry",
+                 source, entry);
     kernel = function;
   }
   return kernel;
@@ -153,18 +170,14 @@ void launch_cuda_kernel(const CudaSource& source, const std::string& entry, at::
 #ifdef MIXMATCH_HAS_CUDA
   const c10::cuda::CUDAGuard guard(device);
   const auto index = device.has_index() ? device.index() : c10::cuda::current_device();
+  bind_cuda_context(index, source, entry);
   const auto kernel = loaded_cuda_kernel(source, entry, index);
-  const auto result = cuda_compiler().functions().launch(
-      kernel, static_cast<unsigned>(grid.blocks_x), static_cast<unsigned>(grid.blocks_y), 1,
-      static_cast<unsigned>(grid.threads), 1, 1, 0,
-      static_cast<CudaFunctions::Handle>(c10::cuda::getCurrentCUDAStream(index).stream()), pointers.data(),
-      nullptr);
-  if (result != 0) {
-    const char* reason = nullptr;
-    cuda_compiler().functions().driver_error(result, &reason);
-    TORCH_CHECK(false, "mixmatch: the launch of ", source.name, ", kernel ", entry,
-                ", failed: ", reason != nullptr ? reason : "unknown error");
-  }
+  check_driver(cuda_compiler().functions().launch(
+                   kernel, static_cast<unsigned>(grid.blocks_x), static_cast<unsigned>(grid.blocks_y), 1,
+                   static_cast<unsigned>(grid.threads), 1, 1, 0,
+                   static_cast<CudaFunctions::Handle>(c10::cuda::getCurrentCUDAStream(index).stream()),
+                   pointers.data(), nullptr),
+               "the launch", source, entry);
 #else
   static_cast<void>(source);
   static_cast<void>(device);
