@@ -40,7 +40,7 @@ inline double difference(const Tensor& found, const Tensor& exact) {
   return gap.isnan().any().item<bool>() ? INFINITY : gap.max().item<double>();
 }
 
-inline std::string named(const char* name, at::ScalarType type) { return name + (" " + c10::str(type)); }
+inline std::string named(const char* name, at::ScalarType type) { return c10::str(name, ' ', type); }
 
 inline void check_sharpen(std::vector<Check>& checks, torch::Device device) {
   for (const auto type : all_types) {
