@@ -21,7 +21,7 @@ done
 need g++ cmake ninja-build libtorch-dev libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2 $browser
 # The examples are built once, by a test: as a user builds them.
 cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
-  -DMIXMATCH_PYTHON="$python"
+  -DMIXMATCH_UNITY_TESTS=ON -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0
 ctest --test-dir build/test -j "$jobs" --output-on-failure "$@" || status=$?

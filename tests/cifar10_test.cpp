@@ -44,7 +44,7 @@ std::string train_error(const fs::path& dir) {
   return error_of([&] { load_cifar10(dir, Split::train); });
 }
 
-void check_one_line(const std::string& message) {
+void check_load_message(const std::string& message) {
   CHECK(message.find("load_cifar10") == 0);
   CHECK(message.find('\n') == std::string::npos);
 }
@@ -81,7 +81,7 @@ TEST_CASE("load_cifar10 finds the unpacked archive's folder and reads the class 
   CHECK(train.class_names == std::vector<std::string>{"a", "b", "c", "d", "e", "f", "g", "h", "i", "j j"});
   write_file(dir / "cifar-10-batches-bin" / "batches.meta.txt", "a\nb\n");
   const auto message = train_error(dir.path());
-  check_one_line(message);
+  check_load_message(message);
   CHECK_THAT(message, contains("batches.meta.txt"));
   CHECK_THAT(message, contains("got 2"));
 }
@@ -99,7 +99,7 @@ TEST_CASE("load_cifar10 says where it looked and how to get the files") {
   const auto dir = temp_dir();
   for (const auto& place : {dir.path(), dir / "nowhere"}) {
     const auto message = train_error(place);
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains("no data_batch_1.bin in " + place.string()));
     CHECK_THAT(message, contains((place / "cifar-10-batches-bin").string()));
     CHECK_THAT(message, contains("https://www.cs.toronto.edu/~kriz/cifar.html"));
@@ -118,7 +118,7 @@ TEST_CASE("load_cifar10 names the file that is missing or bad") {
   SECTION("missing") {
     fs::remove(path);
     const auto message = train_error(dir.path());
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains(path.string() + " is missing"));
   }
   SECTION("the first one missing") {
@@ -128,13 +128,13 @@ TEST_CASE("load_cifar10 names the file that is missing or bad") {
   SECTION("empty") {
     write_file(path, "");
     const auto message = train_error(dir.path());
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains(path.string() + " is empty"));
   }
   SECTION("cut short") {
     write_file(path, records(0, 2).substr(0, 2 * kRecord - 1));
     const auto message = train_error(dir.path());
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains(path.string() + " has 6145 bytes"));
   }
   SECTION("a label above 9") {
@@ -142,7 +142,7 @@ TEST_CASE("load_cifar10 names the file that is missing or bad") {
     bytes[2 * kRecord] = 10;
     write_file(path, bytes);
     const auto message = train_error(dir.path());
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains(path.string() + " record 2 has label 10"));
     bytes[2 * kRecord] = static_cast<char>(255);
     write_file(path, bytes);
@@ -152,7 +152,7 @@ TEST_CASE("load_cifar10 names the file that is missing or bad") {
     fs::remove(path);
     fs::create_directory(path);
     const auto message = train_error(dir.path());
-    check_one_line(message);
+    check_load_message(message);
     CHECK_THAT(message, contains(path.string() + " is not a regular file"));
   }
 }

@@ -43,7 +43,7 @@ bool close(const Tensor& a, const Tensor& b, double tolerance) {
   return torch::allclose(a.to(at::kDouble), b.to(at::kDouble), tolerance, tolerance);
 }
 
-double tolerance(at::ScalarType type) {
+double mixup_tolerance(at::ScalarType type) {
   switch (type) {
     case at::kDouble:
       return 1e-14;
@@ -108,16 +108,16 @@ TEST_CASE("mixup_pairs: every dtype, layout and instruction set against double p
           const Tensor mixed = mixup_pairs(x, order, lambda);
           REQUIRE(mixed.scalar_type() == type);
           REQUIRE(mixed.is_contiguous());
-          REQUIRE(close(mixed, want, tolerance(type)));
+          REQUIRE(close(mixed, want, mixup_tolerance(type)));
           // Every second element, and rows and columns exchanged.
           std::vector<int64_t> doubled = sizes;
           doubled.back() *= 2;
           Tensor strided = at::empty(doubled, x.options()).slice(-1, 0, doubled.back(), 2);
           strided.copy_(x);
-          REQUIRE(close(mixup_pairs(strided, order, lambda), want, tolerance(type)));
+          REQUIRE(close(mixup_pairs(strided, order, lambda), want, mixup_tolerance(type)));
           if (x.dim() > 1) {
             const Tensor turned = x.transpose(0, -1).contiguous().transpose(0, -1);
-            REQUIRE(close(mixup_pairs(turned, order, lambda), want, tolerance(type)));
+            REQUIRE(close(mixup_pairs(turned, order, lambda), want, mixup_tolerance(type)));
           }
         }
       }
@@ -253,7 +253,7 @@ TEST_CASE("mixup: half-precision images with float32 targets") {
     CHECK(mixed.inputs.scalar_type() == type);
     CHECK(mixed.inputs.is_contiguous(at::MemoryFormat::ChannelsLast));
     CHECK(mixed.targets.scalar_type() == at::kFloat);
-    CHECK(close(mixed.inputs, reference(inputs, mixed.permutation, mixed.lambda), tolerance(type)));
+    CHECK(close(mixed.inputs, reference(inputs, mixed.permutation, mixed.lambda), mixup_tolerance(type)));
   }
 }
 
