@@ -13,8 +13,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <memory>
 #include <optional>
 #include <string>
@@ -24,6 +27,20 @@
 
 namespace mm = mixmatch;
 using torch::Tensor;
+
+namespace {
+
+std::atomic<int64_t> allocated_bytes{0};
+
+}  // namespace
+
+// LibTorch and oneDNN take tensors and scratch memory from this function: in place of the C library's, it
+// counts.
+extern "C" int posix_memalign(void** memory, std::size_t alignment, std::size_t size) {
+  allocated_bytes.fetch_add(static_cast<int64_t>(size), std::memory_order_relaxed);
+  *memory = std::aligned_alloc(alignment, (size + alignment - 1) / alignment * alignment);
+  return *memory != nullptr ? 0 : ENOMEM;
+}
 
 namespace {
 
@@ -88,7 +105,9 @@ class Trainer {
   void step() {
     const int64_t faults_before = page_faults();
     last_ = std::chrono::steady_clock::now();
+    last_bytes_ = allocated_bytes;
     seconds_.emplace_back();
+    megabytes_.emplace_back();
     Tensor loss;
     {
       mm::training::Autocast autocast(torch::kCPU, variant_.precision);
@@ -133,15 +152,20 @@ class Trainer {
     std::sort(values.begin(), values.end());
     return (values[values.size() * 3 / 4] - values[values.size() / 4]) / values[values.size() / 2];
   }
-  double median_part(Part part, size_t warmup) const {
+  double median_part(Part part, size_t warmup) const { return median_of(seconds_, part, warmup); }
+  /// What the allocator handed out, in megabytes; a prefetch thread's counts for the part that runs meanwhile.
+  double median_megabytes(Part part, size_t warmup) const { return median_of(megabytes_, part, warmup); }
+
+ private:
+  using Parts = std::array<double, num_parts>;
+  static double median_of(const std::vector<Parts>& steps, Part part, size_t warmup) {
     std::vector<double> values;
-    for (size_t i = warmup; i < seconds_.size(); ++i) {
-      values.push_back(seconds_[i][part]);
+    for (size_t i = warmup; i < steps.size(); ++i) {
+      values.push_back(steps[i][part]);
     }
     return median(std::move(values));
   }
 
- private:
   Batch make_batch(int64_t step) const {
     const auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(step) + 2);
     const mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
@@ -162,6 +186,9 @@ class Trainer {
     const auto now = std::chrono::steady_clock::now();
     seconds_.back()[part] += std::chrono::duration<double>(now - last_).count();
     last_ = now;
+    const int64_t bytes = allocated_bytes;
+    megabytes_.back()[part] += static_cast<double>(bytes - last_bytes_) / 1e6;
+    last_bytes_ = bytes;
   }
   std::vector<double> totals(size_t warmup) const {
     std::vector<double> values;
@@ -187,7 +214,8 @@ class Trainer {
   std::optional<mm::training::FusedAdam> fused_adam_;
   std::optional<torch::optim::Adam> adam_;
   std::chrono::steady_clock::time_point last_;
-  std::vector<std::array<double, num_parts>> seconds_;
+  int64_t last_bytes_ = 0;
+  std::vector<Parts> seconds_, megabytes_;
   std::vector<double> faults_;
   int64_t steps_ = 0;
 };
@@ -218,7 +246,7 @@ void print_variants(const Shape& shape, const std::vector<Variant>& variants, in
   for (const char* part : kPartNames) {
     fmt::print("{:>10}", part);
   }
-  fmt::print("{:>10}{:>8}\n", "outside", "faults");
+  fmt::print("{:>10}{:>8}{:>8}{:>10}\n", "outside", "faults", "MB", "outside");
   const double first = trainers[0]->median_seconds(kWarmup);
   for (size_t i = 0; i < trainers.size(); ++i) {
     const auto& trainer = *trainers[i];
@@ -230,7 +258,14 @@ void print_variants(const Shape& shape, const std::vector<Variant>& variants, in
     }
     const double outside = trainer.median_part(data, kWarmup) + trainer.median_part(mix, kWarmup) +
                            trainer.median_part(update, kWarmup);
-    fmt::print("{:>9.2f}%{:>8.0f}\n", 100 * outside / total, trainer.median_faults(kWarmup));
+    double megabytes = 0;
+    for (int part = 0; part < num_parts; ++part) {
+      megabytes += trainer.median_megabytes(static_cast<Part>(part), kWarmup);
+    }
+    fmt::print("{:>9.2f}%{:>8.0f}{:>8.0f}{:>10.1f}\n", 100 * outside / total, trainer.median_faults(kWarmup),
+               megabytes,
+               trainer.median_megabytes(data, kWarmup) + trainer.median_megabytes(mix, kWarmup) +
+                   trainer.median_megabytes(update, kWarmup));
   }
 }
 

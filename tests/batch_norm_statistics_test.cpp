@@ -4,6 +4,7 @@
 #include "catch.hpp"
 #include "test_util.hpp"
 
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -88,6 +89,28 @@ TEST_CASE("a batch that is not a number does not stay in discarded statistics") 
   for (const Tensor& buffer : model->buffers()) {
     CHECK(buffer.isfinite().all().item<bool>());
   }
+}
+
+TEST_CASE("a pass that throws moves no running statistics") {
+  auto model = make_model();
+  BatchNormStatistics statistics(model);
+  const auto before = buffers_of(model);
+  const auto fails = [&] {
+    const auto scope = statistics.update(torch::full({}, 0.5));
+    model->forward(torch::randn({2, 3, 8, 8}));
+    throw std::runtime_error("half way");
+  };
+  CHECK_THROWS_AS(fails(), std::runtime_error);
+  const auto after = buffers_of(model);
+  for (size_t i = 0; i < before.size(); ++i) {
+    CHECK(after[i].equal(before[i]));
+  }
+  // And the next pass is a pass like any other.
+  {
+    const auto scope = statistics.update(torch::full({}, 0.5));
+    model->forward(torch::randn({2, 3, 8, 8}));
+  }
+  CHECK_FALSE(buffers_of(model)[0].equal(before[0]));
 }
 
 TEST_CASE("running statistics keep their names and can be saved, and evaluation sees them") {

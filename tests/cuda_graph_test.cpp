@@ -49,6 +49,9 @@ TEST_CASE("a hundred replays of a whole step are a hundred eager steps, and cons
     return;
   }
   const torch::Device device(torch::kCUDA, 0);
+  // Two runs are compared: cuDNN's sums must have one order.
+  const bool deterministic = at::globalContext().deterministicCuDNN();
+  at::globalContext().setDeterministicCuDNN(true);
   for (const auto precision : {at::kFloat, at::kBFloat16}) {
     std::vector<double> expected, found;
     Tensor expected_weight, found_weight;
@@ -79,6 +82,7 @@ TEST_CASE("a hundred replays of a whole step are a hundred eager steps, and cons
     CHECK(found[0] == Approx(expected[0]).epsilon(1e-4));
     CHECK(at::allclose(found_weight, expected_weight, 0.05, 0.02));
   }
+  at::globalContext().setDeterministicCuDNN(deterministic);
 }
 
 TEST_CASE("a step that waits for the device cannot be captured, and leaves the state as it was") {

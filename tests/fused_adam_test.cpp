@@ -127,6 +127,28 @@ TEST_CASE("FusedAdam: equals Adam, then decay of kernels, then the moving averag
   }
 }
 
+TEST_CASE("FusedAdam: a layer that stands in the network twice moves once a step") {
+  const auto tied = [] {
+    torch::manual_seed(5);
+    torch::nn::Linear layer(9, 9);
+    return torch::nn::Sequential(layer, torch::nn::Tanh(), layer);
+  };
+  auto fused = tied(), plain = tied();
+  FusedAdam optimizer(fused, FusedAdamOptions(0.01));
+  torch::optim::Adam reference({plain->parameters()[0], plain->parameters()[1]},
+                               torch::optim::AdamOptions(0.01));
+  EmaModel ema(fused, EmaModelOptions().decay(0.95)), plain_ema(plain, EmaModelOptions().decay(0.95));
+  for (int step = 0; step < 5; ++step) {
+    const Tensor x = torch::randn({4, 9});
+    fused->forward(x).square().sum().backward();
+    plain->forward(x).square().sum().backward();
+    CHECK(training::optimizer_step(optimizer, ema, 0.3));
+    CHECK(training::optimizer_step(reference, plain_ema, 0.01, 0.3));
+  }
+  CHECK(largest_difference(fused->parameters(), plain->parameters()) < 1e-5);
+  CHECK(largest_difference(averages_of(ema), averages_of(plain_ema)) < 1e-5);
+}
+
 TEST_CASE("FusedAdam: parameters lie in one block; autograd sees every change") {
   auto model = make_model(2);
   FusedAdam optimizer(model);

@@ -267,7 +267,7 @@ int measure(const Options& o) {
       const auto timing = time_steps(step, device, o.number("steps", 200));
       fmt::print("{:40} {:9.3f} ms a step  ({:.3f} to {:.3f})\n", name, timing.median, timing.fastest,
                  timing.slowest);
-    } catch (const c10::Error& error) {
+    } catch (const std::exception& error) {
       fmt::print("{:40} failed: {}\n", name, mm::training::detail::one_line_of(error));
       ++failed;
     }
@@ -339,15 +339,21 @@ int train(const Options& o) {
   const double before = seconds;
   const auto start = std::chrono::steady_clock::now();
   while (done < total) {
-    Tensor loss, finite = at::ones({}, at::TensorOptions(device).dtype(at::kBool));
+    Tensor loss, finite = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
+    const int64_t first = done;
     for (int64_t i = 0; i < every && done < total; ++i, ++done) {
       const auto& result = graphed();
       loss = result.total;
-      finite.logical_and_(result.finite);
+      finite.add_(result.finite);
     }
-    if (!finite.item<bool>()) {
-      fmt::print("a gradient was not finite before step {}\n", done);
+    // The optimiser leaves out a step whose gradients are not finite.
+    const int64_t left_out = done - first - finite.item<int64_t>();
+    if (left_out == done - first) {
+      fmt::print("no gradient was finite from step {} to {}\n", first, done);
       return 1;
+    }
+    if (left_out > 0) {
+      fmt::print("{} of the steps from {} to {} had gradients that are not finite\n", left_out, first, done);
     }
     done = step.synchronize(*network.ema);
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
@@ -385,7 +391,7 @@ int main(int argc, char** argv) {
     if (command == "train") {
       return train(options);
     }
-  } catch (const c10::Error& error) {
+  } catch (const std::exception& error) {
     fmt::print(stderr, "gpu_benchmark: {}\n", mm::training::detail::one_line_of(error));
     return 2;
   }

@@ -164,7 +164,8 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device) {
               .to(type)
               .contiguous(at::MemoryFormat::ChannelsLast);
         };
-        const Tensor x = images(1), addend = images(0.5), grad_y = images(0), grad_sum = images(0);
+        const Tensor x = images(1), addend = images(0.5), grad_sum = images(0);
+        Tensor grad_y = images(0);
         if (!mixmatch::detail::cuda_norm_supported(x)) {
           return;
         }
@@ -172,8 +173,6 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device) {
         const Tensor weight = (at::rand({channels}, device) + 0.5).to(compute);
         const Tensor bias = at::randn({channels}, device).to(compute);
         const auto out = mixmatch::detail::cuda_norm_forward(x, addend, weight, bias, groups, eps, slope);
-        const auto grads = mixmatch::detail::cuda_norm_backward(grad_y, grad_sum, out.sum, weight, bias,
-                                                                out.mean, out.invstd, groups, slope);
         const auto leaf = [](const Tensor& t) { return t.to(at::kDouble).detach().requires_grad_(); };
         const Tensor s = leaf(out.sum), w = leaf(weight), b = leaf(bias);
         std::vector<Tensor> parts, variances;
@@ -182,6 +181,10 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device) {
           variances.push_back(part.detach().var({0, 2, 3}, true));
         }
         const Tensor y = at::cat(parts);
+        // So near its kink the function's slope is a matter of rounding.
+        grad_y = grad_y.masked_fill(y.detach().abs() < 1e-4, 0);
+        const auto grads = mixmatch::detail::cuda_norm_backward(grad_y, grad_sum, out.sum, weight, bias,
+                                                                out.mean, out.invstd, groups, slope);
         const auto exact = torch::autograd::grad({y}, {s, w, b}, {grad_y.to(at::kDouble)});
         const double tight = type == at::kDouble ? 1e-9 : 1e-3;
         const double image = std::max(rounding_of(type), type == at::kDouble ? 1e-10 : 1e-4);

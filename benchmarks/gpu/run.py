@@ -2,7 +2,8 @@
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
 float64, times a MixMatch step by variant and the peers beside it, profiles the fastest, and trains on CIFAR-10.
 
-Needs python with torch (built with CUDA), g++ and nothing else; no network.
+Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
+the ones that those include (CUDA 13's do); no network.
 
     python3 benchmarks/gpu/run.py --data cifar-10-batches-bin --minutes 60
     python3 benchmarks/gpu/run.py --dry-run         # all of it on the CPU, in tiny sizes
@@ -14,8 +15,10 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -34,13 +37,16 @@ class Report:
         self.file.write(text + "\n")
         self.file.flush()
 
-    def run(self, title, command, **options):
-        """Runs a command, showing its output as it comes; remembers a failure and goes on."""
+    def run(self, title, command, minutes=15):
+        """Runs a command for so many minutes at most, showing its output as it comes; remembers a failure and goes on."""
         self.line(f"\n== {title}")
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        watch = threading.Timer(60 * minutes, process.kill)
+        watch.start()
         for text in process.stdout:
             self.line(text.rstrip())
+        watch.cancel()
         if process.wait() != 0:
             self.failures.append(f"{title}: exit status {process.returncode}")
             self.line(f"FAILED with exit status {process.returncode}")
@@ -70,14 +76,22 @@ def build(report, torch, target):
     link = ["-ltorch", "-ltorch_cpu", "-lc10"]
     if torch.version.cuda:
         # From PyPI, CUDA's headers lie beside torch; elsewhere there is a toolkit.
-        toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-        for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), toolkit]:
-            includes += [path for path in [place / "include"] if path.is_dir()]
+        compiler = shutil.which("nvcc")
+        toolkit = os.environ.get("CUDA_HOME") or (Path(compiler).resolve().parents[1] if compiler else "/usr/local/cuda")
+        for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), Path(toolkit)]:
+            includes += [path for path in [place / "include", place / "include/cccl"] if path.is_dir()]
             libraries += [path for path in [place / "lib", place / "lib64"] if path.is_dir()]
-        if any((path / "cuda_runtime_api.h").exists() for path in includes):
+        needed = ["cuda_runtime_api.h", "crt/host_defines.h", "nv/target"]
+        missing = [name for name in needed if not any((path / name).exists() for path in includes)]
+        if missing:
+            report.line(f"CUDA's headers {', '.join(missing)} are in none of {', '.join(map(str, includes))}: built without CUDA;"
+                        " install the toolkit or set CUDA_HOME")
+        else:
             runtime = [name for path in libraries for name in glob.glob(str(path / "libcudart.so*"))]
             defines.append("-DMIXMATCH_HAS_CUDA")
             link += ["-Wl,--no-as-needed", "-ltorch_cuda", "-lc10_cuda", "-Wl,--as-needed", *runtime[:1], "-ldl"]
+    if not any((path / "fmt/format.h").exists() for path in [*includes, Path("/usr/include"), Path("/usr/local/include")]):
+        report.line("fmt/format.h comes neither with torch nor with the system: install libfmt-dev")
     command = ["g++", "-std=c++20", "-O2", f"-I{ROOT / 'include'}", *defines]
     command += [argument for path in includes for argument in ("-isystem", str(path))]
     command += [str(ROOT / "benchmarks/gpu/gpu_benchmark.cpp"), "-o", str(target)]
@@ -154,9 +168,6 @@ def main():
     peers = ROOT / "benchmarks/peer"
     report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
                                        "--steps", str(min(steps, 100))])
-    mode = ["--mode", "default", "--warmup", "2"] if args.dry_run else []
-    report.run("peer: torch.compile", [sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size,
-                                       *images, *mode, "--steps", str(steps)])
     profiled = 2 if args.dry_run else 20
     for graph in ("yes", "no"):
         trace = out / f"trace_{'graph' if graph == 'yes' else 'eager'}.json"
@@ -172,9 +183,13 @@ def main():
         limits = ["--minutes", "1", "--labels", "20", "--train-steps", "20", "--eval-every", "10"]
     if data:
         report.run("training on CIFAR-10", [str(program), "train", *common, *limits, "--data", data, "--out",
-                                            str(out / "run")])
+                                            str(out / "run")], minutes=args.minutes + 15)
     else:
         report.line("\nno training: --data was not given")
+    # Last: it may compile for many minutes.
+    mode = ["--mode", "default", "--warmup", "2"] if args.dry_run else []
+    report.run("peer: torch.compile", [sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size,
+                                       *images, *mode, "--steps", str(steps)], minutes=30)
     report.line("\n" + ("all done" if not report.failures else "FAILED: " + "; ".join(report.failures)))
     sys.exit(1 if report.failures else 0)
 

@@ -7,6 +7,7 @@ A peer to measure against: the network and the step of plain_pytorch.py. Needs t
 import argparse
 import copy
 import statistics
+import sys
 import time
 
 import torch
@@ -44,6 +45,9 @@ def set_momentum(model, momentum):
 class Step:
     def __init__(self, args, images, labels):
         self.args, self.images, self.labels = args, images, labels
+        import torch._dynamo
+        for resident in (images, labels):  # not to be copied into the graph's own memory at each step
+            torch._dynamo.mark_static_address(resident)
         self.device = torch.device(args.device)
         self.model = WideResNet(depth=args.depth, widen=args.widen).to(self.device)
         self.model = self.model.to(memory_format=torch.channels_last)
@@ -113,6 +117,8 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mode", default="max-autotune", help="torch.compile's; default: no CUDA graphs, no tuning")
     args = parser.parse_args()
+    if not hasattr(torch, "compile"):
+        sys.exit(f"compiled_pytorch.py: torch.compile came with PyTorch 2, this is {torch.__version__}")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)

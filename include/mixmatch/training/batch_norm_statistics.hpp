@@ -3,6 +3,7 @@
 #include <mixmatch/batch_norm.hpp>
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <string>
 #include <utility>
@@ -62,16 +63,21 @@ class BatchNormStatistics {
   class [[nodiscard]] Scope {
    public:
     Scope(BatchNormStatistics& statistics, Tensor momentum)
-        : statistics_(statistics), momentum_(std::move(momentum)) {
+        : statistics_(statistics), momentum_(std::move(momentum)), exceptions_(std::uncaught_exceptions()) {
       statistics_.enter(momentum_.defined());
     }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
-    ~Scope() { statistics_.leave(momentum_); }
+    /// A pass that threw moves nothing: its statistics are half of a batch's, and a device whose capture has
+    /// failed takes no more work.
+    ~Scope() noexcept(false) {
+      statistics_.leave(std::uncaught_exceptions() > exceptions_ ? Tensor() : momentum_);
+    }
 
    private:
     BatchNormStatistics& statistics_;
     Tensor momentum_;
+    int exceptions_;
   };
 
   /// `momentum`: floating-point [] on the model's device, in [0, 1].

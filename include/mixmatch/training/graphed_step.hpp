@@ -167,6 +167,7 @@ class GraphedStep {
     detail::StepSnapshot snapshot(options);
     order(current, side);
     std::string attempted = "running it to warm up";
+    bool begun = false;
     auto graph = std::make_unique<at::cuda::CUDAGraph>();
     try {
       const c10::cuda::CUDAStreamGuard stream_guard(side);
@@ -177,6 +178,7 @@ class GraphedStep {
       snapshot.restore();
       C10_CUDA_CHECK(cudaStreamSynchronize(side.stream()));
       attempted = "capturing it in a CUDA graph";
+      begun = true;
       for (auto& generator : snapshot.generators()) {
         if (generator.device().is_cuda()) {
           mixmatch::detail::register_generator(*generator.get<at::CUDAGeneratorImpl>(), *graph,
@@ -188,7 +190,7 @@ class GraphedStep {
       graph->capture_end();
     } catch (const std::exception& error) {
       const std::string reason = detail::one_line_of(error);
-      abandon(*graph, side, snapshot);
+      abandon(*graph, side, snapshot, begun);
       graph.reset();
       TORCH_CHECK(false, "GraphedStep: ", attempted, " on ", c10::Device(at::kCUDA, index),
                   " failed: ", reason,
@@ -199,9 +201,9 @@ class GraphedStep {
     graph_ = std::move(graph);
   }
 
-  /// Ends a capture that failed, and puts everything back.
-  void abandon(at::cuda::CUDAGraph& graph, const c10::cuda::CUDAStream& side,
-               detail::StepSnapshot& snapshot) {
+  /// Ends a capture that failed, if one had begun, and puts everything back.
+  void abandon(at::cuda::CUDAGraph& graph, const c10::cuda::CUDAStream& side, detail::StepSnapshot& snapshot,
+               bool begun) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     const bool capturing =
         cudaStreamIsCapturing(side.stream(), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
@@ -215,7 +217,7 @@ class GraphedStep {
     result_.reset();
     static_cast<void>(cudaGetLastError());
     static_cast<void>(cudaStreamSynchronize(side.stream()));
-    for (size_t i = 0; i < snapshot.generators().size(); ++i) {
+    for (size_t i = 0; begun && i < snapshot.generators().size(); ++i) {
       auto& generator = snapshot.generators()[i];
       if (generator.device().is_cuda()) {
         mixmatch::detail::recover_generator(*generator.get<at::CUDAGeneratorImpl>(), generator,
