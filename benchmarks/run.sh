@@ -65,7 +65,7 @@ awk '
   END {
     plain = median(time["plain PyTorch loop"])
     print "\nmedian of the rounds, seconds a step, and share of the plain loop:"
-    for (name in time) printf "  %-24s %.4f  %s\n", name, median(time[name]), plain > 0 ? sprintf("%.3f", median(time[name]) / plain) : "-"
+    for (name in time) printf "  %-24s %.4f  %s\n", name, median(time[name]), (plain > 0 ? sprintf("%.3f", median(time[name]) / plain) : "-")
   }' "$results"
 [ -n "$all" ] || exit 0
 printf '\n== Scaling\n'

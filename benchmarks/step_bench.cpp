@@ -272,12 +272,12 @@ void print_variants(const Shape& shape, const std::vector<Variant>& variants, in
 void print_scaling(const Shape& base, const Variant& variant, int64_t steps) {
   const auto table = [&](const char* title, int64_t Shape::*member, const std::vector<int64_t>& values,
                          const std::string& unit) {
-    fmt::print("\n{:<24}{:>10}{:>9}\n", title, "s a step", unit);
+    fmt::print("\n{:<24}{:>10}{:>12}\n", title, "s a step", unit);
     for (const int64_t value : values) {
       Shape shape = base;
       shape.*member = value;
       const double seconds = measure({{shape, variant}}, steps)[0]->median_seconds(kWarmup);
-      fmt::print("{:<24}{:>10.4f}{:>9.3f}\n", value, seconds, 1e3 * seconds / static_cast<double>(value));
+      fmt::print("{:<24}{:>10.4f}{:>12.3f}\n", value, seconds, 1e3 * seconds / static_cast<double>(value));
       std::fflush(stdout);
     }
   };
