@@ -13,7 +13,7 @@ using torch::Tensor;
 
 namespace {
 
-torch::nn::Sequential make_model() {
+torch::nn::Sequential two_norms() {
   torch::manual_seed(1);
   return torch::nn::Sequential(
       torch::nn::Conv2d(torch::nn::Conv2dOptions(3, 4, 3)), torch::nn::BatchNorm2d(4), torch::nn::ReLU(),
@@ -31,7 +31,7 @@ std::vector<Tensor> buffers_of(torch::nn::Sequential& model) {
 }  // namespace
 
 TEST_CASE("running statistics move by a momentum that is a tensor as by one that is a number") {
-  auto model = make_model(), expected = make_model();
+  auto model = two_norms(), expected = two_norms();
   BatchNormStatistics statistics(model);
   for (int64_t step = 0; step < 4; ++step) {
     const double momentum = mixmatch::batch_norm_momentum(step, 0.3);
@@ -55,7 +55,7 @@ TEST_CASE("running statistics move by a momentum that is a tensor as by one that
 }
 
 TEST_CASE("passes whose statistics are discarded leave no trace, and a backward pass may follow") {
-  auto model = make_model(), expected = make_model();
+  auto model = two_norms(), expected = two_norms();
   BatchNormStatistics statistics(model);
   const Tensor images = at::randn({6, 3, 8, 8});
   const auto before = buffers_of(model);
@@ -76,7 +76,7 @@ TEST_CASE("passes whose statistics are discarded leave no trace, and a backward 
 }
 
 TEST_CASE("a batch that is not a number does not stay in discarded statistics") {
-  auto model = make_model();
+  auto model = two_norms();
   BatchNormStatistics statistics(model);
   {
     const auto scope = statistics.discard();
@@ -92,7 +92,7 @@ TEST_CASE("a batch that is not a number does not stay in discarded statistics") 
 }
 
 TEST_CASE("a pass that throws moves no running statistics") {
-  auto model = make_model();
+  auto model = two_norms();
   BatchNormStatistics statistics(model);
   const auto before = buffers_of(model);
   const auto fails = [&] {
@@ -114,14 +114,14 @@ TEST_CASE("a pass that throws moves no running statistics") {
 }
 
 TEST_CASE("running statistics keep their names and can be saved, and evaluation sees them") {
-  auto model = make_model();
+  auto model = two_norms();
   BatchNormStatistics statistics(model);
   const Tensor images = at::randn({8, 3, 8, 8}) * 3;
   {
     const auto scope = statistics.update(at::full({}, 1.0, at::kDouble));
     model->forward(images);
   }
-  auto copy = make_model();
+  auto copy = two_norms();
   std::stringstream file;
   torch::save(model, file);
   torch::load(copy, file);
@@ -133,7 +133,7 @@ TEST_CASE("running statistics keep their names and can be saved, and evaluation 
 }
 
 TEST_CASE("batch-norm statistics name a wrong use") {
-  auto model = make_model();
+  auto model = two_norms();
   BatchNormStatistics statistics(model);
   CHECK_THAT(error_of([&] { auto scope = statistics.update(at::ones({2})); }),
              contains("momentum must be a floating-point scalar tensor, got Float [2]"));

@@ -11,7 +11,7 @@ using torch::Tensor;
 
 namespace {
 
-Tensor images(at::IntArrayRef sizes) {
+Tensor small_images(at::IntArrayRef sizes) {
   at::manual_seed(1);
   return at::randint(256, sizes, at::kByte);
 }
@@ -30,9 +30,9 @@ TEST_CASE("normalize maps 0 … 255 to [-1, 1]") {
 }
 
 TEST_CASE("normalize takes any layout and returns channels-last") {
-  const auto x = images({4, 3, 5, 7});
+  const auto x = small_images({4, 3, 5, 7});
   const auto expected = x.to(at::kDouble) * 2 / 255 - 1;
-  const auto wide = images({4, 3, 5, 14}).slice(3, 0, 14, 2);
+  const auto wide = small_images({4, 3, 5, 14}).slice(3, 0, 14, 2);
   for (const auto& input :
        {x, x.contiguous(at::MemoryFormat::ChannelsLast),
         x.permute({0, 1, 3, 2}).contiguous().permute({0, 1, 3, 2}), wide.clone().copy_(x)}) {
@@ -46,7 +46,7 @@ TEST_CASE("normalize takes any layout and returns channels-last") {
 }
 
 TEST_CASE("normalize by mean and standard deviation of each channel") {
-  const auto x = images({3, 3, 8, 8});
+  const auto x = small_images({3, 3, 8, 8});
   const std::vector<double> mean{0.4914, 0.4822, 0.4465};
   const std::vector<double> stddev{0.247, 0.2435, 0.2616};
   const auto out = normalize(x, NormalizeOptions().mean(mean).stddev(stddev));
@@ -59,7 +59,7 @@ TEST_CASE("normalize by mean and standard deviation of each channel") {
 
 TEST_CASE("normalize to other dtypes and channel counts") {
   for (const int64_t channels : {1, 2, 3, 4}) {
-    const auto x = images({2, channels, 4, 4});
+    const auto x = small_images({2, channels, 4, 4});
     const auto exact = x.to(at::kDouble) * 2 / 255 - 1;
     CHECK(at::allclose(normalize(x, NormalizeOptions().dtype(at::kDouble)), exact, 0, 1e-15));
     // The float32 result, rounded once more.
@@ -72,7 +72,7 @@ TEST_CASE("normalize to other dtypes and channel counts") {
 }
 
 TEST_CASE("normalize: the kernel and the composite agree to the bit") {
-  const auto x = images({5, 3, 9, 6});
+  const auto x = small_images({5, 3, 9, 6});
   for (const auto& mean : {std::vector<double>{0.5}, std::vector<double>{0.4914, 0.4822, 0.4465}}) {
     for (const auto dtype : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
       const auto scale = mixmatch::augment::detail::pixel_scale("test", NormalizeOptions().mean(mean), 3);
@@ -90,7 +90,7 @@ TEST_CASE("normalize an empty batch") {
 }
 
 TEST_CASE("normalize names a bad argument") {
-  const auto x = images({2, 3, 4, 4});
+  const auto x = small_images({2, 3, 4, 4});
   const auto message = [&](const Tensor& tensor, const NormalizeOptions& options = {}) {
     return error_of([&] { normalize(tensor, options); });
   };

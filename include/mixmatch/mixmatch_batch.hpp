@@ -228,7 +228,8 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
       return batch(head(rows), tail(rows));
     }
   }
-  TORCH_CHECK(false, "mixmatch_batch: mix_mode is not one of the nine modes");
+  // Not TORCH_CHECK, which unoptimised code is seen to come back from.
+  C10_THROW_ERROR(Error, "mixmatch_batch: mix_mode is not one of the nine modes");
 }
 
 /// MixMatch's data augmentation, Algorithm 1 of the paper, whole:
