@@ -167,8 +167,7 @@ class GraphedStep {
     detail::StepSnapshot snapshot(options);
     order(current, side);
     std::string attempted = "running it to warm up";
-    bool begun = false;
-    auto graph = std::make_unique<at::cuda::CUDAGraph>();
+    std::unique_ptr<at::cuda::CUDAGraph> graph;
     try {
       const c10::cuda::CUDAStreamGuard stream_guard(side);
       for (int64_t i = 0; i < options.warmup_steps(); ++i) {
@@ -178,7 +177,7 @@ class GraphedStep {
       snapshot.restore();
       C10_CUDA_CHECK(cudaStreamSynchronize(side.stream()));
       attempted = "capturing it in a CUDA graph";
-      begun = true;
+      graph = std::make_unique<at::cuda::CUDAGraph>();
       for (auto& generator : snapshot.generators()) {
         if (generator.device().is_cuda()) {
           mixmatch::detail::register_generator(*generator.get<at::CUDAGeneratorImpl>(), *graph,
@@ -190,7 +189,7 @@ class GraphedStep {
       graph->capture_end();
     } catch (const std::exception& error) {
       const std::string reason = detail::one_line_of(error);
-      abandon(*graph, side, snapshot, begun);
+      abandon(graph.get(), side, snapshot);
       graph.reset();
       TORCH_CHECK(false, "GraphedStep: ", attempted, " on ", c10::Device(at::kCUDA, index),
                   " failed: ", reason,
@@ -201,23 +200,23 @@ class GraphedStep {
     graph_ = std::move(graph);
   }
 
-  /// Ends a capture that failed, if one had begun, and puts everything back.
-  void abandon(at::cuda::CUDAGraph& graph, const c10::cuda::CUDAStream& side, detail::StepSnapshot& snapshot,
-               bool begun) {
+  /// Ends a capture that failed, and puts everything back. `graph` is null where the warm-up failed.
+  void abandon(at::cuda::CUDAGraph* graph, const c10::cuda::CUDAStream& side,
+               detail::StepSnapshot& snapshot) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    const bool capturing =
-        cudaStreamIsCapturing(side.stream(), &status) == cudaSuccess && status != cudaStreamCaptureStatusNone;
+    const bool capturing = graph != nullptr && cudaStreamIsCapturing(side.stream(), &status) == cudaSuccess &&
+                           status != cudaStreamCaptureStatusNone;
     if (capturing) {
       try {
         const c10::cuda::CUDAStreamGuard stream_guard(side);
-        graph.capture_end();
+        graph->capture_end();
       } catch (const std::exception&) {  // the capture is void: that is why we are here
       }
     }
     result_.reset();
     static_cast<void>(cudaGetLastError());
     static_cast<void>(cudaStreamSynchronize(side.stream()));
-    for (size_t i = 0; begun && i < snapshot.generators().size(); ++i) {
+    for (size_t i = 0; graph != nullptr && i < snapshot.generators().size(); ++i) {
       auto& generator = snapshot.generators()[i];
       if (generator.device().is_cuda()) {
         mixmatch::detail::recover_generator(*generator.get<at::CUDAGeneratorImpl>(), generator,
