@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "aten_sharpen.hpp"
 #include "catch.hpp"
 
 using torch::Tensor;
@@ -15,10 +16,9 @@ namespace {
 Tensor guess_aten(const std::vector<Tensor>& logits, double temperature) {
   Tensor mean = torch::softmax(logits[0], -1);
   for (size_t k = 1; k < logits.size(); ++k) {
-    mean = mean + torch::softmax(logits[k], -1);
+    mean.add_(torch::softmax(logits[k], -1));
   }
-  const Tensor q = (mean / static_cast<double>(logits.size())).pow(1 / temperature);
-  return q / q.sum(-1, true);
+  return aten_sharpen(mean.div_(static_cast<double>(logits.size())), temperature);
 }
 
 }  // namespace

@@ -5,20 +5,11 @@
 #include <torch/torch.h>
 #include <mixmatch/sharpen.hpp>
 
+#include "aten_sharpen.hpp"
 #include "catch.hpp"
 #include "parallel_memcpy.hpp"
 
 using torch::Tensor;
-
-namespace {
-
-Tensor sharpen_aten(const Tensor& p, double temperature) {
-  Tensor q = p.pow(1 / temperature);
-  q.div_(q.sum(-1, true));
-  return q;
-}
-
-}  // namespace
 
 TEST_CASE("sharpen [rows x classes]") {
   const torch::NoGradGuard no_grad;
@@ -32,7 +23,7 @@ TEST_CASE("sharpen [rows x classes]") {
       Tensor out = torch::empty_like(p);
       const auto name = fmt::format("T = {}, {}x{} | ", temperature, rows, classes);
       BENCHMARK(name + "sharpen") { return mixmatch::sharpen(p, temperature); };
-      BENCHMARK(name + "ATen calls") { return sharpen_aten(p, temperature); };
+      BENCHMARK(name + "ATen calls") { return aten_sharpen(p, temperature); };
       BENCHMARK(name + "allocate and memcpy") {
         Tensor copy = torch::empty_like(p);
         parallel_memcpy(copy, p);

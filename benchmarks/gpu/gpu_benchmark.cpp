@@ -339,16 +339,16 @@ int train(const Options& o) {
   const double before = seconds;
   const auto start = std::chrono::steady_clock::now();
   while (done < total) {
-    Tensor loss, finite = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
+    Tensor loss, num_finite = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
     const int64_t first = done;
     for (int64_t i = 0; i < every && done < total; ++i, ++done) {
       const auto& result = graphed();
       loss = result.total;
-      finite.add_(result.finite);
+      num_finite.add_(result.finite);
     }
     // The optimiser leaves out a step whose gradients are not finite.
-    const int64_t left_out = done - first - finite.item<int64_t>();
-    if (left_out == done - first) {
+    const int64_t counted = num_finite.item<int64_t>(), left_out = done - first - counted;
+    if (counted == 0) {
       fmt::print("no gradient was finite from step {} to {}\n", first, done);
       return 1;
     }

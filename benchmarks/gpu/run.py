@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import subprocess
 import sys
 import threading
@@ -38,7 +37,7 @@ class Report:
         self.file.flush()
 
     def run(self, title, command, minutes=15):
-        """Runs a command for so many minutes at most, showing its output as it comes; remembers a failure and goes on."""
+        """Runs a command, for so long at most, showing its output as it comes; remembers a failure and goes on."""
         self.line(f"\n== {title}")
         start = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -74,23 +73,26 @@ def build(report, torch, target):
     libraries = [package / "lib"]
     defines = [f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}", "-DFMT_HEADER_ONLY"]
     link = ["-ltorch", "-ltorch_cpu", "-lc10"]
+
+    def found(header):
+        return any((path / header).exists() for path in [*includes, Path("/usr/include"), Path("/usr/local/include")])
+
     if torch.version.cuda:
         # From PyPI, CUDA's headers lie beside torch; elsewhere there is a toolkit.
-        compiler = shutil.which("nvcc")
-        toolkit = os.environ.get("CUDA_HOME") or (Path(compiler).resolve().parents[1] if compiler else "/usr/local/cuda")
-        for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), Path(toolkit)]:
+        from torch.utils.cpp_extension import CUDA_HOME
+        toolkit = [Path(CUDA_HOME)] if CUDA_HOME else []
+        for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), *toolkit]:
             includes += [path for path in [place / "include", place / "include/cccl"] if path.is_dir()]
             libraries += [path for path in [place / "lib", place / "lib64"] if path.is_dir()]
-        needed = ["cuda_runtime_api.h", "crt/host_defines.h", "nv/target"]
-        missing = [name for name in needed if not any((path / name).exists() for path in includes)]
+        missing = [name for name in ["cuda_runtime_api.h", "crt/host_defines.h", "nv/target"] if not found(name)]
         if missing:
-            report.line(f"CUDA's headers {', '.join(missing)} are in none of {', '.join(map(str, includes))}: built without CUDA;"
-                        " install the toolkit or set CUDA_HOME")
+            report.line(f"CUDA's headers {', '.join(missing)} are in none of {', '.join(map(str, includes))}:"
+                        " built without CUDA; install the toolkit or set CUDA_HOME")
         else:
             runtime = [name for path in libraries for name in glob.glob(str(path / "libcudart.so*"))]
             defines.append("-DMIXMATCH_HAS_CUDA")
             link += ["-Wl,--no-as-needed", "-ltorch_cuda", "-lc10_cuda", "-Wl,--as-needed", *runtime[:1], "-ldl"]
-    if not any((path / "fmt/format.h").exists() for path in [*includes, Path("/usr/include"), Path("/usr/local/include")]):
+    if not found("fmt/format.h"):
         report.line("fmt/format.h comes neither with torch nor with the system: install libfmt-dev")
     command = ["g++", "-std=c++20", "-O2", f"-I{ROOT / 'include'}", *defines]
     command += [argument for path in includes for argument in ("-isystem", str(path))]
