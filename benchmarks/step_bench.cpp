@@ -114,12 +114,13 @@ class Trainer {
       const Batch batch = (*batches_)(steps_);
       lap(data);
       // Behind an AnyModule nobody sees that the network takes groups.
-      const Tensor q =
-          variant_.grouped ? mm::guess_labels(model_, batch.views) : mm::guess_labels(separate_, batch.views);
+      const auto options = mm::MixMatchOptions().num_augmentations(shape_.views);
+      const auto guessed =
+          variant_.grouped
+              ? mm::with_guessed_labels(model_, batch.labeled, batch.labels, batch.views, options)
+              : mm::with_guessed_labels(separate_, batch.labeled, batch.labels, batch.views, options);
       lap(guess);
-      const auto mixed = mm::mix_labeled_unlabeled({batch.labeled, mm::one_hot(batch.labels, shape_.classes),
-                                                    torch::cat(batch.views), q.repeat({shape_.views, 1})},
-                                                   {}, generator_);
+      const auto mixed = mm::mix_labeled_unlabeled(guessed, options, generator_);
       lap(mix);
       const auto logits =
           variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs)
@@ -153,7 +154,8 @@ class Trainer {
     return (values[values.size() * 3 / 4] - values[values.size() / 4]) / values[values.size() / 2];
   }
   double median_part(Part part, size_t warmup) const { return median_of(seconds_, part, warmup); }
-  /// What the allocator handed out, in megabytes; a prefetch thread's counts for the part that runs meanwhile.
+  /// What the allocator handed out, in megabytes; a prefetch thread's counts for the part that runs
+  /// meanwhile.
   double median_megabytes(Part part, size_t warmup) const { return median_of(megabytes_, part, warmup); }
 
  private:
@@ -168,16 +170,20 @@ class Trainer {
 
   Batch make_batch(int64_t step) const {
     const auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(step) + 2);
-    const mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
     const Tensor rows = torch::randint(images_.size(0), {2 * shape_.batch}, generator, at::kLong);
     const Tensor x = rows.narrow(0, 0, shape_.batch), u = rows.narrow(0, shape_.batch, shape_.batch);
-    const auto view = [&](const Tensor& indices) {
-      const Tensor augmented = augment(images_.index_select(0, indices));
+    // As training::augmented_batches() has them: one after the other in memory.
+    Tensor all = torch::empty({(shape_.views + 1) * shape_.batch, 3, shape_.size, shape_.size},
+                              torch::MemoryFormat::ChannelsLast);
+    const auto view = [&](const Tensor& images, int64_t place) {
+      Tensor augmented = all.narrow(0, place * shape_.batch, shape_.batch);
+      mm::augment::random_crop_flip_out(augmented, images, {}, generator);
       return variant_.channels_last ? augmented : augmented.contiguous();
     };
-    Batch batch{view(x), labels_.index_select(0, x), {}};
+    Batch batch{view(images_.index_select(0, x), 0), labels_.index_select(0, x), {}};
+    const Tensor unlabeled = images_.index_select(0, u);
     for (int64_t k = 0; k < shape_.views; ++k) {
-      batch.views.push_back(view(u));
+      batch.views.push_back(view(unlabeled, k + 1));
     }
     return batch;
   }

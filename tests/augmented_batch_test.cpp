@@ -1,4 +1,5 @@
 #include <mixmatch/data/shapes.hpp>
+#include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/prefetch.hpp>
 
@@ -70,6 +71,14 @@ TEST_CASE("augmented_batches: the rows of the state's streams, augmented but unm
     CHECK(torch::equal(batch.views[1], augment::normalize(setup.data.pool.gather(unlabeled_rows))));
     CHECK(torch::equal(batch.unlabeled_labels, setup.data.pool.labels_of(unlabeled_rows, torch::kCPU)));
   }
+}
+
+TEST_CASE("augmented_batches: one tensor holds all images of a step") {
+  const Setup setup;
+  const auto batch = setup.batches()(2);
+  const Tensor all = mixmatch::detail::join_rows({batch.labeled, batch.views[0], batch.views[1]});
+  CHECK(all.data_ptr() == batch.labeled.data_ptr());
+  CHECK(torch::equal(all.narrow(0, 12, 6), batch.views[1]));
 }
 
 TEST_CASE("augmented_batches: labeled images alone where the method or the data has no others") {

@@ -45,6 +45,11 @@ TEST_CASE("interleave: each batch holds rows of all, gradients come back to wher
   CHECK(torch::equal(batches[1].grad(), torch::tensor({0.f, 0.f, 2.f, 2.f, 0.f, 0.f}).view({6, 1})));
 }
 
+TEST_CASE("interleave: one pass over all batches finds them joined") {
+  const auto out = interleave({torch::randn({7, 3}), torch::randn({7, 3}), torch::randn({7, 3})});
+  CHECK(mixmatch::detail::join_rows(out).data_ptr() == out[0].data_ptr());
+}
+
 TEST_CASE("interleave: refuses no batches and unequal ones") {
   CHECK_THAT(error_of([] { interleave({}); }), contains("interleave: batches must hold at least one"));
   CHECK_THAT(error_of([] { interleave({torch::zeros({4, 2}), torch::zeros({3, 2})}); }), contains("[3, 2]"));

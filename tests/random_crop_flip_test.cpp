@@ -13,6 +13,7 @@
 using mixmatch::augment::normalize;
 using mixmatch::augment::NormalizeOptions;
 using mixmatch::augment::random_crop_flip;
+using mixmatch::augment::random_crop_flip_out;
 using mixmatch::augment::RandomCropFlip;
 using mixmatch::augment::RandomCropFlipOptions;
 using torch::Tensor;
@@ -208,6 +209,38 @@ TEST_CASE("random_crop_flip passes gradients to floating-point images") {
 TEST_CASE("random_crop_flip of nothing") {
   const auto out = random_crop_flip(at::empty({0, 3, 8, 8}, at::kByte));
   CHECK(out.sizes() == at::IntArrayRef({0, 3, 8, 8}));
+}
+
+TEST_CASE("random_crop_flip_out writes what random_crop_flip returns, and nothing beside it") {
+  const auto bytes = images({5, 3, 9, 11});
+  for (const auto& x : {bytes, bytes.to(at::kDouble)}) {
+    const auto expected = random_crop_flip(x, {}, seeded(7));
+    const auto batch = at::empty({9, 3, 9, 11}, expected.options(), at::MemoryFormat::ChannelsLast).fill_(5);
+    Tensor out = batch.narrow(0, 3, 5);
+    CHECK(&random_crop_flip_out(out, x, {}, seeded(7)) == &out);
+    CHECK(batch.narrow(0, 3, 5).equal(expected));
+    CHECK(batch.narrow(0, 0, 3).eq(5).all().item<bool>());
+    CHECK(batch.narrow(0, 8, 1).eq(5).all().item<bool>());
+  }
+}
+
+TEST_CASE("random_crop_flip_out names a bad result, and then draws nothing") {
+  const auto x = images({2, 3, 6, 8});
+  auto generator = seeded(4);
+  const auto before = generator.get_state();
+  const auto message = [&](Tensor out, const Tensor& source) {
+    return error_of([&] { random_crop_flip_out(out, source, {}, generator); });
+  };
+  const auto floats = at::zeros({2, 3, 6, 8}).contiguous(at::MemoryFormat::ChannelsLast);
+  CHECK_THAT(message({}, x), contains("random_crop_flip_out: out must be Float on cpu, got undefined"));
+  CHECK_THAT(message(x.clone(), x), contains("out must be Float on cpu, got Byte on cpu"));
+  CHECK_THAT(message(floats.contiguous(), x), contains("out must be channels-last [2, 3, 6, 8]"));
+  CHECK_THAT(message(floats.narrow(0, 0, 1), x), contains("got [1, 3, 6, 8]"));
+  CHECK_THAT(message(floats, floats), contains("out must not share memory with images"));
+  CHECK_THAT(message(floats, floats.clone().requires_grad_()), contains("no gradient is recorded into out"));
+  CHECK_THAT(message(floats, x[0]), contains("random_crop_flip_out: images must be"));
+  CHECK(floats.eq(0).all().item<bool>());
+  CHECK(generator.get_state().equal(before));
 }
 
 TEST_CASE("RandomCropFlip shares its generator") {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mixmatch/batch_norm.hpp>
+#include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/model.hpp>
 
 #include <algorithm>
@@ -70,7 +71,7 @@ std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batche
     if (alike && batches.size() > 1 && batches.front().size(0) > 0) {
       const auto count = static_cast<int64_t>(batches.size());
       const detail::BatchNormGroups<Model> groups(model, count);
-      return forward(model, torch::cat(batches)).chunk(count);
+      return forward(model, detail::join_rows(batches)).chunk(count);
     }
   }
   std::vector<Tensor> outputs;

@@ -39,8 +39,15 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   for (size_t i = 1; i < groups.size(); ++i) {
     std::swap(groups[0][i], groups[i][i]);
   }
-  for (size_t i = 0; i < groups.size(); ++i) {
-    batches[i] = torch::cat(groups[i], 0);
+  // In one tensor, from which one pass over all of them copies nothing.
+  std::vector<Tensor> in_order;
+  in_order.reserve(groups.size() * groups.size());
+  for (const auto& batch : groups) {
+    in_order.insert(in_order.end(), batch.begin(), batch.end());
+  }
+  const Tensor all = torch::cat(in_order, 0);
+  for (size_t i = 0; i < batches.size(); ++i) {
+    batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows);
   }
   return batches;
 }

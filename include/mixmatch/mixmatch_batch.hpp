@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
@@ -90,7 +91,7 @@ struct LabeledRows {
 };
 
 inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
-  return {torch::cat({first.inputs, second.inputs}), torch::cat({first.targets, second.targets})};
+  return {join_rows({first.inputs, second.inputs}), join_rows({first.targets, second.targets})};
 }
 
 inline LabeledRows mixed(const LabeledRows& rows, double alpha, bool per_sample,
@@ -130,7 +131,8 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
 /// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
 /// with the labeled rows, nothing mixed yet; see mixmatch_batch(). `labeled_view` is [B, …], `views` are K
 /// augmentations of the same U rows. The guesses stand in the first U rows of `unlabeled_targets`, and again
-/// for each further view.
+/// for each further view. Views that are slices of one batch are joined without a copy: `unlabeled_inputs`
+/// is then that memory.
 template <class Model>
 MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, const Tensor& labels,
                                   const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {
@@ -150,7 +152,7 @@ MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, cons
                 "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return {labeled_view, targets, torch::cat(views), guess.repeat({options.num_augmentations(), 1})};
+  return {labeled_view, targets, detail::join_rows(views), guess.repeat({options.num_augmentations(), 1})};
 }
 
 /// Algorithm 1, line 5: K augmentations of the unlabeled rows.

@@ -4,6 +4,7 @@
 #include <torch/types.h>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/detail/augment_kernel.hpp>
+#include <mixmatch/detail/memory_overlap.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -23,6 +24,50 @@ struct RandomCropFlipOptions {
   TORCH_ARG(NormalizeOptions, normalization) = {};
 };
 
+namespace detail {
+
+/// What becomes of pixels: uint8 ones are scaled.
+struct PixelConversion {
+  std::optional<mixmatch::detail::PixelScale> scale;
+  at::ScalarType dtype;
+};
+
+inline PixelConversion check_crop_flip(const char* function, const Tensor& images,
+                                       const RandomCropFlipOptions& options) {
+  TORCH_CHECK(
+      images.defined() && images.dim() == 4 &&
+          (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
+      function, ": images must be uint8 or floating-point [N, C, H, W], got ",
+      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
+  const int64_t padding = options.padding();
+  TORCH_CHECK(padding >= 0, function, ": padding must be >= 0, got ", padding);
+  TORCH_CHECK(padding == 0 || (padding < images.size(2) && padding < images.size(3)), function,
+              ": padding must be less than height and width to reflect, got ", padding, " for ",
+              images.sizes());
+  if (images.scalar_type() != at::kByte) {
+    return {std::nullopt, images.scalar_type()};
+  }
+  return {pixel_scale(function, options.normalization(), images.size(1)), options.normalization().dtype()};
+}
+
+inline mixmatch::detail::CropFlip draw_crops(const Tensor& images, const RandomCropFlipOptions& options,
+                                             const std::optional<at::Generator>& generator) {
+  const auto draw = [&](int64_t choices) {
+    const auto device = mixmatch::detail::draw_device(images.device(), generator);
+    return at::randint(choices, {images.size(0)}, mixmatch::detail::to_aten(generator),
+                       at::TensorOptions().dtype(at::kLong).device(device))
+        .to(images.device());
+  };
+  mixmatch::detail::CropFlip crops;
+  crops.padding = options.padding();
+  crops.flip = options.mirror() ? draw(2) : at::zeros({images.size(0)}, images.options().dtype(at::kLong));
+  crops.row = draw(2 * options.padding() + 1);
+  crops.column = draw(2 * options.padding() + 1);
+  return crops;
+}
+
+}  // namespace detail
+
 /// The weak augmentation of MixMatch and its followers: mirror, pad by reflection and crop at random, and
 /// uint8 to normalised floating point, in one pass over memory.
 ///
@@ -34,32 +79,30 @@ struct RandomCropFlipOptions {
 /// and on a padding that is negative or not below H and W.
 inline Tensor random_crop_flip(const Tensor& images, const RandomCropFlipOptions& options = {},
                                std::optional<at::Generator> generator = std::nullopt) {
-  TORCH_CHECK(
-      images.defined() && images.dim() == 4 &&
-          (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
-      "random_crop_flip: images must be uint8 or floating-point [N, C, H, W], got ",
-      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
-  const int64_t padding = options.padding();
-  TORCH_CHECK(padding >= 0, "random_crop_flip: padding must be >= 0, got ", padding);
-  TORCH_CHECK(padding == 0 || (padding < images.size(2) && padding < images.size(3)),
-              "random_crop_flip: padding must be less than height and width to reflect, got ", padding,
-              " for ", images.sizes());
-  const auto scale =
-      images.scalar_type() == at::kByte
-          ? std::optional(detail::pixel_scale("random_crop_flip", options.normalization(), images.size(1)))
-          : std::nullopt;
-  const auto draw = [&](int64_t choices) {
-    const auto device = mixmatch::detail::draw_device(images.device(), generator);
-    return at::randint(choices, {images.size(0)}, mixmatch::detail::to_aten(generator),
-                       at::TensorOptions().dtype(at::kLong).device(device))
-        .to(images.device());
-  };
-  mixmatch::detail::CropFlip crops;
-  crops.padding = padding;
-  crops.flip = options.mirror() ? draw(2) : at::zeros({images.size(0)}, images.options().dtype(at::kLong));
-  crops.row = draw(2 * padding + 1);
-  crops.column = draw(2 * padding + 1);
-  return mixmatch::detail::crop_flip(images, crops, scale, options.normalization().dtype());
+  const auto pixels = detail::check_crop_flip("random_crop_flip", images, options);
+  return mixmatch::detail::crop_flip(images, detail::draw_crops(images, options, generator), pixels.scale,
+                                     pixels.dtype);
+}
+
+/// random_crop_flip() into a preallocated channels-last `out` of the result's shape, dtype and device that
+/// shares no memory with the images: for instance the rows of one batch that holds several views. No
+/// gradient.
+inline Tensor& random_crop_flip_out(Tensor& out, const Tensor& images,
+                                    const RandomCropFlipOptions& options = {},
+                                    std::optional<at::Generator> generator = std::nullopt) {
+  const auto pixels = detail::check_crop_flip("random_crop_flip_out", images, options);
+  TORCH_CHECK(out.defined() && out.scalar_type() == pixels.dtype && out.device() == images.device(),
+              "random_crop_flip_out: out must be ", pixels.dtype, " on ", images.device(), ", got ",
+              out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
+  TORCH_CHECK(!(at::GradMode::is_enabled() && images.requires_grad()),
+              "random_crop_flip_out: no gradient is recorded into out; use random_crop_flip() or "
+              "torch::NoGradGuard");
+  TORCH_CHECK(out.sizes() == images.sizes() && out.is_contiguous(at::MemoryFormat::ChannelsLast),
+              "random_crop_flip_out: out must be channels-last ", images.sizes(), ", got ", out.sizes(),
+              " with strides ", out.strides());
+  mixmatch::detail::check_separate("random_crop_flip_out", out, images, "images");
+  mixmatch::detail::crop_flip_out(out, images, detail::draw_crops(images, options, generator), pixels.scale);
+  return out;
 }
 
 /// random_crop_flip() with its options and generator: an Augment callable for mixmatch_batch().

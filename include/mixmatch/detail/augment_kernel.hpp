@@ -102,11 +102,10 @@ void crop_all_images(Tensor& out, const Tensor& images, const CropFlip* crops, c
   });
 }
 
-/// The CPU kernel; crops may be null, and scale too for images that keep their values.
-inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const PixelScale* scale,
-                              at::ScalarType dtype) {
-  Tensor out =
-      at::empty(images.sizes(), images.options().dtype(dtype).memory_format(at::MemoryFormat::ChannelsLast));
+/// The CPU kernel, into channels-last `out`; crops may be null, and scale too for images that keep their
+/// values.
+inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* crops,
+                            const PixelScale* scale) {
   const auto run = [&](auto example) {
     using Target = decltype(example);
     if (scale == nullptr) {
@@ -118,7 +117,7 @@ inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const
     crop_all_images<Target, uint8_t>(out, images, crops,
                                      [values](int64_t c, uint8_t pixel) { return values[c * 256 + pixel]; });
   };
-  switch (dtype) {
+  switch (out.scalar_type()) {
     case at::kFloat:
       run(float{});
       break;
@@ -132,8 +131,15 @@ inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const
       run(at::Half{});
       break;
     default:
-      TORCH_CHECK(false, "crop_flip: no kernel for ", dtype);
+      TORCH_CHECK(false, "crop_flip: no kernel for ", out.scalar_type());
   }
+}
+
+inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const PixelScale* scale,
+                              at::ScalarType dtype) {
+  Tensor out =
+      at::empty(images.sizes(), images.options().dtype(dtype).memory_format(at::MemoryFormat::ChannelsLast));
+  crop_flip_fused(out, images, crops, scale);
   return out;
 }
 
@@ -213,6 +219,16 @@ inline Tensor crop_flip(const Tensor& images, const CropFlip& crops, const std::
   }
   const Tensor cropped = crop_flip_composite(images, crops);
   return scale.has_value() ? scale_pixels_composite(cropped, *scale, dtype) : cropped;
+}
+
+/// crop_flip() into channels-last `out`.
+inline void crop_flip_out(Tensor& out, const Tensor& images, const CropFlip& crops,
+                          const std::optional<PixelScale>& scale) {
+  if (augment_on_cpu(images)) {
+    crop_flip_fused(out, images, &crops, scale.has_value() ? &*scale : nullptr);
+  } else {
+    out.copy_(crop_flip(images, crops, scale, out.scalar_type()));
+  }
 }
 
 }  // namespace mixmatch::detail

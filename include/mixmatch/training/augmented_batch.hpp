@@ -18,7 +18,8 @@ namespace mixmatch::training {
 
 /// What a step of semi-supervised training reads (Algorithm 1, lines 2-6): x^, the labeled rows augmented
 /// once, [B, C, H, W] with their int64 labels [B], and u^_k, K augmentations of the unlabeled rows, [U, C, H,
-/// W] each. The unlabeled rows' own labels [U], -1 where unknown, are for watching the guesses alone.
+/// W] each, all of them slices of one tensor. The unlabeled rows' own labels [U], -1 where unknown, are for
+/// watching the guesses alone.
 struct AugmentedBatch {
   Tensor labeled, labels;
   std::vector<Tensor> views;
@@ -47,21 +48,31 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
           views = o.num_augmentations](int64_t step) {
     const auto generator = at::detail::createCPUGenerator(
         mixmatch::detail::mix_bits(mixmatch::detail::mix_bits(seed) ^ static_cast<uint64_t>(step)));
-    const augment::RandomCropFlip augment(augmentation, generator);
     const auto images = [&](const Tensor& rows) { return data.pool.gather(rows).to(device); };
     AugmentedBatch batch;
     streams->labeled.seek(step);
     const Tensor rows = streams->labeled.next();
-    batch.labeled = augment(images(rows));
+    const Tensor x = images(rows);
     batch.labels = data.pool.labels_of(rows, device);
-    if (streams->unlabeled.has_value()) {
-      streams->unlabeled->seek(step);
-      const Tensor unlabeled_rows = streams->unlabeled->next();
-      const Tensor u = images(unlabeled_rows);
-      for (int64_t k = 0; k < views; ++k) {
-        batch.views.push_back(augment(u));
-      }
-      batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
+    if (!streams->unlabeled.has_value()) {
+      batch.labeled = augment::random_crop_flip(x, augmentation, generator);
+      return batch;
+    }
+    streams->unlabeled->seek(step);
+    const Tensor unlabeled_rows = streams->unlabeled->next();
+    const Tensor u = images(unlabeled_rows);
+    batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
+    // All views in one tensor, from which guessing and mixing copy nothing.
+    auto sizes = x.sizes().vec();
+    sizes[0] += views * u.size(0);
+    Tensor all = at::empty(sizes, x.options()
+                                      .dtype(augmentation.normalization().dtype())
+                                      .memory_format(at::MemoryFormat::ChannelsLast));
+    batch.labeled = all.narrow(0, 0, x.size(0));
+    augment::random_crop_flip_out(batch.labeled, x, augmentation, generator);
+    for (int64_t k = 0; k < views; ++k) {
+      batch.views.push_back(all.narrow(0, x.size(0) + k * u.size(0), u.size(0)));
+      augment::random_crop_flip_out(batch.views.back(), u, augmentation, generator);
     }
     return batch;
   };
