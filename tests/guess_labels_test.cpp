@@ -1,10 +1,15 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/training/precision.hpp>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
+#include <vector>
 
 #include "catch.hpp"
 #include "model_zoo.hpp"
+#include "simd_levels.hpp"
 #include "test_util.hpp"
 
 using namespace mixmatch;
@@ -50,6 +55,75 @@ TEST_CASE("guess_labels_from_logits: average of softmaxes, sharpened, against do
   CHECK(half.scalar_type() == at::kFloat);
   CHECK(torch::allclose(half.to(at::kDouble), want, 5e-2, 1e-2));
   CHECK(torch::equal(views[0], torch::from_blob(const_cast<double*>(&logits[0][0][0]), {2, 3}, at::kDouble)));
+}
+
+TEST_CASE("guess_labels_from_logits: the kernel equals the composite in double, all types, sizes, levels") {
+  torch::manual_seed(6);
+  for (const auto level : simd_levels()) {
+    const SimdLevelGuard guard(level);
+    for (const int64_t classes : {1, 2, 7, 8, 9, 10, 15, 16, 17, 33, 100, 5000}) {
+      for (const int64_t rows : {1, 5, 16, 17, 40}) {
+        for (const int64_t num_views : {1, 2, 3}) {
+          const double temperature = std::array{0.5, 0.3, 1.0, 2.0}[static_cast<size_t>(rows + classes) % 4];
+          for (const auto type : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+            std::vector<Tensor> views, exact;
+            for (int64_t k = 0; k < num_views; ++k) {
+              views.push_back((torch::randn({rows, classes}) * 6).to(type));
+              exact.push_back(views.back().to(at::kDouble));
+            }
+            const Tensor guess = guess_labels_from_logits(views, temperature);
+            const Tensor want = mixmatch::detail::guess_composite(exact, temperature);
+            INFO(classes << " classes, " << rows << " rows, T " << temperature << ", " << type);
+            CHECK(guess.scalar_type() == (type == at::kDouble ? at::kDouble : at::kFloat));
+            // A logit's distance to the largest, 60 at most, is rounded once: 4e-6 of the power, times 1/T.
+            const double close = (type == at::kDouble ? 1e-12 : 1e-5) * std::max(1.0, 1 / temperature);
+            CHECK(torch::allclose(guess.to(at::kDouble), want, close, close * 1e-3));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("guess_labels_from_logits: extreme logits, by row") {
+  const float infinity = std::numeric_limits<float>::infinity(), nan = std::nanf("");
+  for (const auto level : simd_levels()) {
+    const SimdLevelGuard guard(level);
+    for (const int64_t classes : {3, 10, 40}) {
+      Tensor logits = torch::zeros({20, classes});
+      logits[0][1] = 1e30f;
+      logits.narrow(0, 1, 1).fill_(-3e38f);  // equal, so all tie
+      logits[2][0] = -infinity;
+      logits[3][2] = nan;
+      logits.narrow(0, 4, 1).fill_(-200).narrow(1, 0, 1).fill_(0);  // e^-200 is no float32
+      const Tensor guess = guess_labels_from_logits({logits, logits});
+      CHECK(guess[0][1].item<float>() == 1);
+      CHECK(torch::allclose(guess[1], torch::full({classes}, 1.f / static_cast<float>(classes))));
+      CHECK(guess[2][0].item<float>() == 0);
+      CHECK(guess[2][1].item<float>() == Approx(1.0 / static_cast<double>(classes - 1)));
+      CHECK(guess[3].isnan().all().item<bool>());
+      CHECK(guess[4][0].item<float>() == 1);
+      CHECK(guess[4].sum().item<float>() == 1);
+      CHECK(torch::allclose(guess.narrow(0, 5, 15),
+                            torch::full({15, classes}, 1.f / static_cast<float>(classes))));
+    }
+  }
+}
+
+TEST_CASE("guess_labels_from_logits: any strides, unequal types, the same bits on any number of threads") {
+  torch::manual_seed(7);
+  const Tensor a = torch::randn({3000, 12}), b = torch::randn({3000, 12});
+  const Tensor want = guess_labels_from_logits({a, b});
+  CHECK(torch::allclose(guess_labels_from_logits({a.t().contiguous().t(), b}), want, 1e-5, 1e-8));
+  CHECK(torch::allclose(guess_labels_from_logits({a.to(at::kDouble), b}).to(at::kFloat), want, 1e-5, 1e-8));
+  const int threads = at::get_num_threads();
+  for (const int count : {1, 2, 3}) {
+    at::set_num_threads(count);
+    CHECK(torch::equal(guess_labels_from_logits({a, b}), want));
+  }
+  at::set_num_threads(threads);
+  // A row does not depend on those beside it.
+  CHECK(torch::equal(guess_labels_from_logits({a.narrow(0, 7, 1), b.narrow(0, 7, 1)})[0], want[7]));
 }
 
 TEST_CASE("guess_labels: limits of T, K = 1, one class, one row, zero rows") {

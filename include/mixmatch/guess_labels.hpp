@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/detail/cuda_sharpen.hpp>
+#include <mixmatch/detail/guess_kernel.hpp>
 #include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/sharpen.hpp>
@@ -31,6 +33,19 @@ inline void check_logits(const char* function, const Tensor& logits) {
       logits.defined() ? c10::str(logits.scalar_type(), " ", logits.sizes()) : std::string("undefined"));
 }
 
+/// The formula in plain ATen calls, on any device.
+inline Tensor guess_composite(const std::vector<Tensor>& logits, double temperature) {
+  Tensor mean;
+  for (const Tensor& view : logits) {
+    Tensor probabilities = torch::softmax(float_logits(view), -1);
+    mean = mean.defined() ? mean.add_(probabilities) : probabilities;
+  }
+  if (logits.size() > 1) {
+    mean.div_(static_cast<double>(logits.size()));
+  }
+  return sharpen_(mean, temperature, -1);
+}
+
 }  // namespace detail
 
 /// sharpen(mean over k of softmax(logits[k]), temperature), without gradient: Algorithm 1, lines 7-8, from
@@ -45,23 +60,14 @@ inline Tensor guess_labels_from_logits(const std::vector<Tensor>& logits, double
                 view.sizes());
   }
   torch::NoGradGuard no_grad;
-  if (logits.front().is_cuda()) {
-    detail::check_sharpen("guess_labels_from_logits", logits.front(), temperature, -1);
-    const auto type = logits.front().scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    Tensor guess = torch::empty(logits.front().sizes(), logits.front().options().dtype(type));
-    if (detail::sharpen_views_on_cuda(guess, logits, temperature)) {
-      return guess;
-    }
+  detail::check_sharpen("guess_labels_from_logits", logits.front(), temperature, -1);
+  const auto type = logits.front().scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  Tensor guess = torch::empty(logits.front().sizes(), logits.front().options().dtype(type));
+  if (detail::guess_fused(guess, logits, temperature) ||
+      detail::sharpen_views_on_cuda(guess, logits, temperature)) {
+    return guess;
   }
-  Tensor mean;
-  for (const Tensor& view : logits) {
-    Tensor probabilities = torch::softmax(detail::float_logits(view), -1);
-    mean = mean.defined() ? mean.add_(probabilities) : probabilities;
-  }
-  if (logits.size() > 1) {
-    mean.div_(static_cast<double>(logits.size()));
-  }
-  return sharpen_(mean, temperature, -1);
+  return detail::guess_composite(logits, temperature);
 }
 
 /// Guessed labels q = Sharpen(1/K sum_k p_model(y | view_k), T) for one unlabeled batch (Algorithm 1, lines
