@@ -24,6 +24,12 @@ while [ $# -gt 0 ]; do
   shift
 done
 threads=$(nproc)
+peers="plain compiled"
+if ! "$python" -c 'import torch' 2>/dev/null; then
+  echo "benchmarks/run.sh: $python has no PyTorch, so there are no peers; name one that has it by --python" >&2
+  [ -z "$its_torch" ] || exit 2
+  peers=""
+fi
 build=build/benchmarks
 prefix=""
 if [ -n "$its_torch" ]; then
@@ -42,7 +48,7 @@ results=$(mktemp)
 trap 'rm -f "$results" "$results.peer"' EXIT
 echo "== Whole steps: WRN-28-2, batch 64, K 2; $rounds rounds in turn"
 for round in $(seq "$rounds"); do
-  for peer in plain compiled; do
+  for peer in $peers; do
     if "$python" benchmarks/peer/${peer}_pytorch.py --threads "$threads" --steps "$steps" >"$results.peer"; then
       tee -a "$results" <"$results.peer"
     else

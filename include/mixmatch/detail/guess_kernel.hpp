@@ -155,41 +155,37 @@ struct AddSoftmaxes {
     }
   }
 
-  /// Classes i to i + F::lanes of a row; lanes that no class has are filled up.
-  template <class F, class Scalar>
-  static MIXMATCH_INLINE void load_classes(typename F::V& v, const Scalar* in, int64_t i, int64_t classes) {
-    if (i + F::lanes <= classes) {
-      F::load(v, in + i);
-      return;
-    }
-    float rest[F::lanes];
-    for (int j = 0; j < F::lanes; ++j) {
-      rest[j] = i + j < classes ? static_cast<float>(in[i + j]) : no_class;
-    }
-    F::load(v, rest);
-  }
-
-  /// One row of more than F::lanes classes. `raised` has room for them, and for the last vector's surplus.
+  /// One row of more than F::lanes classes. The last vector overlaps the one before, apart from the lanes of
+  /// `mask`. `raised` has room for the classes and, as `out`, for a vector's surplus.
   template <class F, class Scalar>
   static MIXMATCH_INLINE void long_row(float* out, float* raised, const Scalar* const* views,
-                                       int64_t num_views, int64_t offset, int64_t classes) {
+                                       int64_t num_views, int64_t offset, int64_t classes,
+                                       const typename F::I& mask) {
     using V = typename F::V;
+    using I = typename F::I;
     constexpr int lanes = F::lanes;
+    const int64_t last = classes - lanes, whole = classes - classes % lanes;
     for (int64_t k = 0; k < num_views; ++k) {
       const Scalar* in = views[k] + offset;
-      V v, largest = V{} + no_class, total = V{};
-      for (int64_t i = 0; i < classes; i += lanes) {
-        load_classes<F>(v, in, i, classes);
+      V v, largest, total = V{};
+      F::load(largest, in + last);
+      for (int64_t i = 0; i < whole; i += lanes) {
+        F::load(v, in + i);
         Max::apply(largest, v, largest);
       }
       const float maximum = reduce_lanes<Max, lanes>(largest);
-      for (int64_t i = 0; i < classes; i += lanes) {
-        load_classes<F>(v, in, i, classes);
+      for (int64_t i = 0; i < whole; i += lanes) {
+        F::load(v, in + i);
         v = v - maximum;
         exp_of_negative<F>(v);
         total += v;
         F::store(raised + i, v);
       }
+      F::load(v, in + last);
+      v = v - maximum;
+      exp_of_negative<F>(v);
+      total += (V)((I)v & mask);
+      F::store(raised + last, v);
       const float factor = 1.0f / reduce_lanes<Add, lanes>(total);
       for (int64_t i = 0; i < classes; i += lanes) {
         V sum = V{};
@@ -215,8 +211,14 @@ struct AddSoftmaxes {
         short_rows<F>(out, views, num_views, first_row, rows, classes);
         return;
       }
+      // The lanes of a row's last vector that no other holds.
+      typename F::I mask;
+      for (int i = 0; i < F::lanes; ++i) {
+        mask[i] = i >= F::lanes - classes % F::lanes ? -1 : 0;
+      }
       for (int64_t row = 0; row < rows; ++row) {
-        long_row<F>(out + row * classes, raised, views, num_views, (first_row + row) * classes, classes);
+        long_row<F>(out + row * classes, raised, views, num_views, (first_row + row) * classes, classes,
+                    mask);
       }
     }
   }

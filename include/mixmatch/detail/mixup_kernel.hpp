@@ -65,11 +65,27 @@ struct MixStrided {
 
 /// MixRun over rows [begin, end), each `row` elements in one run.
 struct MixRows {
+  /// Asks for the start of a partner while the row before it is mixed: a short row ends before the processor
+  /// has seen where its partner's memory goes on.
+  template <class Scalar>
+  static MIXMATCH_INLINE void fetch([[maybe_unused]] const Scalar* partner, [[maybe_unused]] int64_t row) {
+#if MIXMATCH_SIMD
+    constexpr int64_t line = 64, start = 1024, short_row = 8192;
+    const auto bytes = row * static_cast<int64_t>(sizeof(Scalar));
+    for (int64_t i = 0; bytes <= short_row && i < std::min(bytes, start); i += line) {
+      __builtin_prefetch(reinterpret_cast<const char*>(partner) + i);
+    }
+#endif
+  }
+
   template <int Bytes, class Scalar>
   static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partners,
                                   const int64_t* permutation, const Compute<Scalar>* weights,
                                   int64_t weight_step, int64_t row, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
+      if (i + 1 < end) {
+        fetch(partners + permutation[i + 1] * row, row);
+      }
       const Compute<Scalar> weight = weights[i * weight_step];
       if (weight == 1) {  // exactly x, whatever the partner holds
         std::memcpy(out + i * row, x + i * row, static_cast<size_t>(row) * sizeof(Scalar));
