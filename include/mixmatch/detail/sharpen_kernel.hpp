@@ -198,7 +198,8 @@ struct SharpenRows {
     if constexpr (!scale_first) {
       raise_rows<0, F>(rows);
       reduce_rows<Add, lanes>(total, rows);
-      const typename F::I fine = (total >= smallest_sum) & (total <= largest_sum);
+      // NaN remains so whichever way, and must not choose the way of the rows beside it.
+      const typename F::I fine = ((total >= smallest_sum) & (total <= largest_sum)) | (total != total);
       float in_range[lanes];
       F::store(in_range, (V)fine);
       int32_t bits[lanes];
