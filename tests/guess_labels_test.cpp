@@ -72,6 +72,9 @@ TEST_CASE("guess_labels_from_logits: the kernel equals the composite in double, 
               exact.push_back(views.back().to(at::kDouble));
             }
             const Tensor guess = guess_labels_from_logits(views, temperature);
+            Tensor fused = torch::empty_like(guess);
+            REQUIRE(mixmatch::detail::guess_fused(fused, views, temperature));
+            CHECK(torch::equal(fused, guess));
             const Tensor want = mixmatch::detail::guess_composite(exact, temperature);
             INFO(classes << " classes, " << rows << " rows, T " << temperature << ", " << type);
             CHECK(guess.scalar_type() == (type == at::kDouble ? at::kDouble : at::kFloat));
@@ -112,14 +115,20 @@ TEST_CASE("guess_labels_from_logits: extreme logits, by row") {
 
 TEST_CASE("guess_labels_from_logits: any strides, unequal types, the same bits on any number of threads") {
   torch::manual_seed(7);
-  const Tensor a = torch::randn({3000, 12}), b = torch::randn({3000, 12});
+  Tensor a = torch::randn({3000, 12});
+  const Tensor b = torch::randn({3000, 12});
   const Tensor want = guess_labels_from_logits({a, b});
   CHECK(torch::allclose(guess_labels_from_logits({a.t().contiguous().t(), b}), want, 1e-5, 1e-8));
   CHECK(torch::allclose(guess_labels_from_logits({a.to(at::kDouble), b}).to(at::kFloat), want, 1e-5, 1e-8));
+  // A NaN among them changes its own row alone.
+  a[1500][3] = std::nan("");
   const int threads = at::get_num_threads();
   for (const int count : {1, 2, 3}) {
     at::set_num_threads(count);
-    CHECK(torch::equal(guess_labels_from_logits({a, b}), want));
+    Tensor guess = guess_labels_from_logits({a, b});
+    CHECK(guess[1500].isnan().all().item<bool>());
+    guess[1500] = want[1500];
+    CHECK(torch::equal(guess, want));
   }
   at::set_num_threads(threads);
   // A row does not depend on those beside it.

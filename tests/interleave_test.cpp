@@ -50,6 +50,17 @@ TEST_CASE("interleave: one pass over all batches finds them joined") {
   CHECK(mixmatch::detail::join_rows(out).data_ptr() == out[0].data_ptr());
 }
 
+TEST_CASE("interleave: a model may write to its batch, and the one before is still good for a gradient") {
+  const Tensor weight = torch::ones({3}).requires_grad_();
+  const auto out = interleave({torch::randn({4, 3}), torch::randn({4, 3})});
+  Tensor loss = torch::zeros({});
+  for (Tensor batch : out) {
+    loss = loss + (batch.mul_(2) * weight).sum();  // the product keeps the batch
+  }
+  loss.backward();
+  CHECK(torch::allclose(weight.grad(), out[0].sum(0) + out[1].sum(0)));
+}
+
 TEST_CASE("interleave: refuses no batches and unequal ones") {
   CHECK_THAT(error_of([] { interleave({}); }), contains("interleave: batches must hold at least one"));
   CHECK_THAT(error_of([] { interleave({torch::zeros({4, 2}), torch::zeros({3, 2})}); }), contains("[3, 2]"));

@@ -32,7 +32,6 @@ TEST_CASE("join_rows: slices of one batch, in order, are a view of it") {
   const Tensor rows = numbered({10, 4});
   CHECK(joined_in_place({rows.narrow(0, 0, 3), rows.narrow(0, 3, 5), rows.narrow(0, 8, 2)}));
   CHECK(joined_in_place({rows.narrow(0, 2, 1), rows.narrow(0, 3, 1)}));  // not from the start of memory
-  CHECK(joined_in_place({rows}));
   const Tensor images = numbered({6, 3, 4, 5}, at::MemoryFormat::ChannelsLast);
   CHECK(joined_in_place({images.narrow(0, 1, 2), images.narrow(0, 3, 3)}));
   const Tensor labels = torch::arange(9);
@@ -49,11 +48,23 @@ TEST_CASE("join_rows: everything else is copied") {
   CHECK_FALSE(joined_in_place({rows.slice(0, 0, 6, 2), rows.slice(0, 6, 10, 2)}));
   CHECK_FALSE(joined_in_place({rows[0].expand({3, 4}), rows[0].expand({2, 4})}));
   CHECK_FALSE(joined_in_place({rows.narrow(0, 0, 0), rows}));
+  CHECK_FALSE(joined_in_place({rows}));  // one alone
+  CHECK_FALSE(joined_in_place({rows.narrow(0, 0, 3)._neg_view(), rows.narrow(0, 3, 3)}));
   CHECK_FALSE(joined_in_place({images.narrow(0, 0, 2), images.narrow(0, 2, 2).contiguous()}));
   // The same numbers of elements in the same memory, in other shapes.
   const Tensor one = numbered({24});
   CHECK_THROWS(join_rows({one.narrow(0, 0, 12).view({3, 4}), one.narrow(0, 12, 12).view({4, 3})}));
   CHECK_THROWS(join_rows({}));
+}
+
+TEST_CASE("join_rows: what was made in inference mode can be trained on") {
+  std::vector<Tensor> parts;
+  {
+    const c10::InferenceMode inference;
+    const Tensor rows = numbered({6, 2});
+    parts = {rows.narrow(0, 0, 2), rows.narrow(0, 2, 4)};
+  }
+  CHECK_FALSE(join_rows(parts).is_inference());
 }
 
 TEST_CASE("join_rows: gradients go to each part") {

@@ -27,6 +27,22 @@ MixMatchBatch run(const Inputs& in, MixMode mode, uint64_t seed = 1) {
 
 }  // namespace
 
+TEST_CASE("with_guessed_labels: views that are neighbours are not copied, and mixed the same") {
+  torch::manual_seed(2);
+  auto model = [](const Tensor& x) { return x.narrow(1, 0, kClasses); };
+  const Tensor all = torch::rand({6 + 2 * 5, 3}), labels = torch::tensor({0, 1, 0, 1, 1, 0});
+  const Tensor x = all.narrow(0, 0, 6), u1 = all.narrow(0, 6, 5), u2 = all.narrow(0, 11, 5);
+  const auto joined = with_guessed_labels(model, x, labels, {u1, u2});
+  CHECK(joined.unlabeled_inputs.data_ptr() == u1.data_ptr());
+  const auto copied = with_guessed_labels(model, x.clone(), labels, {u1.clone(), u2.clone()});
+  const auto a = mix_labeled_unlabeled(joined, {}, at::detail::createCPUGenerator(1));
+  const auto b = mix_labeled_unlabeled(copied, {}, at::detail::createCPUGenerator(1));
+  CHECK(torch::equal(a.labeled_inputs, b.labeled_inputs));
+  CHECK(torch::equal(a.unlabeled_inputs, b.unlabeled_inputs));
+  CHECK(torch::equal(a.unlabeled_targets, b.unlabeled_targets));
+  CHECK(torch::equal(joined.unlabeled_inputs, copied.unlabeled_inputs));  // mixing writes to none of them
+}
+
 TEST_CASE("mixmatch_batch: shapes, view order and invariants of all nine modes") {
   torch::manual_seed(1);
   const Inputs in;

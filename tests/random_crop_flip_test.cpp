@@ -224,6 +224,17 @@ TEST_CASE("random_crop_flip_out writes what random_crop_flip returns, and nothin
   }
 }
 
+TEST_CASE("random_crop_flip_out resizes an empty result, and autograd sees that one was overwritten") {
+  const auto x = images({2, 3, 6, 8});
+  Tensor out = at::empty({0});
+  random_crop_flip_out(out, x, {}, seeded(7));
+  CHECK(out.equal(random_crop_flip(x, {}, seeded(7))));
+  const auto weight = at::ones({}).requires_grad_();
+  const auto loss = (out * weight).sum();
+  random_crop_flip_out(out, x);
+  CHECK_THAT(error_of([&] { loss.backward(); }), contains("inplace operation"));
+}
+
 TEST_CASE("random_crop_flip_out names a bad result, and then draws nothing") {
   const auto x = images({2, 3, 6, 8});
   auto generator = seeded(4);
@@ -238,6 +249,7 @@ TEST_CASE("random_crop_flip_out names a bad result, and then draws nothing") {
   CHECK_THAT(message(floats.narrow(0, 0, 1), x), contains("got [1, 3, 6, 8]"));
   CHECK_THAT(message(floats, floats), contains("out must not share memory with images"));
   CHECK_THAT(message(floats, floats.clone().requires_grad_()), contains("no gradient is recorded into out"));
+  CHECK_THAT(message(floats.clone().requires_grad_(), x), contains("no gradient is recorded into out"));
   CHECK_THAT(message(floats, x[0]), contains("random_crop_flip_out: images must be"));
   CHECK(floats.eq(0).all().item<bool>());
   CHECK(generator.get_state().equal(before));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
 
@@ -17,7 +18,8 @@ using torch::Tensor;
 /// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
 /// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
 /// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
-/// Differentiable; draws nothing; throws unless all batches have one shape.
+/// Differentiable; without a gradient to record, the results are slices of one new tensor. Draws nothing;
+/// throws unless all batches have one shape.
 inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   TORCH_CHECK(!batches.empty(), "interleave: batches must hold at least one batch, got none");
   for (const Tensor& batch : batches) {
@@ -39,7 +41,14 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   for (size_t i = 1; i < groups.size(); ++i) {
     std::swap(groups[0][i], groups[i][i]);
   }
-  // In one tensor, from which one pass over all of them copies nothing.
+  if (detail::gradient_recorded(batches)) {
+    for (size_t i = 0; i < groups.size(); ++i) {
+      batches[i] = torch::cat(groups[i], 0);
+    }
+    return batches;
+  }
+  // In one tensor, of which one pass over all batches needs no copy. Each has a version of its own for
+  // autograd: a model may write to what it is given.
   std::vector<Tensor> in_order;
   in_order.reserve(groups.size() * groups.size());
   for (const auto& batch : groups) {
@@ -47,7 +56,7 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   }
   const Tensor all = torch::cat(in_order, 0);
   for (size_t i = 0; i < batches.size(); ++i) {
-    batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows);
+    batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows).variable_data();
   }
   return batches;
 }

@@ -131,8 +131,9 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
 /// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
 /// with the labeled rows, nothing mixed yet; see mixmatch_batch(). `labeled_view` is [B, …], `views` are K
 /// augmentations of the same U rows. The guesses stand in the first U rows of `unlabeled_targets`, and again
-/// for each further view. Views that are slices of one batch are joined without a copy: `unlabeled_inputs`
-/// is then that memory.
+/// for each further view. Several views that follow each other in memory, as slices of one batch do, are
+/// joined without a copy: `unlabeled_inputs` is then that memory. So are the labeled rows with them, where
+/// they come right before.
 template <class Model>
 MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, const Tensor& labels,
                                   const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {

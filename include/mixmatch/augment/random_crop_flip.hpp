@@ -85,8 +85,8 @@ inline Tensor random_crop_flip(const Tensor& images, const RandomCropFlipOptions
 }
 
 /// random_crop_flip() into a preallocated channels-last `out` of the result's shape, dtype and device that
-/// shares no memory with the images: for instance the rows of one batch that holds several views. No
-/// gradient.
+/// shares no memory with the images: for instance the rows of one batch that holds several views. An empty
+/// `out` is resized. No gradient.
 inline Tensor& random_crop_flip_out(Tensor& out, const Tensor& images,
                                     const RandomCropFlipOptions& options = {},
                                     std::optional<at::Generator> generator = std::nullopt) {
@@ -94,9 +94,12 @@ inline Tensor& random_crop_flip_out(Tensor& out, const Tensor& images,
   TORCH_CHECK(out.defined() && out.scalar_type() == pixels.dtype && out.device() == images.device(),
               "random_crop_flip_out: out must be ", pixels.dtype, " on ", images.device(), ", got ",
               out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
-  TORCH_CHECK(!(at::GradMode::is_enabled() && images.requires_grad()),
+  TORCH_CHECK(!(at::GradMode::is_enabled() && (images.requires_grad() || out.requires_grad())),
               "random_crop_flip_out: no gradient is recorded into out; use random_crop_flip() or "
               "torch::NoGradGuard");
+  if (out.numel() == 0 && images.numel() != 0) {
+    out.resize_(images.sizes(), at::MemoryFormat::ChannelsLast);
+  }
   TORCH_CHECK(out.sizes() == images.sizes() && out.is_contiguous(at::MemoryFormat::ChannelsLast),
               "random_crop_flip_out: out must be channels-last ", images.sizes(), ", got ", out.sizes(),
               " with strides ", out.strides());

@@ -226,7 +226,11 @@ inline void crop_flip_out(Tensor& out, const Tensor& images, const CropFlip& cro
                           const std::optional<PixelScale>& scale) {
   if (augment_on_cpu(images)) {
     crop_flip_fused(out, images, &crops, scale.has_value() ? &*scale : nullptr);
+    if (!out.is_inference()) {  // autograd must see the change as it would see an ATen call's
+      out.unsafeGetTensorImpl()->bump_version();
+    }
   } else {
+    const at::NoGradGuard no_grad;
     out.copy_(crop_flip(images, crops, scale, out.scalar_type()));
   }
 }

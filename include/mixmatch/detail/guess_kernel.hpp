@@ -40,12 +40,13 @@ void add_softmaxes_plain(C* out, C* raised, const Scalar* const* views, int64_t 
 
 #if MIXMATCH_SIMD
 
-/// e^x for x <= 0, to about one unit in the last place; 0 from where it is no normal number. NaN stays NaN.
+/// e^x for x <= 0, to about one unit in the last place; 0 below the normal numbers. NaN stays NaN.
 template <class F>
 MIXMATCH_INLINE void exp_of_negative(typename F::V& v) {
   using V = typename F::V;
   using I = typename F::I;
-  // x = n log(2) + rest, n whole, log(2) split so that the products are exact; e^rest by Cephes' polynomial.
+  // x = n log(2) + rest, n whole, log(2) split so that the first product is exact; e^rest by Cephes'
+  // polynomial.
   const V total = v * 1.44269504088896341f;
   constexpr float to_whole = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number
   const V shifted = total + to_whole;

@@ -18,8 +18,8 @@ namespace mixmatch::training {
 
 /// What a step of semi-supervised training reads (Algorithm 1, lines 2-6): x^, the labeled rows augmented
 /// once, [B, C, H, W] with their int64 labels [B], and u^_k, K augmentations of the unlabeled rows, [U, C, H,
-/// W] each, all of them slices of one tensor. The unlabeled rows' own labels [U], -1 where unknown, are for
-/// watching the guesses alone.
+/// W] each: x^ and the u^_k are slices of one tensor, in this order. The unlabeled rows' own labels [U], -1
+/// where unknown, are for watching the guesses alone.
 struct AugmentedBatch {
   Tensor labeled, labels;
   std::vector<Tensor> views;
@@ -68,10 +68,13 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
     Tensor all = at::empty(sizes, x.options()
                                       .dtype(augmentation.normalization().dtype())
                                       .memory_format(at::MemoryFormat::ChannelsLast));
-    batch.labeled = all.narrow(0, 0, x.size(0));
+    const auto slice = [&all](int64_t start, int64_t size) {
+      return all.narrow(0, start, size).variable_data();  // with a version of its own for autograd
+    };
+    batch.labeled = slice(0, x.size(0));
     augment::random_crop_flip_out(batch.labeled, x, augmentation, generator);
     for (int64_t k = 0; k < views; ++k) {
-      batch.views.push_back(all.narrow(0, x.size(0) + k * u.size(0), u.size(0)));
+      batch.views.push_back(slice(x.size(0) + k * u.size(0), u.size(0)));
       augment::random_crop_flip_out(batch.views.back(), u, augmentation, generator);
     }
     return batch;

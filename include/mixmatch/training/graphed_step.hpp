@@ -200,7 +200,7 @@ class GraphedStep {
     graph_ = std::move(graph);
   }
 
-  /// Ends a capture that failed, and puts everything back. `graph` is null where the warm-up failed.
+  /// Ends a capture that failed, and puts everything back. `graph` is null if no capture had begun.
   void abandon(at::cuda::CUDAGraph* graph, const c10::cuda::CUDAStream& side,
                detail::StepSnapshot& snapshot) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
