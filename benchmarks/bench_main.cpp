@@ -18,6 +18,7 @@ inline std::string& report_file(Catch::ConfigData& config) { return config.outpu
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
+#include <mixmatch/training/memory.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -141,6 +142,8 @@ class TableListener : public ListenerBase {
 CATCH_REGISTER_LISTENER(TableListener)
 
 int main(int argc, char** argv) {
+  // As the library's programs do: otherwise what came before decides which large result is fresh memory.
+  mixmatch::training::keep_freed_memory();
   Catch::Session session;
   session.configData().benchmarkSamples = 50;
   session.configData().benchmarkNoAnalysis = true;  // the bootstrap takes longer than the benchmarks

@@ -25,8 +25,8 @@ while [ $# -gt 0 ]; do
 done
 threads=$(nproc)
 peers="plain compiled"
-if ! "$python" -c 'import torch' 2>/dev/null; then
-  echo "benchmarks/run.sh: $python has no PyTorch, so there are no peers; name one that has it by --python" >&2
+if ! reason=$("$python" -c 'import torch' 2>&1); then
+  echo "benchmarks/run.sh: no peers, as $python cannot import torch ($(echo "$reason" | tail -1)); see --python" >&2
   [ -z "$its_torch" ] || exit 2
   peers=""
 fi

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -79,8 +80,9 @@ def build(report, torch, target):
 
     if torch.version.cuda:
         # From PyPI, CUDA's headers lie beside torch; elsewhere there is a toolkit.
-        from torch.utils.cpp_extension import CUDA_HOME
-        toolkit = [Path(CUDA_HOME)] if CUDA_HOME else []
+        compiler = shutil.which("nvcc")
+        home = os.environ.get("CUDA_HOME") or (Path(compiler).resolve().parents[1] if compiler else "/usr/local/cuda")
+        toolkit = [] if str(home) == "/usr" else [Path(home)]  # a distribution's, which the compiler finds itself
         for place in [*map(Path, glob.glob(str(package.parent / "nvidia/*"))), *toolkit]:
             includes += [path for path in [place / "include", place / "include/cccl"] if path.is_dir()]
             libraries += [path for path in [place / "lib", place / "lib64"] if path.is_dir()]
