@@ -3,8 +3,8 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cuda_mixup.hpp>
-#include <mixmatch/detail/memory_overlap.hpp>
 #include <mixmatch/detail/mixup_kernel.hpp>
+#include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 
 #include <cmath>
@@ -111,9 +111,7 @@ inline Tensor mixup_pairs(const Tensor& x, const Tensor& permutation, const Tens
 inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permutation,
                                const Tensor& lambda) {
   detail::check_mix("mixup_pairs_out", x, x, permutation, lambda);
-  TORCH_CHECK(out.defined() && out.scalar_type() == x.scalar_type() && out.device() == x.device(),
-              "mixup_pairs_out: out must be ", x.scalar_type(), " on ", x.device(), ", got ",
-              out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
+  detail::check_type_and_device("mixup_pairs_out", out, x.scalar_type(), x.device());
   TORCH_CHECK(!detail::mix_needs_gradient(x, out, lambda),
               "mixup_pairs_out: no gradient is recorded into out; use mixup_pairs() or torch::NoGradGuard");
   if (out.numel() == 0 && x.numel() != 0) {

@@ -2,7 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/cuda_sharpen.hpp>
-#include <mixmatch/detail/memory_overlap.hpp>
+#include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/sharpen_kernel.hpp>
 
 #include <cmath>
@@ -59,11 +59,7 @@ inline bool needs_gradient(const Tensor& tensor) {
 inline Tensor& sharpen_out(Tensor& out, const Tensor& probabilities, double temperature = 0.5,
                            int64_t dim = -1) {
   detail::check_sharpen("sharpen_out", probabilities, temperature, dim);
-  TORCH_CHECK(out.defined() && out.scalar_type() == probabilities.scalar_type() &&
-                  out.device() == probabilities.device(),
-              "sharpen_out: out must be ", probabilities.scalar_type(), " on ", probabilities.device(),
-              ", got ",
-              out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
+  detail::check_type_and_device("sharpen_out", out, probabilities.scalar_type(), probabilities.device());
   TORCH_CHECK(!detail::needs_gradient(out) && !detail::needs_gradient(probabilities),
               "sharpen_out: no gradient is recorded into out; use sharpen() or torch::NoGradGuard");
   if (out.numel() == 0 && probabilities.numel() != 0) {

@@ -4,7 +4,7 @@
 #include <torch/types.h>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/detail/augment_kernel.hpp>
-#include <mixmatch/detail/memory_overlap.hpp>
+#include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -91,9 +91,7 @@ inline Tensor& random_crop_flip_out(Tensor& out, const Tensor& images,
                                     const RandomCropFlipOptions& options = {},
                                     std::optional<at::Generator> generator = std::nullopt) {
   const auto pixels = detail::check_crop_flip("random_crop_flip_out", images, options);
-  TORCH_CHECK(out.defined() && out.scalar_type() == pixels.dtype && out.device() == images.device(),
-              "random_crop_flip_out: out must be ", pixels.dtype, " on ", images.device(), ", got ",
-              out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
+  mixmatch::detail::check_type_and_device("random_crop_flip_out", out, pixels.dtype, images.device());
   TORCH_CHECK(!(at::GradMode::is_enabled() && (images.requires_grad() || out.requires_grad())),
               "random_crop_flip_out: no gradient is recorded into out; use random_crop_flip() or "
               "torch::NoGradGuard");

@@ -116,9 +116,7 @@ struct AddSoftmaxes {
     using V = typename F::V;
     constexpr int lanes = F::lanes;
     typename F::I mask;
-    for (int i = 0; i < lanes; ++i) {
-      mask[i] = i < classes ? -1 : 0;
-    }
+    F::first_lanes(mask, classes);
     alignas(64) float padded_out[lanes * (lanes + 1)];
     alignas(64) Scalar padded[lanes * (lanes + 1)] = {};
     for (int64_t row = 0; row < rows; row += lanes) {
@@ -214,9 +212,7 @@ struct AddSoftmaxes {
       }
       // The lanes of a row's last vector that no other holds.
       typename F::I mask;
-      for (int i = 0; i < F::lanes; ++i) {
-        mask[i] = i >= F::lanes - classes % F::lanes ? -1 : 0;
-      }
+      F::last_lanes(mask, classes % F::lanes);
       for (int64_t row = 0; row < rows; ++row) {
         long_row<F>(out + row * classes, raised, views, num_views, (first_row + row) * classes, classes,
                     mask);

@@ -242,9 +242,7 @@ struct SharpenRows {
                                          float power, float power_low) {
     constexpr int64_t lanes = F::lanes;
     typename F::I mask;
-    for (int i = 0; i < lanes; ++i) {
-      mask[i] = i < classes ? -1 : 0;
-    }
+    F::first_lanes(mask, classes);
     int64_t row = 0;
     for (; (rows - row - lanes) * classes >= lanes; row += lanes) {
       block<F>(out + row * classes, in + row * classes, classes, mask, power, power_low);
@@ -350,9 +348,7 @@ struct SharpenRows {
       }
       // The lanes of the last vector that no other holds.
       typename F::I mask;
-      for (int i = 0; i < F::lanes; ++i) {
-        mask[i] = i >= F::lanes - classes % F::lanes ? -1 : 0;
-      }
+      F::last_lanes(mask, classes % F::lanes);
       for (int64_t row = 0; row < rows; ++row) {
         long_row<F>(out + row * classes, in + row * classes, classes, mask, power, power_low);
       }

@@ -132,6 +132,18 @@ struct FloatVectors {
   using U = typename VectorTypes<Lanes>::Word;
   using Short = typename VectorTypes<Lanes>::Short;
 
+  /// All bits of the first, or of the last, `count` lanes.
+  static MIXMATCH_INLINE void first_lanes(I& mask, int64_t count) {
+    for (int i = 0; i < Lanes; ++i) {
+      mask[i] = i < count ? -1 : 0;
+    }
+  }
+  static MIXMATCH_INLINE void last_lanes(I& mask, int64_t count) {
+    for (int i = 0; i < Lanes; ++i) {
+      mask[i] = i >= Lanes - count ? -1 : 0;
+    }
+  }
+
   static MIXMATCH_INLINE void load(V& v, const float* from) { __builtin_memcpy(&v, from, sizeof v); }
   static MIXMATCH_INLINE void store(float* to, const V& v) { __builtin_memcpy(to, &v, sizeof v); }
 

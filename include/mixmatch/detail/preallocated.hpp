@@ -3,7 +3,16 @@
 #include <ATen/MemoryOverlap.h>
 #include <torch/types.h>
 
+#include <string>
+
 namespace mixmatch::detail {
+
+inline void check_type_and_device(const char* function, const at::Tensor& out, at::ScalarType type,
+                                  c10::Device device) {
+  TORCH_CHECK(out.defined() && out.scalar_type() == type && out.device() == device, function,
+              ": out must be ", type, " on ", device, ", got ",
+              out.defined() ? c10::str(out.scalar_type(), " on ", out.device()) : std::string("undefined"));
+}
 
 inline void check_not_expanded(const char* function, const at::Tensor& out) {
   TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, function,
