@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/cuda_augment.hpp>
+#include <mixmatch/detail/float_types.hpp>
 #include <mixmatch/detail/parallel.hpp>
 
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 namespace mixmatch::detail {
@@ -37,14 +37,13 @@ inline int64_t reflect(int64_t position, int64_t size) {
 /// Each channel's 256 results: a look-up costs less than conversion and division, for any result type.
 template <class Scalar>
 std::vector<Scalar> pixel_table(const PixelScale& scale) {
-  using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
+  using C = Compute<Scalar>;
   std::vector<Scalar> table;
   table.reserve(scale.shift.size() * 256);
   for (size_t c = 0; c < scale.shift.size(); ++c) {
     for (int value = 0; value < 256; ++value) {
-      table.push_back(
-          static_cast<Scalar>((static_cast<Compute>(value) - static_cast<Compute>(scale.shift[c])) /
-                              static_cast<Compute>(scale.scale[c])));
+      table.push_back(static_cast<Scalar>((static_cast<C>(value) - static_cast<C>(scale.shift[c])) /
+                                          static_cast<C>(scale.scale[c])));
     }
   }
   return table;
@@ -106,8 +105,8 @@ void crop_all_images(Tensor& out, const Tensor& images, const CropFlip* crops, c
 /// values.
 inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* crops,
                             const PixelScale* scale) {
-  const auto run = [&](auto example) {
-    using Target = decltype(example);
+  const bool known = for_float_type(out.scalar_type(), [&](auto element) {
+    using Target = decltype(element);
     if (scale == nullptr) {
       crop_all_images<Target, Target>(out, images, crops, [](int64_t, Target pixel) { return pixel; });
       return;
@@ -116,23 +115,8 @@ inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* c
     const Target* values = table.data();
     crop_all_images<Target, uint8_t>(out, images, crops,
                                      [values](int64_t c, uint8_t pixel) { return values[c * 256 + pixel]; });
-  };
-  switch (out.scalar_type()) {
-    case at::kFloat:
-      run(float{});
-      break;
-    case at::kDouble:
-      run(double{});
-      break;
-    case at::kBFloat16:
-      run(at::BFloat16{});
-      break;
-    case at::kHalf:
-      run(at::Half{});
-      break;
-    default:
-      TORCH_CHECK(false, "crop_flip: no kernel for ", out.scalar_type());
-  }
+  });
+  TORCH_CHECK(known, "crop_flip: no kernel for ", out.scalar_type());
 }
 
 inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const PixelScale* scale,

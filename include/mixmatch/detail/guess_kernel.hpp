@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/float_types.hpp>
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/detail/sharpen_kernel.hpp>
 #include <mixmatch/detail/simd.hpp>
@@ -254,8 +255,8 @@ inline bool guess_fused(Tensor& out, const std::vector<Tensor>& logits, double t
   const auto num_views = static_cast<int64_t>(logits.size());
   const int64_t rows = first.size(0), classes = first.size(1);
   const SharpenPower power(temperature);
-  const auto run = [&](auto example) {
-    using Scalar = decltype(example);
+  return for_float_type(first.scalar_type(), [&](auto element) {
+    using Scalar = decltype(element);
     using C = Compute<Scalar>;
     std::vector<const Scalar*> views;
     for (const Tensor& view : logits) {
@@ -275,20 +276,7 @@ inline bool guess_fused(Tensor& out, const std::vector<Tensor>& logits, double t
         sharpen_rows(guess + begin * classes, static_cast<const C*>(sums.data()), count, classes, power);
       }
     });
-    return true;
-  };
-  switch (first.scalar_type()) {
-    case at::kFloat:
-      return run(float{});
-    case at::kDouble:
-      return run(double{});
-    case at::kBFloat16:
-      return run(at::BFloat16{});
-    case at::kHalf:
-      return run(at::Half{});
-    default:
-      return false;
-  }
+  });
 }
 
 }  // namespace mixmatch::detail

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/float_types.hpp>
+#include <mixmatch/detail/memory_loops.hpp>
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/detail/simd.hpp>
 
@@ -99,36 +101,21 @@ struct MixRows {
 /// How a row lies in memory in the result, in x and in the partners: a few nested loops around runs along the
 /// last.
 struct MixLayout {
-  struct Loop {
-    int64_t size, out, x, partner;
-  };
-  std::vector<Loop> loops;
+  enum Tensors { result, own, partner };
+  std::vector<MemoryLoop<3>> loops;
   bool dense = true;
 
   MixLayout(const Tensor& out, const Tensor& x, const Tensor& partners) {
     for (int64_t d = 1; d < x.dim(); ++d) {
       if (x.size(d) != 1) {
-        loops.push_back({x.size(d), out.stride(d), x.stride(d), partners.stride(d)});
+        loops.push_back({x.size(d), {out.stride(d), x.stride(d), partners.stride(d)}});
       }
     }
-    std::stable_sort(loops.begin(), loops.end(), [](const Loop& a, const Loop& b) { return a.out > b.out; });
-    size_t kept = 0;
-    for (size_t d = 1; d < loops.size(); ++d) {
-      Loop& outer = loops[kept];
-      const Loop& inner = loops[d];
-      if (outer.out == inner.out * inner.size && outer.x == inner.x * inner.size &&
-          outer.partner == inner.partner * inner.size) {
-        outer = {outer.size * inner.size, inner.out, inner.x, inner.partner};
-      } else {
-        loops[++kept] = inner;
-      }
-    }
+    order_and_join(loops, result);
     if (loops.empty()) {
-      loops.push_back({1, 1, 1, 1});
+      loops.push_back({1, {1, 1, 1}});
     }
-    loops.resize(kept + 1);
-    const Loop& run = loops.back();
-    dense = run.out == 1 && run.x == 1 && run.partner == 1;
+    dense = loops.back().steps == std::array<int64_t, 3>{1, 1, 1};
   }
 };
 
@@ -144,74 +131,60 @@ inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners,
     return true;
   }
   const MixLayout layout(out, x, partners);
-  const MixLayout::Loop inner = layout.loops.back();
+  const int64_t inner_size = layout.loops.back().size;
+  const auto& step = layout.loops.back().steps;
   const int64_t rows = x.size(0);
   const int64_t row = x.numel() / rows;
   const Tensor order = permutation.contiguous();
   const int64_t* partner_of = order.data_ptr<int64_t>();
-  const auto run = [&](auto* to, const auto* from, const auto* others) {
-    using Scalar = std::remove_pointer_t<decltype(to)>;
+  return for_float_type(x.scalar_type(), [&](auto element) {
+    using Scalar = decltype(element);
+    Scalar* to = out.data_ptr<Scalar>();
+    const Scalar* from = x.data_ptr<Scalar>();
+    const Scalar* others = partners.data_ptr<Scalar>();
     using Weight = Compute<Scalar>;
     const Tensor weights = lambda.to(c10::CppTypeToScalarType<Weight>::value).contiguous();
     const Weight* weight = weights.template data_ptr<Weight>();
     const int64_t weight_step = weights.dim() == 0 ? 0 : 1;
     constexpr int64_t grain = 32768, chunk = 32768;
-    if (layout.dense && inner.size == row && row <= chunk && out.stride(0) == row && x.stride(0) == row &&
+    if (layout.dense && inner_size == row && row <= chunk && out.stride(0) == row && x.stride(0) == row &&
         partners.stride(0) == row) {
       parallel_for(0, rows, std::max<int64_t>(1, grain / row), [&](int64_t begin, int64_t end) {
         run_widest<MixRows>(to, from, others, partner_of, weight, weight_step, row, begin, end);
       });
-      return true;
+      return;
     }
     // Long runs are cut into chunks, at the same places for any number of threads.
-    const int64_t chunks = (inner.size + chunk - 1) / chunk;
-    const int64_t pieces_per_row = row / inner.size * chunks;
-    const int64_t piece_size = std::min(inner.size, chunk);
+    const int64_t chunks = (inner_size + chunk - 1) / chunk;
+    const int64_t pieces_per_row = row / inner_size * chunks;
+    const int64_t piece_size = std::min(inner_size, chunk);
     parallel_for(
         0, rows * pieces_per_row, std::max<int64_t>(1, grain / piece_size), [&](int64_t begin, int64_t end) {
           for (int64_t piece = begin; piece < end; ++piece) {
             const int64_t i = piece / pieces_per_row;
-            int64_t rest = piece % pieces_per_row;
-            const int64_t start = rest % chunks * chunk;
-            rest /= chunks;
-            const int64_t size = std::min(chunk, inner.size - start);
-            Scalar* target = to + i * out.stride(0) + start * inner.out;
-            const Scalar* source = from + i * x.stride(0) + start * inner.x;
-            const Scalar* other = others + partner_of[i] * partners.stride(0) + start * inner.partner;
-            for (size_t d = layout.loops.size() - 1; d-- > 0;) {
-              const MixLayout::Loop& loop = layout.loops[d];
-              const int64_t index = rest % loop.size;
-              rest /= loop.size;
-              target += index * loop.out;
-              source += index * loop.x;
-              other += index * loop.partner;
-            }
+            const int64_t run = piece % pieces_per_row / chunks, start = piece % chunks * chunk;
+            const int64_t size = std::min(chunk, inner_size - start);
+            const auto offsets = offsets_at(layout.loops, layout.loops.size() - 1, run);
+            Scalar* target =
+                to + i * out.stride(0) + offsets[MixLayout::result] + start * step[MixLayout::result];
+            const Scalar* source =
+                from + i * x.stride(0) + offsets[MixLayout::own] + start * step[MixLayout::own];
+            const Scalar* other = others + partner_of[i] * partners.stride(0) + offsets[MixLayout::partner] +
+                                  start * step[MixLayout::partner];
             const Weight w = weight[i * weight_step];
             if (w == 1) {
               for (int64_t j = 0; j < size; ++j) {
-                target[j * inner.out] = source[j * inner.x];
+                target[j * step[MixLayout::result]] = source[j * step[MixLayout::own]];
               }
             } else if (layout.dense) {
               run_widest<MixRun>(target, source, other, size, w);
             } else {
-              run_widest<MixStrided>(target, inner.out, source, inner.x, other, inner.partner, size, w);
+              run_widest<MixStrided>(target, step[MixLayout::result], source, step[MixLayout::own], other,
+                                     step[MixLayout::partner], size, w);
             }
           }
         });
-    return true;
-  };
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return run(out.data_ptr<float>(), x.data_ptr<float>(), partners.data_ptr<float>());
-    case at::kDouble:
-      return run(out.data_ptr<double>(), x.data_ptr<double>(), partners.data_ptr<double>());
-    case at::kBFloat16:
-      return run(out.data_ptr<at::BFloat16>(), x.data_ptr<at::BFloat16>(), partners.data_ptr<at::BFloat16>());
-    case at::kHalf:
-      return run(out.data_ptr<at::Half>(), x.data_ptr<at::Half>(), partners.data_ptr<at::Half>());
-    default:
-      return false;
-  }
+  });
 }
 
 }  // namespace mixmatch::detail

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cuda_norm.hpp>
+#include <mixmatch/detail/float_types.hpp>
 #include <mixmatch/detail/norm_kernel.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -43,21 +44,6 @@ inline bool can_fuse_norm(const Tensor& x, const Tensor& addend, const Tensor& w
            tensor.scalar_type() == (reduced ? at::kFloat : type);
   };
   return fits(x) && (!addend.defined() || fits(addend)) && is_parameter(weight) && is_parameter(bias);
-}
-
-/// `f` with an element of x's type.
-template <class F>
-void for_norm_type(const Tensor& x, const F& f) {
-  switch (x.scalar_type()) {
-    case at::kFloat:
-      return f(float{});
-    case at::kDouble:
-      return f(double{});
-    case at::kBFloat16:
-      return f(at::BFloat16{});
-    default:
-      return f(at::Half{});
-  }
 }
 
 /// f(group, part) for each group, where part(tensor) is the group's share of the rows.
@@ -132,7 +118,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
     Tensor sum = addend.defined() ? at::empty_like(x) : Tensor();
     Tensor mean = at::empty({settings.groups, x.size(1)}, weight.options().requires_grad(false));
     Tensor variance = at::empty_like(mean);
-    for_norm_type(x, [&](auto element) {
+    for_float_type(x.scalar_type(), [&](auto element) {
       using Scalar = decltype(element);
       // A group's second sweep finds in the cache what its first one read.
       for_each_group(settings.groups, [&](int64_t group, const auto& part) {
@@ -188,7 +174,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
     const Tensor grad_output = like_x(grads[0]);
     Tensor grad_input = at::empty_like(x);
     Tensor grad_weight = at::empty_like(weight), grad_bias = at::empty_like(bias);
-    for_norm_type(x, [&](auto element) {
+    for_float_type(x.scalar_type(), [&](auto element) {
       using Scalar = decltype(element);
       using C = Compute<Scalar>;
       std::vector<double> weight_sum(static_cast<size_t>(x.size(1)), 0.0), bias_sum = weight_sum;

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/float_types.hpp>
+#include <mixmatch/detail/memory_loops.hpp>
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/detail/simd.hpp>
 #include <mixmatch/detail/simd_reduce.hpp>
@@ -9,7 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <limits>
+#include <type_traits>
 #include <vector>
 
 namespace mixmatch::detail {
@@ -382,10 +384,7 @@ void sharpen_rows(Scalar* out, const Scalar* in, int64_t rows, int64_t classes, 
 
 /// Where the rows are: loops over all dimensions but that of the classes.
 struct SharpenLayout {
-  struct Loop {
-    int64_t size, out, in;
-  };
-  std::vector<Loop> loops;
+  std::vector<MemoryLoop<2>> loops;
   int64_t classes, out_step, in_step, rows;
 
   SharpenLayout(const Tensor& out, const Tensor& in, int64_t dim)
@@ -396,43 +395,23 @@ struct SharpenLayout {
     const int64_t skipped = dim < 0 ? dim + in.dim() : dim;
     for (int64_t d = 0; d < in.dim(); ++d) {
       if (d != skipped && in.size(d) != 1) {
-        loops.push_back({in.size(d), out.stride(d), in.stride(d)});
+        loops.push_back({in.size(d), {out.stride(d), in.stride(d)}});
       }
     }
-    std::stable_sort(loops.begin(), loops.end(), [](const Loop& a, const Loop& b) { return a.in > b.in; });
-    size_t kept = 0;
-    for (size_t d = 1; d < loops.size(); ++d) {
-      Loop& outer = loops[kept];
-      const Loop& inner = loops[d];
-      if (outer.out == inner.out * inner.size && outer.in == inner.in * inner.size) {
-        outer = {outer.size * inner.size, inner.out, inner.in};
-      } else {
-        loops[++kept] = inner;
-      }
-    }
+    order_and_join(loops, /*by in=*/1);
     if (loops.empty()) {
-      loops.push_back({1, classes, classes});
+      loops.push_back({1, {classes, classes}});
     }
-    loops.resize(kept + 1);
   }
 
   bool classes_adjacent() const { return classes == 1 || (out_step == 1 && in_step == 1); }
   bool contiguous() const {
     return classes_adjacent() && loops.size() == 1 &&
-           (rows == 1 || (loops[0].out == classes && loops[0].in == classes));
+           (rows == 1 || loops[0].steps == std::array<int64_t, 2>{classes, classes});
   }
 
   /// The offsets of row `row` in out and in.
-  std::array<int64_t, 2> offsets(int64_t row) const {
-    std::array<int64_t, 2> result{0, 0};
-    for (size_t d = loops.size(); d-- > 0;) {
-      const int64_t index = row % loops[d].size;
-      row /= loops[d].size;
-      result[0] += index * loops[d].out;
-      result[1] += index * loops[d].in;
-    }
-    return result;
-  }
+  std::array<int64_t, 2> offsets(int64_t row) const { return offsets_at(loops, loops.size(), row); }
 };
 
 /// Rows [begin, end) of any layout and type through a buffer that stays in the cache, a few rows at a time.
@@ -497,8 +476,10 @@ inline bool sharpen_fused(Tensor& out, const Tensor& in, double temperature, int
   const SharpenPower power(temperature);
   const int64_t work = power.kind == SharpenPower::Kind::other ? 8192 : 32768;
   const int64_t grain = std::max<int64_t>(1, work / layout.classes);
-  const auto run = [&](auto* to, const auto* from) {
-    using Scalar = std::remove_pointer_t<decltype(to)>;
+  return for_float_type(in.scalar_type(), [&](auto element) {
+    using Scalar = decltype(element);
+    auto* to = out.data_ptr<Scalar>();
+    const auto* from = in.data_ptr<Scalar>();
     const bool direct = std::is_same_v<Scalar, Compute<Scalar>> && layout.contiguous();
     parallel_for(0, layout.rows, grain, [&](int64_t begin, int64_t end) {
       if constexpr (std::is_same_v<Scalar, Compute<Scalar>>) {
@@ -510,20 +491,7 @@ inline bool sharpen_fused(Tensor& out, const Tensor& in, double temperature, int
       }
       sharpen_tiles(to, from, layout, begin, end, power);
     });
-    return true;
-  };
-  switch (in.scalar_type()) {
-    case at::kFloat:
-      return run(out.data_ptr<float>(), in.data_ptr<float>());
-    case at::kDouble:
-      return run(out.data_ptr<double>(), in.data_ptr<double>());
-    case at::kBFloat16:
-      return run(out.data_ptr<at::BFloat16>(), in.data_ptr<at::BFloat16>());
-    case at::kHalf:
-      return run(out.data_ptr<at::Half>(), in.data_ptr<at::Half>());
-    default:
-      return false;
-  }
+  });
 }
 
 }  // namespace mixmatch::detail

@@ -9,10 +9,9 @@
 // another ABI in each instruction set. Elsewhere run<0> is the plain loop.
 
 #include <ATen/TensorSubclassLikeUtils.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <torch/types.h>
 #include <mixmatch/detail/fast_bfloat16.hpp>
+#include <mixmatch/detail/float_types.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -33,10 +32,6 @@ inline bool has_plain_memory(const at::Tensor& tensor) {
   return tensor.device().is_cpu() && tensor.layout() == at::kStrided && !tensor.is_neg() &&
          !tensor._is_zerotensor() && !at::isTensorSubclassLike(tensor);
 }
-
-/// The type that arithmetic is done in.
-template <class Scalar>
-using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float>;
 
 enum class SimdLevel { plain, avx2, avx512, avx512_bf16 };
 
