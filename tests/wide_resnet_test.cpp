@@ -1,9 +1,15 @@
+#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/training/precision.hpp>
 
 #include <torch/nn/modules/container/functional.h>
 #include <torch/nn/modules/linear.h>
 
 #include <cmath>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
 
 #include "catch.hpp"
 #include "test_util.hpp"
@@ -20,6 +26,24 @@ int64_t count_parameters(const WideResNet& model) {
     count += parameter.numel();
   }
   return count;
+}
+
+/// How many operations of each name the graph of `result` holds.
+std::map<std::string, int> operations(const Tensor& result) {
+  std::map<std::string, int> counts;
+  std::set<torch::autograd::Node*> seen;
+  std::vector<torch::autograd::Node*> open{result.grad_fn().get()};
+  while (!open.empty()) {
+    auto* node = open.back();
+    open.pop_back();
+    if (node != nullptr && seen.insert(node).second) {
+      ++counts[node->name()];
+      for (const auto& edge : node->next_edges()) {
+        open.push_back(edge.function.get());
+      }
+    }
+  }
+  return counts;
 }
 
 }  // namespace
@@ -88,6 +112,33 @@ TEST_CASE("WideResNet: fused or in ATen's calls, the same outputs, gradients and
     CHECK(torch::allclose(fused[i], plain[i], 1e-8, 1e-10));
   }
   CHECK(torch::allclose(run(true, at::kFloat)[0], run(false, at::kFloat)[0], 1e-4, 1e-4));
+}
+
+TEST_CASE("WideResNet: every norm is fused with its activation, in float32 and under autocast to bfloat16") {
+  WideResNet model(WideResNetOptions(10).depth(10).widen_factor(2));
+  mixmatch::training::to_channels_last(model);
+  int norms = 0;
+  for (const auto& module : model->modules()) {
+    norms += module->as<mixmatch::models::BatchNormLeakyReLUImpl>() != nullptr ? 1 : 0;
+  }
+  REQUIRE(norms == 7);
+  const Tensor x = torch::randn({4, 3, 32, 32}).contiguous(at::MemoryFormat::ChannelsLast);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    CAPTURE(type);
+    std::map<std::string, int> counts;
+    {
+      const mixmatch::training::Autocast autocast(torch::kCPU, type);
+      counts = operations(model->forward(x));
+    }
+    int fused = 0;
+    for (const auto& [name, count] : counts) {
+      CAPTURE(name, count);
+      fused += name.find("NormActivateFunction") != std::string::npos ? count : 0;
+      CHECK(name.find("BatchNorm") == std::string::npos);
+      CHECK(name.find("Relu") == std::string::npos);
+    }
+    CHECK(fused == norms);
+  }
 }
 
 TEST_CASE("WideResNet: initial weights") {
