@@ -29,11 +29,24 @@ TEST_CASE("memory_loops: loops that one loop can do in every tensor become one")
   order_and_join(loops, 0);
   REQUIRE(loops.size() == 2);
   CHECK(loops[0].size == 2);
+  CHECK(loops[0].steps == Steps{12, 99});
   CHECK(loops[1].size == 12);
+  CHECK(loops[1].steps == Steps{1, 1});
   // Transposed: what is the innermost of one tensor is not that of the other.
   loops = {{3, {4, 1}}, {4, {1, 3}}};
   order_and_join(loops, 0);
   CHECK(loops.size() == 2);
+  // The outer two join, whatever order they come in, and what stays apart moves up; an expanded dimension
+  // (step 0) joins none but its like.
+  loops = {{4, {1, 9}}, {3, {20, 20}}, {2, {60, 60}}, {5, {0, 0}}};
+  order_and_join(loops, 0);
+  REQUIRE(loops.size() == 3);
+  CHECK(loops[0].size == 6);
+  CHECK(loops[0].steps == Steps{20, 20});
+  CHECK(loops[1].size == 4);
+  CHECK(loops[1].steps == Steps{1, 9});
+  CHECK(loops[2].size == 5);
+  CHECK(loops[2].steps == Steps{0, 0});
   Loops none;
   order_and_join(none, 0);
   CHECK(none.empty());

@@ -2,6 +2,7 @@
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/training/precision.hpp>
 
+#include <torch/csrc/autograd/function.h>
 #include <torch/nn/modules/container/functional.h>
 #include <torch/nn/modules/linear.h>
 
@@ -128,7 +129,9 @@ TEST_CASE("WideResNet: every norm is fused with its activation, in float32 and u
     std::map<std::string, int> counts;
     {
       const mixmatch::training::Autocast autocast(torch::kCPU, type);
-      counts = operations(model->forward(x));
+      const Tensor logits = model->forward(x);
+      CHECK(logits.scalar_type() == type);
+      counts = operations(logits);
     }
     int fused = 0;
     for (const auto& [name, count] : counts) {

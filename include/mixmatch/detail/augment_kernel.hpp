@@ -6,7 +6,6 @@
 #include <mixmatch/detail/parallel.hpp>
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <cstdlib>
 #include <optional>

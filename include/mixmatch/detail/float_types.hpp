@@ -15,7 +15,7 @@ using Compute = std::conditional_t<std::is_same_v<Scalar, double>, double, float
 /// f(an element) of the type `type`, one of the four that the CPU's kernels know; false, without a call, for
 /// another.
 template <class F>
-bool for_float_type(at::ScalarType type, const F& f) {
+[[nodiscard]] bool for_float_type(at::ScalarType type, const F& f) {
   switch (type) {
     case at::kFloat:
       f(float{});

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
 #include <cstring>
 #include <vector>
 
@@ -103,7 +104,7 @@ struct MixRows {
 struct MixLayout {
   enum Tensors { result, own, partner };
   std::vector<MemoryLoop<3>> loops;
-  bool dense = true;
+  bool dense;
 
   MixLayout(const Tensor& out, const Tensor& x, const Tensor& partners) {
     for (int64_t d = 1; d < x.dim(); ++d) {

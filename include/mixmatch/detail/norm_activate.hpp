@@ -118,7 +118,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
     Tensor sum = addend.defined() ? at::empty_like(x) : Tensor();
     Tensor mean = at::empty({settings.groups, x.size(1)}, weight.options().requires_grad(false));
     Tensor variance = at::empty_like(mean);
-    for_float_type(x.scalar_type(), [&](auto element) {
+    const bool known = for_float_type(x.scalar_type(), [&](auto element) {
       using Scalar = decltype(element);
       // A group's second sweep finds in the cache what its first one read.
       for_each_group(settings.groups, [&](int64_t group, const auto& part) {
@@ -127,6 +127,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
                               {mean[group], variance[group], weight, bias, settings.eps}, settings.slope);
       });
     });
+    TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
     List outputs{activation, mean, variance};
     if (addend.defined()) {
       outputs.push_back(sum);
@@ -174,7 +175,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
     const Tensor grad_output = like_x(grads[0]);
     Tensor grad_input = at::empty_like(x);
     Tensor grad_weight = at::empty_like(weight), grad_bias = at::empty_like(bias);
-    for_float_type(x.scalar_type(), [&](auto element) {
+    const bool known = for_float_type(x.scalar_type(), [&](auto element) {
       using Scalar = decltype(element);
       using C = Compute<Scalar>;
       std::vector<double> weight_sum(static_cast<size_t>(x.size(1)), 0.0), bias_sum = weight_sum;
@@ -188,6 +189,7 @@ class NormActivateFunction : public torch::autograd::Function<NormActivateFuncti
       std::transform(bias_sum.begin(), bias_sum.end(), grad_bias.data_ptr<C>(),
                      [](double value) { return static_cast<C>(value); });
     });
+    TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
     return {grad_input, adds ? grad_input : Tensor(), grad_weight, grad_bias, Tensor()};
   }
 };
