@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/float_types.hpp>
 #include <mixmatch/detail/piecewise.hpp>
 #include <mixmatch/detail/simd.hpp>
 
@@ -64,10 +65,12 @@ struct AverageTask {
   void (*run)(const AverageTask& task, int64_t begin, int64_t end, double decay);
 };
 
-template <class Live, class Average>
+/// The average of a narrow type is kept in the type that arithmetic is done in.
+template <class Live>
 void run_average_task(const AverageTask& task, int64_t begin, int64_t end, double decay) {
   run_widest<DecayAndAverage>(static_cast<Live*>(task.live) + begin,
-                              static_cast<Average*>(task.average) + begin, end - begin, task.shrink, decay);
+                              static_cast<Compute<Live>*>(task.average) + begin, end - begin, task.shrink,
+                              decay);
 }
 
 /// The task for a pair of CPU tensors that lie alike in memory; `run` is null where there is none.
@@ -77,16 +80,13 @@ inline AverageTask average_task(const Tensor& live, const Tensor& average, doubl
       live.sizes() != average.sizes() || live.strides() != average.strides()) {
     return task;
   }
-  const auto from = live.scalar_type(), to = average.scalar_type();
-  if (from == at::kFloat && to == at::kFloat) {
-    task.run = run_average_task<float, float>;
-  } else if (from == at::kDouble && to == at::kDouble) {
-    task.run = run_average_task<double, double>;
-  } else if (from == at::kBFloat16 && to == at::kFloat) {
-    task.run = run_average_task<at::BFloat16, float>;
-  } else if (from == at::kHalf && to == at::kFloat) {
-    task.run = run_average_task<at::Half, float>;
-  } else {
+  const bool known = for_float_type(live.scalar_type(), [&](auto element) {
+    using Live = decltype(element);
+    if (average.scalar_type() == c10::CppTypeToScalarType<Compute<Live>>::value) {
+      task.run = run_average_task<Live>;
+    }
+  });
+  if (!known || task.run == nullptr) {
     return task;
   }
   task.live = live.data_ptr();
