@@ -1,6 +1,5 @@
 #include <mixmatch/mixup.hpp>
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
 #include <cmath>
@@ -18,8 +17,6 @@ using mixmatch::MixUpOptions;
 using torch::Tensor;
 
 namespace {
-
-at::Generator seeded(uint64_t seed) { return at::make_generator<at::CPUGeneratorImpl>(seed); }
 
 /// lambda[i] x[i] + (1 - lambda[i]) x[permutation[i]], element by element in double precision.
 Tensor reference(const Tensor& x, const Tensor& permutation, const Tensor& lambda) {

@@ -3,7 +3,6 @@
 #include "catch.hpp"
 #include "test_util.hpp"
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Parallel.h>
 
 #include <set>
@@ -24,8 +23,6 @@ Tensor images(at::IntArrayRef sizes) {
   at::manual_seed(1);
   return at::randint(256, sizes, at::kByte);
 }
-
-at::Generator seeded(uint64_t seed) { return at::make_generator<at::CPUGeneratorImpl>(seed); }
 
 /// A position outside walks back from the edge, which is not repeated.
 int64_t reflected(int64_t position, int64_t size) {
