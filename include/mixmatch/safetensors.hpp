@@ -1,14 +1,12 @@
 #pragma once
 
 #include <c10/core/ScalarType.h>
-#include <fmt/format.h>
-#include <fmt/ranges.h>
 #include <torch/arg.h>
 #include <mixmatch/detail/json_cursor.hpp>
+#include <mixmatch/detail/json_quote.hpp>
 #include <mixmatch/detail/utf8.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/training/atomic_file.hpp>
-#include <mixmatch/training/json.hpp>
 
 #include <algorithm>
 #include <array>
@@ -85,7 +83,7 @@ struct SafetensorsHeader {
 /// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
 inline std::string quote_for_message(std::string_view text) {
   constexpr size_t longest = 120;
-  return training::detail::json_quote(text.substr(0, longest)) + (text.size() > longest ? "…" : "");
+  return json_quote(text.substr(0, longest)) + (text.size() > longest ? "…" : "");
 }
 
 inline void check_little_endian(const std::string& context) {
@@ -286,7 +284,7 @@ using SafetensorsMetadata = std::map<std::string, std::string>;
 /// is "__metadata__" or is no UTF-8, and where the file cannot be written.
 inline void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
                               const SafetensorsMetadata& metadata = {}) {
-  using training::detail::json_quote;
+  using detail::json_quote;
   const std::string context = "write_safetensors: " + path.string() + ": ";
   detail::check_little_endian(context);
   std::vector<std::string_view> names;
@@ -328,10 +326,13 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     const Tensor& tensor = item->second;
     const size_t begin = data_size;
     data_size += static_cast<size_t>(tensor.numel()) * static_cast<size_t>(tensor.element_size());
-    header += fmt::format("{}{}:{{\"dtype\":\"{}\",\"shape\":[{}],\"data_offsets\":[{},{}]}}",
-                          header.empty() ? "" : ",", json_quote(item->first),
-                          detail::safetensors_type_name(tensor.scalar_type()),
-                          fmt::join(tensor.sizes().begin(), tensor.sizes().end(), ","), begin, data_size);
+    std::string shape;
+    for (const int64_t size : tensor.sizes()) {
+      shape += (shape.empty() ? "" : ",") + std::to_string(size);
+    }
+    header += (header.empty() ? "" : ",") + json_quote(item->first) + ":{\"dtype\":\"" +
+              std::string(detail::safetensors_type_name(tensor.scalar_type())) + "\",\"shape\":[" + shape +
+              "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(data_size) + "]}";
   }
   header = "{" + header + "}";
   header.resize((header.size() + 7) / 8 * 8, ' ');
@@ -417,8 +418,8 @@ inline std::string describe_names(const std::vector<std::string>& names, const s
   if (names.empty()) {
     return "";
   }
-  const std::string more = names.size() > 1 ? fmt::format(", and {} more", names.size() - 1) : "";
-  return fmt::format("tensor {} ({}) {}{}", quote_for_message(names.front()), kind, problem, more);
+  const std::string more = names.size() > 1 ? ", and " + std::to_string(names.size() - 1) + " more" : "";
+  return "tensor " + quote_for_message(names.front()) + " (" + kind + ") " + problem + more;
 }
 
 inline bool same_bytes(const Tensor& a, const Tensor& b) {

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <fmt/format.h>
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/detail/crc32c.hpp>
+#include <mixmatch/detail/hex.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -22,7 +22,7 @@ inline std::string data_checksum(const ImagePool& pool, int64_t most_images = 40
     const Tensor plain = tensor.cpu().contiguous();
     add({static_cast<const char*>(plain.data_ptr()), plain.nbytes()});
   };
-  add(fmt::format("{} {}", pool.size(), pool.image_size()));
+  add(std::to_string(pool.size()) + " " + std::to_string(pool.image_size()));
   for (const auto& name : pool.class_names) {
     add(name);
     add({"", 1});
@@ -34,7 +34,7 @@ inline std::string data_checksum(const ImagePool& pool, int64_t most_images = 40
     const Tensor numbers = at::arange(begin, std::min(begin + batch, images), at::kLong);
     add_tensor(pool.gather(numbers.mul(pool.size()).div(images, "floor")));
   }
-  return fmt::format("{:08x}", crc);
+  return mixmatch::detail::hex(crc);
 }
 
 }  // namespace mixmatch::data

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <c10/util/Exception.h>
-#include <fmt/format.h>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/training/atomic_file.hpp>
 
@@ -29,13 +28,13 @@ inline void save_split(const std::filesystem::path& path, const SslSplit& split,
     std::string text = name;
     const Tensor on_cpu = rows.cpu().contiguous();
     for (int64_t i = 0; i < on_cpu.numel(); ++i) {
-      text += fmt::format(" {}", on_cpu.data_ptr<int64_t>()[i]);
+      text += " " + std::to_string(on_cpu.data_ptr<int64_t>()[i]);
     }
     return text + "\n";
   };
   const bool whole = split.labeled.numel() + split.validation.numel() + split.unlabeled.numel() == num_images;
   training::write_file_atomically(
-      path, fmt::format("mixmatch split of {} images\n", num_images) + line("labeled", split.labeled) +
+      path, "mixmatch split of " + std::to_string(num_images) + " images\n" + line("labeled", split.labeled) +
                 line("validation", split.validation) +
                 (whole ? std::string("unlabeled all others\n") : line("unlabeled", split.unlabeled)));
 }

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <c10/util/Exception.h>
-#include <fmt/format.h>
+#include <mixmatch/detail/hex.hpp>
 #include <mixmatch/detail/utf8.hpp>
 
 #include <algorithm>
@@ -142,8 +142,8 @@ class JsonCursor {
     std::string found = "the end of the text";
     if (position < text_.size()) {
       const char c = text_[position];
-      found = c > 0x20 && c < 0x7F ? fmt::format("'{}'", c)
-                                   : fmt::format("byte 0x{:02x}", static_cast<unsigned char>(c));
+      found =
+          c > 0x20 && c < 0x7F ? std::string{'\'', c, '\''} : "byte 0x" + hex(static_cast<unsigned char>(c));
     }
     TORCH_CHECK(false, context_, "line ", line, " column ", column, ": expected ", expected, ", got ", found);
   }

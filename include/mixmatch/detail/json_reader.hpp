@@ -1,7 +1,6 @@
 #pragma once
 
 #include <c10/util/Exception.h>
-#include <fmt/format.h>
 #include <mixmatch/detail/json_cursor.hpp>
 
 #include <algorithm>
@@ -81,7 +80,7 @@ inline JsonValue read_json_value(JsonCursor& json, int depth) {
     std::sort(names.begin(), names.end());
     const auto twice = std::adjacent_find(names.begin(), names.end());
     if (twice != names.end()) {
-      json.fail(fmt::format("an object with each name once before this, not \"{}\" twice", *twice));
+      json.fail("an object with each name once before this, not \"" + std::string(*twice) + "\" twice");
     }
   } else if (c == '[') {
     value.kind = JsonValue::Kind::array;

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <fmt/format.h>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/safetensors.hpp>
@@ -37,7 +36,7 @@ inline void save_classifier(const std::filesystem::path& path, WideResNet& model
                                {"in_channels", std::to_string(options.in_channels())},
                                {"image_size", std::to_string(image_size)}};
   for (size_t i = 0; i < class_names.size(); ++i) {
-    metadata.emplace(fmt::format("class_{}", i), class_names[i]);
+    metadata.emplace("class_" + std::to_string(i), class_names[i]);
   }
   auto averages = ema.average_parameters();
   save_safetensors(path, model, metadata);
@@ -69,7 +68,7 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
   TORCH_CHECK(classifier.image_size >= 1, path.string(), ": its image_size must be >= 1");
   const int64_t classes = number("num_classes", 100000);
   for (int64_t i = 0; i < classes; ++i) {
-    classifier.class_names.push_back(text(fmt::format("class_{}", i)));
+    classifier.class_names.push_back(text("class_" + std::to_string(i)));
   }
   classifier.model = WideResNet(WideResNetOptions(classes)
                                     .depth(number("depth", 1000))

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <fmt/format.h>
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
 #include <torch/nn/module.h>
@@ -12,6 +11,7 @@
 #include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 namespace mixmatch::models {
@@ -186,7 +186,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
     for (int64_t scale = 0; scale < options_.scales(); ++scale) {
       const int64_t filters = first << scale;
       groups.push_back(
-          register_module(fmt::format("block{}", scale + 1),
+          register_module("block" + std::to_string(scale + 1),
                           WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
       channels = filters;
     }

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <fmt/format.h>
-#include <mixmatch/detail/utf8.hpp>
+#include <mixmatch/detail/json_quote.hpp>
 
 #include <cmath>
 #include <concepts>
@@ -12,44 +12,13 @@
 
 namespace mixmatch::training {
 
-namespace detail {
-
-inline std::string json_quote(std::string_view text) {
-  std::string quoted = "\"";
-  while (!text.empty()) {
-    const char c = text.front();
-    size_t length = 1;
-    if (c == '"' || c == '\\') {
-      quoted += '\\';
-      quoted += c;
-    } else if (c == '\n') {
-      quoted += "\\n";
-    } else if (c == '\t') {
-      quoted += "\\t";
-    } else if (c == '\r') {
-      quoted += "\\r";
-    } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
-      quoted += fmt::format("\\u{:04x}", static_cast<unsigned>(c));
-    } else if (length = mixmatch::detail::utf8_length(text); length > 0) {
-      quoted += text.substr(0, length);
-    } else {
-      quoted += "\\ufffd";  // JSON is UTF-8; a file name need not be
-      length = 1;
-    }
-    text.remove_prefix(length);
-  }
-  return quoted + '"';
-}
-
-}  // namespace detail
-
 /// A flat JSON object in the order of its first `set`s, one key a line. Numbers have the fewest digits that
 /// read back to the same value; a number that JSON cannot express (NaN, infinity) is null. Setting a key
 /// again replaces its value.
 class JsonObject {
  public:
   JsonObject& set(std::string_view key, std::string_view value) {
-    return put(key, detail::json_quote(value));
+    return put(key, mixmatch::detail::json_quote(value));
   }
   JsonObject& set(std::string_view key, const char* value) { return set(key, std::string_view(value)); }
   JsonObject& set(std::string_view key, const std::string& value) {
@@ -73,7 +42,7 @@ class JsonObject {
     std::string text = "{";
     for (size_t i = 0; i < members_.size(); ++i) {
       text += i == 0 ? "\n" : ",\n";
-      text += "  " + detail::json_quote(members_[i].first) + ": " + members_[i].second;
+      text += "  " + mixmatch::detail::json_quote(members_[i].first) + ": " + members_[i].second;
     }
     return text + (members_.empty() ? "}\n" : "\n}\n");
   }
