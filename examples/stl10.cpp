@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training.hpp>
 #include <mixmatch/training/command_line.hpp>
 
 #include <utility>

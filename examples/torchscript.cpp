@@ -6,6 +6,7 @@
 #include <torch/script.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training.hpp>
 
 #include <CLI/CLI.hpp>
 

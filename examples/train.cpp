@@ -3,6 +3,7 @@
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training.hpp>
 #include <mixmatch/training/command_line.hpp>
 
 #include <string>
