@@ -66,5 +66,7 @@ TEST_CASE("mixup_pairs_out") {
       return mixmatch::mixup_pairs_out(out, c.x, c.permutation, c.lambda);
     };
     BENCHMARK(c.name + " | memcpy (2 streams)") { return parallel_memcpy(out, c.x); };
+    // The same copy as a call on tensors: of 64x10 the time is the calls'.
+    BENCHMARK(c.name + " | Tensor::copy_ (2 streams)") { return out.copy_(c.x); };
   }
 }

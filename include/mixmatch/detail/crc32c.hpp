@@ -10,7 +10,7 @@ namespace mixmatch::detail {
 using CrcTables = std::array<std::array<uint32_t, 256>, 8>;
 
 /// Tables of a reflected CRC for eight bytes at a time (slicing-by-8).
-constexpr CrcTables make_crc_tables(uint32_t reflected_polynomial) {
+inline CrcTables make_crc_tables(uint32_t reflected_polynomial) {
   CrcTables tables{};
   for (uint32_t byte = 0; byte < 256; ++byte) {
     uint32_t value = byte;
@@ -28,10 +28,11 @@ constexpr CrcTables make_crc_tables(uint32_t reflected_polynomial) {
   return tables;
 }
 
-inline constexpr CrcTables crc32c_tables = make_crc_tables(0x82F63B78U);
-inline constexpr CrcTables crc32_tables = make_crc_tables(0xEDB88320U);
-
-inline uint32_t crc_update(const CrcTables& tables, std::string_view bytes, uint32_t previous) {
+// Tables are made when first used: as constants every file that includes this would pay for them, in compile
+// time.
+template <uint32_t ReflectedPolynomial>
+uint32_t crc_update(std::string_view bytes, uint32_t previous) {
+  static const CrcTables tables = make_crc_tables(ReflectedPolynomial);
   uint32_t crc = ~previous;
   const auto* data = reinterpret_cast<const unsigned char*>(bytes.data());
   size_t left = bytes.size();
@@ -50,12 +51,12 @@ inline uint32_t crc_update(const CrcTables& tables, std::string_view bytes, uint
 
 /// CRC-32C (Castagnoli) of `bytes`, or of what `previous` covered followed by `bytes`.
 inline uint32_t crc32c(std::string_view bytes, uint32_t previous = 0) {
-  return crc_update(crc32c_tables, bytes, previous);
+  return crc_update<0x82F63B78U>(bytes, previous);
 }
 
 /// CRC-32 as zip, gzip and PNG use it.
 inline uint32_t crc32(std::string_view bytes, uint32_t previous = 0) {
-  return crc_update(crc32_tables, bytes, previous);
+  return crc_update<0xEDB88320U>(bytes, previous);
 }
 
 /// The masked CRC-32C of TFRecord files.
