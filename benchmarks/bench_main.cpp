@@ -2,7 +2,7 @@
 //
 // A benchmark's name is "CASE | VARIANT" or "CASE | VARIANT (N streams)": variants of a case stand in one
 // row, the first is the library's. N is how many times the case's tensor is read or written; where it is
-// given, the row ends with the first variant's memory bandwidth as a share of the last one's.
+// given, the first variant's memory bandwidth stands there as a share of the other's.
 
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
@@ -99,7 +99,7 @@ class TableListener : public ListenerBase {
     for (size_t v = 0; v < rows_[0].variants.size(); ++v) {
       fmt::print("  {:>26}", rows_[0].variants[v].variant);
       if (v > 0) {
-        fmt::print("  ratio");
+        fmt::print("  ratio{}", rows_[0].variants[v].streams > 0 ? "  bandwidth" : "");
       }
     }
     fmt::print("\n");
@@ -112,21 +112,20 @@ class TableListener : public ListenerBase {
         fmt::print("  {:>26}", fmt::format("{} +-{:.0f} %", readable(item.median), item.spread * 50));
         if (v > 0) {
           fmt::print("  {:5.2f}", item.median / first.median);
+          if (item.streams > 0) {
+            fmt::print("  {:7.0f} %", 100 * item.median / first.median * first.streams / item.streams);
+          }
         }
         if (v < log_sums.size()) {
           log_sums[v] += std::log(item.median / first.median);
         }
       }
-      const Measured& last = row.variants.back();
-      if (first.streams > 0 && last.streams > 0) {
-        fmt::print("  {:3.0f} % of its bandwidth",
-                   100 * (first.streams / first.median) / (last.streams / last.median));
-      }
       fmt::print("\n");
     }
     fmt::print("{:<{}}  {:>26}", "geometric mean", width, "");
     for (size_t v = 1; v < log_sums.size(); ++v) {
-      fmt::print("  {:>26}  {:5.2f}", "", std::exp(log_sums[v] / static_cast<double>(rows_.size())));
+      fmt::print("  {:>26}  {:5.2f}{}", "", std::exp(log_sums[v] / static_cast<double>(rows_.size())),
+                 rows_[0].variants[v].streams > 0 ? "           " : "");
     }
     fmt::print("\n");
     std::fflush(stdout);

@@ -219,6 +219,8 @@ TEST_CASE("mixup_pairs: refuses what does not fit") {
                mixup_pairs(x, torch::tensor({0, -1, 2}, at::kLong), lambda);
              }),
              contains("got -1"));
+  const Tensor wide = torch::tensor({0, 9, 2, 9, 4, 9}, at::kLong);  // every second one counts
+  CHECK_THAT(error_of([&] { mixup_pairs(x, wide.slice(0, 0, 6, 2), lambda); }), contains("got 4"));
   CHECK_THAT(error_of([&] { mixup_pairs(x, order, torch::rand({2})); }),
              contains("lambda must be floating-point [3]"));
   CHECK_THAT(error_of([&] { mixup_pairs(x, order, torch::rand({3, 1})); }), contains("got Float [3, 1]"));

@@ -144,7 +144,9 @@ inline bool mix_rows_fused(Tensor& out, const Tensor& x, const Tensor& partners,
     const Scalar* from = x.data_ptr<Scalar>();
     const Scalar* others = partners.data_ptr<Scalar>();
     using Weight = Compute<Scalar>;
-    const Tensor weights = lambda.to(c10::CppTypeToScalarType<Weight>::value).contiguous();
+    constexpr auto weight_type = c10::CppTypeToScalarType<Weight>::value;
+    const Tensor weights =
+        (lambda.scalar_type() == weight_type ? lambda : lambda.to(weight_type)).contiguous();
     const Weight* weight = weights.template data_ptr<Weight>();
     const int64_t weight_step = weights.dim() == 0 ? 0 : 1;
     constexpr int64_t grain = 32768, chunk = 32768;
