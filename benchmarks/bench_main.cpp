@@ -112,7 +112,7 @@ class TableListener : public ListenerBase {
         fmt::print("  {:>26}", fmt::format("{} +-{:.0f} %", readable(item.median), item.spread * 50));
         if (v > 0) {
           fmt::print("  {:5.2f}", item.median / first.median);
-          if (item.streams > 0) {
+          if (first.streams > 0 && item.streams > 0) {
             fmt::print("  {:7.0f} %", 100 * item.median / first.median * first.streams / item.streams);
           }
         }
@@ -153,8 +153,8 @@ int main(int argc, char** argv) {
   }
   at::set_num_threads(std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   fmt::print(
-      "{}; medians of {} samples, half the spread of the middle half; ratio: how "
-      "many times as long\n",
+      "{}; medians of {} samples, half the spread of the middle half; ratio: how many times as long, "
+      "bandwidth: the first's as a share\n",
       machine_line(), session.configData().benchmarkSamples);
   return session.run();
 }

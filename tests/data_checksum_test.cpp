@@ -1,5 +1,7 @@
 #include <mixmatch/data/data_checksum.hpp>
 
+#include <fmt/format.h>
+
 #include <string>
 
 #include "catch.hpp"

@@ -1,8 +1,6 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 
-#include <ATen/CPUGeneratorImpl.h>
-
 #include "catch.hpp"
 #include "model_zoo.hpp"
 #include "test_util.hpp"
@@ -27,7 +25,7 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
   HeldNet twin(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));
   const Batch batch;
   const RampedLoss criterion(RampedLossOptions().lambda_u(10).rampup_steps(4));
-  auto one = at::make_generator<at::CPUGeneratorImpl>(5), two = at::make_generator<at::CPUGeneratorImpl>(5);
+  auto one = seeded(5), two = seeded(5);
 
   const auto loss = methods::mixmatch_loss(
       model, [&](const Tensor& x) { return noisy(x, one); }, batch.x, batch.labels, batch.u, 2, criterion,

@@ -1,7 +1,7 @@
 #pragma once
 
-// The umbrella: the method, its parts, data and models, and what a training step is made of. What the program
-// around the step keeps (options, checkpoints, metrics, reports) has an umbrella of its own:
+// The umbrella: the method, its parts, data, models, and what a training step and its evaluation are made of.
+// What a program keeps around them (options, checkpoints, metrics, reports) has an umbrella beside it:
 // <mixmatch/training.hpp>.
 
 #include <mixmatch/model.hpp>
@@ -46,13 +46,17 @@
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <mixmatch/training/batch_norm_statistics.hpp>
+#include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/device_adam.hpp>
 #include <mixmatch/training/device_step.hpp>
+#include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/fused_adam.hpp>
 #include <mixmatch/training/graphed_step.hpp>
+#include <mixmatch/training/guess_quality.hpp>
 #include <mixmatch/training/memory.hpp>
 #include <mixmatch/training/optimizer_step.hpp>
 #include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/predict.hpp>
 #include <mixmatch/training/prefetch.hpp>
 #include <mixmatch/training/recalibrate_batch_norm.hpp>

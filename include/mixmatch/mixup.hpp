@@ -8,7 +8,9 @@
 #include <mixmatch/detail/random.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 

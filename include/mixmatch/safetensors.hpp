@@ -17,7 +17,6 @@
 #include <fstream>
 #include <limits>
 #include <map>
-#include <numeric>
 #include <string>
 #include <string_view>
 #include <system_error>

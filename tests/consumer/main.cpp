@@ -1,4 +1,5 @@
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/training.hpp>
 
 #include <cstdio>
 

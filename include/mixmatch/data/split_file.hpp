@@ -5,6 +5,7 @@
 #include <mixmatch/training/atomic_file.hpp>
 
 #include <charconv>
+#include <cstdint>
 #include <filesystem>
 #include <fstream>
 #include <sstream>

@@ -11,6 +11,7 @@
 #include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 

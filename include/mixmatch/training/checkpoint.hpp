@@ -1,11 +1,11 @@
 #pragma once
 
 #include <ATen/ATen.h>
-#include <fmt/format.h>
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/serialize/archive.h>
 #include <mixmatch/detail/crc32c.hpp>
+#include <mixmatch/detail/hex.hpp>
 #include <mixmatch/detail/model_access.hpp>
 #include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/config.hpp>
@@ -56,7 +56,8 @@ inline std::string seal_checkpoint(std::string bytes) {
               "Checkpoint: LibTorch wrote an archive of an unknown kind");
   bytes[bytes.size() - 2] = static_cast<char>(checkpoint_comment_size);
   const uint32_t crc = mixmatch::detail::crc32c(bytes);
-  return bytes += fmt::format("{}{:08x}", checkpoint_seal, crc);
+  bytes.append(checkpoint_seal).append(mixmatch::detail::hex(crc));
+  return bytes;
 }
 
 /// The bytes of a whole and unchanged checkpoint file.

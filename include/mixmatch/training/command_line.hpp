@@ -1,6 +1,6 @@
 #pragma once
 
-// Needs CLI11 (Debian: libcli11-dev), so it is not in the umbrella header.
+// Needs CLI11 (Debian: libcli11-dev), so it is in neither umbrella.
 
 #include <fmt/format.h>
 #include <mixmatch/training/device.hpp>
