@@ -44,6 +44,11 @@ struct Row {
   std::vector<Measured> variants;
 };
 
+/// Whether the row says how the first variant's bandwidth compares with that of variant `v`.
+bool has_bandwidth(const Row& row, size_t v) {
+  return row.variants[0].streams > 0 && row.variants[v].streams > 0;
+}
+
 std::string readable(double nanoseconds) {
   return nanoseconds < 1e3   ? fmt::format("{:.0f} ns", nanoseconds)
          : nanoseconds < 1e6 ? fmt::format("{:.2f} us", nanoseconds / 1e3)
@@ -99,7 +104,7 @@ class TableListener : public ListenerBase {
     for (size_t v = 0; v < rows_[0].variants.size(); ++v) {
       fmt::print("  {:>26}", rows_[0].variants[v].variant);
       if (v > 0) {
-        fmt::print("  ratio{}", rows_[0].variants[v].streams > 0 ? "  bandwidth" : "");
+        fmt::print("  ratio{}", has_bandwidth(rows_[0], v) ? "  bandwidth" : "");
       }
     }
     fmt::print("\n");
@@ -112,7 +117,7 @@ class TableListener : public ListenerBase {
         fmt::print("  {:>26}", fmt::format("{} +-{:.0f} %", readable(item.median), item.spread * 50));
         if (v > 0) {
           fmt::print("  {:5.2f}", item.median / first.median);
-          if (first.streams > 0 && item.streams > 0) {
+          if (has_bandwidth(row, v)) {
             fmt::print("  {:7.0f} %", 100 * item.median / first.median * first.streams / item.streams);
           }
         }
@@ -125,7 +130,7 @@ class TableListener : public ListenerBase {
     fmt::print("{:<{}}  {:>26}", "geometric mean", width, "");
     for (size_t v = 1; v < log_sums.size(); ++v) {
       fmt::print("  {:>26}  {:5.2f}{}", "", std::exp(log_sums[v] / static_cast<double>(rows_.size())),
-                 rows_[0].variants[v].streams > 0 ? "           " : "");
+                 has_bandwidth(rows_[0], v) ? "           " : "");
     }
     fmt::print("\n");
     std::fflush(stdout);

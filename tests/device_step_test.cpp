@@ -105,7 +105,7 @@ TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics
   torch::optim::Adam adam(model->parameters(), torch::optim::AdamOptions(2e-3));
   mm::data::DeviceBatchStream labeled(data.labeled, 4, 1, torch::kCPU),
       unlabeled(data.unlabeled, 4, 2, torch::kCPU);
-  auto generator = at::detail::createCPUGenerator(1);
+  auto generator = seeded(1);
   const mm::RampedLoss criterion(options.loss());
   for (int64_t step = 0; step < 4; ++step) {
     // The step's three draws for all rows at once, cut up for mixmatch_loss()'s calls of augment.

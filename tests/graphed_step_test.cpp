@@ -1,4 +1,3 @@
-#include <ATen/CPUGeneratorImpl.h>
 #include <mixmatch/training/graphed_step.hpp>
 
 #include "catch.hpp"
@@ -53,7 +52,7 @@ TEST_CASE("an error of an eager step is the step's own") {
 
 TEST_CASE("a snapshot of a step's state puts back tensors, generators and gradients") {
   Tensor weight = at::ones({3}).requires_grad_(), counter = at::zeros({}, at::kLong);
-  auto generator = at::detail::createCPUGenerator(7);
+  auto generator = seeded(7);
   const auto draw = [&] { return at::rand({4}, mm::detail::to_aten(generator), at::TensorOptions()); };
   mm::training::detail::StepSnapshot snapshot(
       GraphedStepOptions().state({weight, counter}).parameters({weight}).generators({generator}));

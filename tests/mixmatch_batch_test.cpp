@@ -1,4 +1,3 @@
-#include <ATen/CPUGeneratorImpl.h>
 #include <mixmatch/mixmatch_batch.hpp>
 
 #include "catch.hpp"
@@ -22,7 +21,7 @@ MixMatchBatch run(const Inputs& in, MixMode mode, uint64_t seed = 1) {
   auto identity = [](const Tensor& x) { return x; };
   return mixmatch_batch(model, identity, in.x, in.labels, in.u,
                         MixMatchOptions().num_augmentations(kK).mix_mode(mode),
-                        at::detail::createCPUGenerator(seed));
+                        seeded(seed));
 }
 
 }  // namespace
@@ -35,8 +34,8 @@ TEST_CASE("with_guessed_labels: views that are neighbours are not copied, and mi
   const auto joined = with_guessed_labels(model, x, labels, {u1, u2});
   CHECK(joined.unlabeled_inputs.data_ptr() == u1.data_ptr());
   const auto copied = with_guessed_labels(model, x.clone(), labels, {u1.clone(), u2.clone()});
-  const auto a = mix_labeled_unlabeled(joined, {}, at::detail::createCPUGenerator(1));
-  const auto b = mix_labeled_unlabeled(copied, {}, at::detail::createCPUGenerator(1));
+  const auto a = mix_labeled_unlabeled(joined, {}, seeded(1));
+  const auto b = mix_labeled_unlabeled(copied, {}, seeded(1));
   CHECK(torch::equal(a.labeled_inputs, b.labeled_inputs));
   CHECK(torch::equal(a.unlabeled_inputs, b.unlabeled_inputs));
   CHECK(torch::equal(a.unlabeled_targets, b.unlabeled_targets));

@@ -170,7 +170,7 @@ TEST_CASE("a Wide ResNet that C++ trained gives the same logits in Python, with 
     return;
   }
   torch::manual_seed(1);
-  auto generator = at::detail::createCPUGenerator(1);
+  auto generator = seeded(1);
   auto model = network();
   mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.5));
   torch::optim::Adam optimizer(model->parameters(), 0.01);

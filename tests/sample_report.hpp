@@ -3,12 +3,13 @@
 // A report as a real run would leave it: metrics of many rows, pictures of shapes, and names that HTML must
 // escape.
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/training/report.hpp>
 
 #include <cmath>
 #include <limits>
+
+#include "test_util.hpp"
 
 /// Metrics of `rows` rows, 50 steps apart, with an evaluation at every 20th.
 inline mixmatch::training::MetricsTable sample_metrics(int64_t rows) {
@@ -37,7 +38,7 @@ inline mixmatch::training::MetricsTable sample_metrics(int64_t rows) {
 /// Probabilities that mostly say the label, and sometimes something else with confidence.
 inline mixmatch::training::Tensor sample_probabilities(const mixmatch::training::Tensor& labels,
                                                        int64_t classes) {
-  const auto generator = at::detail::createCPUGenerator(7);
+  const auto generator = seeded(7);
   const auto noise = torch::randn({labels.size(0), classes}, generator);
   return torch::softmax(3.2 * torch::one_hot(labels, classes) + 1.4 * noise, 1);
 }
