@@ -7,7 +7,7 @@
 #include <torch/optim/adam.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
-#include <mixmatch/training/memory.hpp>
+#include <mixmatch/training.hpp>
 
 #include <CLI/CLI.hpp>
 
@@ -54,11 +54,6 @@ struct Variant {
   bool channels_last = false, fused_norm = false, fused_adam = false, grouped = false, prefetch = false;
 };
 
-struct Batch {
-  Tensor labeled, labels;
-  std::vector<Tensor> views;
-};
-
 enum Part { data, guess, mix, forward, backward, update, num_parts };
 constexpr std::array<const char*, num_parts> kPartNames{"data",    "guess",    "mix",
                                                         "forward", "backward", "update"};
@@ -78,13 +73,14 @@ int64_t page_faults() {
 class Trainer {
  public:
   Trainer(const Shape& shape, const Variant& variant)
-      : shape_(shape),
-        variant_(variant),
+      : variant_(variant),
         generator_(at::detail::createCPUGenerator(1)),
-        criterion_(mm::RampedLossOptions().lambda_u(75).rampup_steps(16384)) {
+        criterion_(mm::RampedLossOptions().lambda_u(75).rampup_steps(16384)),
+        data_(random_data(shape)),
+        mixing_(mm::MixMatchOptions()
+                    .num_augmentations(shape.views)
+                    .workspace(std::make_shared<mm::Workspace>())) {
     torch::manual_seed(1);
-    images_ = torch::randint(256, {4 * shape.batch + 512, 3, shape.size, shape.size}, at::kByte);
-    labels_ = torch::randint(shape.classes, {images_.size(0)}, at::kLong);
     model_ = mm::models::WideResNet(mm::models::WideResNetOptions(shape.classes)
                                         .depth(shape.depth)
                                         .widen_factor(shape.widen)
@@ -93,7 +89,22 @@ class Trainer {
       mm::training::to_channels_last(model_);
     }
     separate_ = torch::nn::AnyModule(model_);
-    batches_.emplace([this](int64_t step) { return make_batch(step); }, variant.prefetch);
+    mm::training::TrainingOptions options;
+    options.batch = shape.batch;
+    options.num_augmentations = shape.views;
+    batches_.emplace(
+        [make = mm::training::augmented_batches(options, data_, torch::kCPU),
+         channels_last = variant.channels_last](int64_t step) {
+          auto batch = make(step);
+          if (!channels_last) {
+            batch.labeled = batch.labeled.contiguous();
+            for (Tensor& view : batch.views) {
+              view = view.contiguous();
+            }
+          }
+          return batch;
+        },
+        variant.prefetch);
     ema_.emplace(model_);
     if (variant.fused_adam) {
       fused_adam_.emplace(model_);
@@ -111,20 +122,21 @@ class Trainer {
     Tensor loss;
     {
       mm::training::Autocast autocast(torch::kCPU, variant_.precision);
-      const Batch batch = (*batches_)(steps_);
+      const auto batch = (*batches_)(steps_);
       lap(data);
       // Behind an AnyModule nobody sees that the network takes groups.
-      const auto options = mm::MixMatchOptions().num_augmentations(shape_.views);
       const auto guessed =
           variant_.grouped
-              ? mm::with_guessed_labels(model_, batch.labeled, batch.labels, batch.views, options)
-              : mm::with_guessed_labels(separate_, batch.labeled, batch.labels, batch.views, options);
+              ? mm::with_guessed_labels(model_, batch.labeled, batch.labels, batch.views, mixing_)
+              : mm::with_guessed_labels(separate_, batch.labeled, batch.labels, batch.views, mixing_);
       lap(guess);
-      const auto mixed = mm::mix_labeled_unlabeled(guessed, options, generator_);
+      const auto mixed = mm::mix_labeled_unlabeled(guessed, mixing_, generator_);
       lap(mix);
-      const auto logits =
-          variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs)
-                           : mm::forward_interleaved(separate_, mixed.labeled_inputs, mixed.unlabeled_inputs);
+      auto* workspace = mixing_.workspace().get();
+      const auto logits = variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs,
+                                                                     mixed.unlabeled_inputs, workspace)
+                                           : mm::forward_interleaved(separate_, mixed.labeled_inputs,
+                                                                     mixed.unlabeled_inputs, workspace);
       loss = criterion_(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets,
                         steps_++)
                  .total;
@@ -168,24 +180,14 @@ class Trainer {
     return median(std::move(values));
   }
 
-  Batch make_batch(int64_t step) const {
-    const auto generator = at::detail::createCPUGenerator(static_cast<uint64_t>(step) + 2);
-    const Tensor rows = torch::randint(images_.size(0), {2 * shape_.batch}, generator, at::kLong);
-    const Tensor x = rows.narrow(0, 0, shape_.batch), u = rows.narrow(0, shape_.batch, shape_.batch);
-    // As training::augmented_batches() has them: one after the other in memory.
-    Tensor all = torch::empty({(shape_.views + 1) * shape_.batch, 3, shape_.size, shape_.size},
-                              torch::MemoryFormat::ChannelsLast);
-    const auto view = [&](const Tensor& images, int64_t place) {
-      Tensor augmented = all.narrow(0, place * shape_.batch, shape_.batch);
-      mm::augment::random_crop_flip_out(augmented, images, {}, generator);
-      return variant_.channels_last ? augmented : augmented.contiguous();
-    };
-    Batch batch{view(images_.index_select(0, x), 0), labels_.index_select(0, x), {}};
-    const Tensor unlabeled = images_.index_select(0, u);
-    for (int64_t k = 0; k < shape_.views; ++k) {
-      batch.views.push_back(view(unlabeled, k + 1));
-    }
-    return batch;
+  static mm::training::TrainingData random_data(const Shape& shape) {
+    torch::manual_seed(1);
+    const int64_t rows = 4 * shape.batch + 512;
+    mm::data::ImageDataset set{torch::randint(256, {rows, 3, shape.size, shape.size}, at::kByte),
+                               torch::randint(shape.classes, {rows}, at::kLong),
+                               {}};
+    const Tensor all = torch::arange(rows, at::kLong);
+    return {mm::data::ImagePool({set}), {all, all, all.narrow(0, 0, 0)}, {}, {}};
   }
 
   void lap(Part part) {
@@ -208,14 +210,14 @@ class Trainer {
     return values;
   }
 
-  Shape shape_;
   Variant variant_;
   at::Generator generator_;
   mm::RampedLoss criterion_;
-  Tensor images_, labels_;
+  mm::training::TrainingData data_;
+  mm::MixMatchOptions mixing_;
   mm::models::WideResNet model_{nullptr};
   torch::nn::AnyModule separate_;
-  std::optional<mm::training::Prefetch<Batch>> batches_;
+  std::optional<mm::training::Prefetch<mm::training::AugmentedBatch>> batches_;
   std::optional<mm::EmaModel<mm::models::WideResNet>> ema_;
   std::optional<mm::training::FusedAdam> fused_adam_;
   std::optional<torch::optim::Adam> adam_;

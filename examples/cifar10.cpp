@@ -7,6 +7,7 @@
 #include <mixmatch/training.hpp>
 #include <mixmatch/training/command_line.hpp>
 
+#include <memory>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -25,8 +26,9 @@ using State = mm::training::TrainState<mm::models::WideResNet>;
 
 /// One step of the method. What it reads, one augmentation of labeled images and K of unlabeled ones
 /// (Algorithm 1, lines 2-6), depends on the step's number alone and was made while the step before it ran.
-StepLoss train_step(State& state, const TrainingOptions& o, mm::training::Prefetch<AugmentedBatch>& batches,
-                    const mm::RampedLoss& criterion, torch::Device device) {
+StepLoss train_step(State& state, const TrainingOptions& o, const mm::MixMatchOptions& options,
+                    mm::training::Prefetch<AugmentedBatch>& batches, const mm::RampedLoss& criterion,
+                    torch::Device device) {
   const AugmentedBatch batch = batches(state.step);
   if (o.warmup) {
     mm::set_batch_norm_momentum(
@@ -40,7 +42,6 @@ StepLoss train_step(State& state, const TrainingOptions& o, mm::training::Prefet
           mm::soft_cross_entropy(state.model->forward(batch.labeled), mm::one_hot(batch.labels, kClasses));
     } else {
       // The rest of Algorithm 1: guess and sharpen the views' labels; then MixUp.
-      const auto options = mm::training::mixmatch_options(o);
       const auto guessed =
           mm::with_guessed_labels(state.model, batch.labeled, batch.labels, batch.views, options);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
@@ -49,7 +50,8 @@ StepLoss train_step(State& state, const TrainingOptions& o, mm::training::Prefet
       // statistics; interleaving gives it labeled and unlabeled rows alike.
       std::vector<Tensor> inputs = mixed.unlabeled_inputs.split(o.batch);
       inputs.insert(inputs.begin(), mixed.labeled_inputs);
-      const auto logits = mm::interleave(mm::forward_each(state.model, mm::interleave(std::move(inputs))));
+      inputs = mm::interleave(std::move(inputs), options.workspace().get());
+      const auto logits = mm::interleave(mm::forward_each(state.model, inputs));
       const Tensor logits_x = logits.front();
       const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
 
@@ -118,9 +120,11 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   }
   mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
                                                  mm::training::prefetches(o, device));
+  // The steps' mixed batches are all in the same memory.
+  const auto options = mm::training::mixmatch_options(o).workspace(std::make_shared<mm::Workspace>());
   while (run.running()) {
     const StepLoss loss = on_device.has_value() ? on_device->run(mm::training::steps_until_due(o, state.step))
-                                                : train_step(state, o, batches, criterion, device);
+                                                : train_step(state, o, options, batches, criterion, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,

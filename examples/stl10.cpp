@@ -8,6 +8,7 @@
 #include <mixmatch/training.hpp>
 #include <mixmatch/training/command_line.hpp>
 
+#include <memory>
 #include <utility>
 
 namespace mm = mixmatch;
@@ -38,8 +39,9 @@ mm::training::Config config_of(const Options& o) {
 
 /// One step of the method. What it reads, one augmentation of labeled images and K of unlabeled ones
 /// (Algorithm 1, lines 2-6), depends on the step's number alone and was made while the step before it ran.
-StepLoss train_step(State& state, const Options& o, mm::training::Prefetch<AugmentedBatch>& batches,
-                    const mm::RampedLoss& criterion, torch::Device device) {
+StepLoss train_step(State& state, const Options& o, const mm::MixMatchOptions& options,
+                    mm::training::Prefetch<AugmentedBatch>& batches, const mm::RampedLoss& criterion,
+                    torch::Device device) {
   const AugmentedBatch batch = batches(state.step);
   if (o.warmup) {
     mm::set_batch_norm_momentum(
@@ -53,13 +55,13 @@ StepLoss train_step(State& state, const Options& o, mm::training::Prefetch<Augme
           mm::soft_cross_entropy(state.model->forward(batch.labeled), mm::one_hot(batch.labels, kClasses));
     } else {
       // The rest of Algorithm 1: guess and sharpen the views' labels; then MixUp.
-      const auto options = mm::training::mixmatch_options(o);
       const auto guessed =
           mm::with_guessed_labels(state.model, batch.labeled, batch.labels, batch.views, options);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
 
       // K + 1 interleaved forward passes, which cifar10.cpp spells out.
-      const auto logits = mm::forward_interleaved(state.model, mixed.labeled_inputs, mixed.unlabeled_inputs);
+      const auto logits = mm::forward_interleaved(state.model, mixed.labeled_inputs, mixed.unlabeled_inputs,
+                                                  options.workspace().get());
 
       // Eqs. 3-5 with the ramped weight of the unlabeled loss.
       const auto out = criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled,
@@ -121,8 +123,10 @@ int train_run(CLI::App& app, Options& o) {
   }
   mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
                                                  mm::training::prefetches(o, device));
+  // The steps' mixed batches are all in the same memory.
+  const auto options = mm::training::mixmatch_options(o).workspace(std::make_shared<mm::Workspace>());
   while (run.running()) {
-    const StepLoss loss = train_step(state, o, batches, criterion, device);
+    const StepLoss loss = train_step(state, o, options, batches, criterion, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,

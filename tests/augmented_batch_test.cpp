@@ -3,6 +3,7 @@
 #include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/prefetch.hpp>
 
+#include <set>
 #include <vector>
 
 #include "catch.hpp"
@@ -23,8 +24,10 @@ struct Setup {
 };
 
 bool equal(const AugmentedBatch& a, const AugmentedBatch& b) {
-  bool same = torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
-              a.views.size() == b.views.size() && torch::equal(a.unlabeled_labels, b.unlabeled_labels);
+  bool same =
+      torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
+      a.views.size() == b.views.size() && a.unlabeled_labels.defined() == b.unlabeled_labels.defined() &&
+      (!a.unlabeled_labels.defined() || torch::equal(a.unlabeled_labels, b.unlabeled_labels));
   for (size_t k = 0; same && k < a.views.size(); ++k) {
     same = torch::equal(a.views[k], b.views[k]);
   }
@@ -79,6 +82,25 @@ TEST_CASE("augmented_batches: one tensor holds all images of a step") {
   const Tensor all = mixmatch::detail::join_rows({batch.labeled, batch.views[0], batch.views[1]});
   CHECK(all.data_ptr() == batch.labeled.data_ptr());
   CHECK(torch::equal(all.narrow(0, 12, 6), batch.views[1]));
+}
+
+TEST_CASE("augmented_batches: steps take the memory of those that are over, and of no other") {
+  for (const char* method : {"mixmatch", "supervised"}) {
+    Setup setup;
+    setup.options.method = method;
+    training::Prefetch<AugmentedBatch> batches(setup.batches());
+    const auto other = setup.batches();
+    const AugmentedBatch kept = batches(0);
+    std::set<void*> addresses;
+    for (int64_t step = 1; step < 12; ++step) {
+      const auto batch = batches(step);
+      addresses.insert(batch.labeled.data_ptr());
+      CHECK(equal(batch, other(step)));
+    }
+    CHECK(addresses.size() <= 2);  // this step's, and the next one's
+    CHECK(addresses.count(kept.labeled.data_ptr()) == 0);
+    CHECK(equal(kept, other(0)));
+  }
 }
 
 TEST_CASE("augmented_batches: labeled images alone where the method or the data has no others") {

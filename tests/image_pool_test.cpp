@@ -1,6 +1,7 @@
 #include <mixmatch/data/image_pool.hpp>
 
 #include <algorithm>
+#include <set>
 #include <vector>
 
 #include "catch.hpp"
@@ -54,6 +55,39 @@ TEST_CASE("a pool of channels-last images keeps the layout") {
   const auto gathered = ImagePool({a, b}).gather(rows);
   CHECK(gathered.is_contiguous(at::MemoryFormat::ChannelsLast));
   CHECK(gathered.equal(expected));
+}
+
+TEST_CASE("gathering into a workspace: the same rows, layouts and errors, in memory that is used again") {
+  const auto layouts = [](const ImageDataset& set) {
+    std::vector<ImageDataset> sets(3, set);
+    sets[1].images = set.images.contiguous(at::MemoryFormat::ChannelsLast);
+    sets[2].images = set.images.transpose(2, 3).contiguous().transpose(2, 3);  // planes column by column
+    return sets;
+  };
+  const auto first = layouts(make(4, 0)), second = layouts(make(3, 4));
+  for (size_t i = 0; i < first.size(); ++i) {
+    for (const bool several : {false, true}) {
+      const ImagePool pool(several ? std::vector<ImageDataset>{first[i], second[i]}
+                                   : std::vector<ImageDataset>{first[i]});
+      mixmatch::Workspace workspace;
+      std::set<void*> addresses;
+      for (int round = 0; round < 4; ++round) {
+        const auto rows = at::randint(pool.size(), {5}, at::kLong);
+        const auto gathered = pool.gather(rows, &workspace), expected = pool.gather(rows);
+        CHECK(gathered.equal(expected));
+        CHECK(gathered.strides() == expected.strides());
+        addresses.insert(gathered.data_ptr());
+      }
+      if (several || i < 2) {  // one set stored column by column is turned into memory of LibTorch's
+        CHECK(addresses.size() == 1);
+      }
+      CHECK_THAT(error_of([&] { pool.gather(at::tensor({9}, at::kLong), &workspace); }), contains("index"));
+    }
+  }
+  auto floats = at::rand({4, 2}).requires_grad_();
+  mixmatch::Workspace workspace;
+  gather_images(floats, at::tensor({1, 1}, at::kLong), &workspace).sum().backward();
+  CHECK(floats.grad().sum(1).equal(at::tensor({0.f, 4.f, 0.f, 0.f})));
 }
 
 TEST_CASE("a pool of one set, and sets without images") {

@@ -120,6 +120,11 @@ TEST_CASE("gather and take of mapped images give contiguous copies in any order"
   const auto gathered = set.gather(rows);
   CHECK(gathered.is_contiguous());
   CHECK(gathered.equal(expected));
+  mixmatch::Workspace workspace;
+  const void* memory = set.gather(rows, &workspace).data_ptr();
+  const auto again = set.gather(rows, &workspace);
+  CHECK(again.data_ptr() == memory);
+  CHECK(again.equal(expected));
   CHECK(mixmatch::data::gather_images(set.images, rows).is_contiguous());
   CHECK(mixmatch::data::gather_images(set.images, rows).equal(expected));
   CHECK(set.gather(at::empty({0}, at::kLong)).sizes() == at::IntArrayRef({0, 3, 96, 96}));

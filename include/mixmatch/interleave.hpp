@@ -4,6 +4,7 @@
 #include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <utility>
 #include <vector>
@@ -18,9 +19,9 @@ using torch::Tensor;
 /// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
 /// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
 /// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
-/// Differentiable; without a gradient to record, the results are slices of one new tensor. Draws nothing;
-/// throws unless all batches have one shape.
-inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
+/// Differentiable; without a gradient to record, the results are slices of one new tensor, whose memory comes
+/// from `workspace` if there is one. Draws nothing; throws unless all batches have one shape.
+inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* workspace = nullptr) {
   TORCH_CHECK(!batches.empty(), "interleave: batches must hold at least one batch, got none");
   for (const Tensor& batch : batches) {
     TORCH_CHECK(batch.dim() >= 1 && batch.sizes() == batches.front().sizes(),
@@ -54,7 +55,7 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   for (const auto& batch : groups) {
     in_order.insert(in_order.end(), batch.begin(), batch.end());
   }
-  const Tensor all = torch::cat(in_order, 0);
+  const Tensor all = detail::cat_rows(in_order, workspace);
   for (size_t i = 0; i < batches.size(); ++i) {
     batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows).variable_data();
   }
@@ -68,9 +69,10 @@ struct InterleavedLogits {
 /// The K + 1 forward passes of a MixMatch step: `labeled` [B, …] and `unlabeled` [K*B, …] to logits [B, L]
 /// and [K*B, L], interleaved so that the first pass, the only one to move batch-norm running statistics, sees
 /// labeled and unlabeled rows alike. Gradient to all; throws unless the unlabeled rows are a multiple of the
-/// labeled ones.
+/// labeled ones. `workspace`: as interleave() has it.
 template <class Model>
-InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled) {
+InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled,
+                                      Workspace* workspace = nullptr) {
   const int64_t rows = labeled.size(0);
   TORCH_CHECK(rows > 0 && unlabeled.size(0) % rows == 0,
               "forward_interleaved: unlabeled must have a multiple of the labeled batch's ", rows,
@@ -79,7 +81,7 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   for (int64_t row = 0; row < unlabeled.size(0); row += rows) {
     batches.push_back(unlabeled.narrow(0, row, rows));
   }
-  auto logits = interleave(forward_each(model, interleave(std::move(batches))));
+  auto logits = interleave(forward_each(model, interleave(std::move(batches), workspace)));
   const Tensor first = logits.front();
   logits.erase(logits.begin());
   return {first, logits.empty() ? first.narrow(0, 0, 0) : torch::cat(logits)};

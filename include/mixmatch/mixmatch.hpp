@@ -21,6 +21,7 @@
 #include <mixmatch/schedules.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/weight_decay.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>

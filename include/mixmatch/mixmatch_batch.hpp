@@ -7,6 +7,7 @@
 #include <mixmatch/one_hot.hpp>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -77,6 +78,9 @@ struct MixMatchOptions {
   /// One lambda per row (the papers), or one for the whole batch (a deviation of several ports that costs
   /// accuracy).
   TORCH_ARG(bool, per_sample) = true;
+  /// Where the memory of the mixed inputs, and of the same interleaved, comes from: for loops, see Workspace.
+  /// Without, from LibTorch.
+  TORCH_ARG(std::shared_ptr<Workspace>, workspace) = nullptr;
 };
 
 /// [B, …], [B, L], [K*U, …], [K*U, L]; unlabeled rows are ordered view by view.
@@ -94,28 +98,29 @@ inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
   return {join_rows({first.inputs, second.inputs}), join_rows({first.targets, second.targets})};
 }
 
-inline LabeledRows mixed(const LabeledRows& rows, double alpha, bool per_sample,
+inline LabeledRows mixed(const LabeledRows& rows, const MixUpOptions& options,
                          const std::optional<at::Generator>& generator) {
-  auto result =
-      mixup(rows.inputs, rows.targets, MixUpOptions().alpha(alpha).per_sample(per_sample), generator);
+  auto result = mixup(rows.inputs, rows.targets, options, generator);
   return {std::move(result.inputs), std::move(result.targets)};
 }
 
 /// y mixed with rows of x only: partners run through random orders of x until every row of y has one.
-inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double alpha, bool per_sample,
+inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, const MixUpOptions& options,
                               const std::optional<at::Generator>& generator) {
   const int64_t rows = y.inputs.size(0);
+  const int64_t draws = options.per_sample() ? rows : 1;
   if (rows == 0) {
     return y;
   }
   TORCH_CHECK(x.inputs.size(0) > 0,
               "mixmatch_batch: mode xx.yx mixes unlabeled rows with labeled ones, got none");
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  Tensor lambda = alpha == 0 ? torch::ones({per_sample ? rows : 1}, y.inputs.options().dtype(lambda_type))
-                             : sample_symmetric_beta(per_sample ? rows : 1, alpha, y.inputs.device(),
-                                                     lambda_type, generator);
+  Tensor lambda =
+      options.alpha() == 0
+          ? torch::ones({draws}, y.inputs.options().dtype(lambda_type))
+          : sample_symmetric_beta(draws, options.alpha(), y.inputs.device(), lambda_type, generator);
   lambda = torch::maximum(lambda, 1 - lambda);
-  if (!per_sample) {
+  if (!options.per_sample()) {
     lambda = lambda.squeeze(0);
   }
   std::vector<Tensor> orders;
@@ -123,7 +128,8 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, double
     orders.push_back(random_permutation(x.inputs.size(0), x.inputs.device(), generator));
   }
   const Tensor partners = torch::cat(orders).narrow(0, 0, rows);
-  return {mix_rows(y.inputs, x.inputs, partners, lambda), mix_rows(y.targets, x.targets, partners, lambda)};
+  return {mix_rows(y.inputs, x.inputs, partners, lambda, "mixmatch_batch", options.workspace().get()),
+          mix_rows(y.targets, x.targets, partners, lambda, "mixmatch_batch")};
 }
 
 }  // namespace detail
@@ -188,8 +194,11 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
   const double alpha_x = options.alpha();
   const double alpha_y = options.alpha_unlabeled().value_or(alpha_x);
   const int64_t num_labeled = x.inputs.size(0);
+  const auto mixup_options = [&](double alpha) {
+    return MixUpOptions().alpha(alpha).per_sample(options.per_sample()).workspace(options.workspace());
+  };
   const auto mix = [&](const detail::LabeledRows& rows, double alpha) {
-    return detail::mixed(rows, alpha, options.per_sample(), generator);
+    return detail::mixed(rows, mixup_options(alpha), generator);
   };
   const auto mix_all = [&] { return mix(detail::joined(x, y), 0.5 * (alpha_x + alpha_y)); };
   const auto head = [&](const detail::LabeledRows& rows) {
@@ -224,7 +233,7 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
     }
     case MixMode::xx_yx: {
       const auto labeled = mix(x, alpha_x);
-      return batch(labeled, detail::mixed_with(y, x, alpha_y, options.per_sample(), generator));
+      return batch(labeled, detail::mixed_with(y, x, mixup_options(alpha_y), generator));
     }
     case MixMode::all: {
       const auto rows = mix_all();

@@ -3,6 +3,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/mapped_file.hpp>
 #include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <atomic>
 #include <cstdint>
@@ -20,8 +21,8 @@ enum class Split { train, test, unlabeled, extra };
 
 /// Rows of `images` by their int64 [B] indices, on the device of `images`; dtype kept, and a channels-last
 /// layout too, any other becomes contiguous. Any number of dimensions >= 1. Throws on indices of another
-/// dtype or shape, and, on the CPU, out of range.
-inline Tensor gather_images(const Tensor& images, const Tensor& indices) {
+/// dtype or shape, and, on the CPU, out of range. The result's memory comes from `workspace` if there is one.
+inline Tensor gather_images(const Tensor& images, const Tensor& indices, Workspace* workspace = nullptr) {
   TORCH_CHECK(images.defined() && images.dim() >= 1, "gather_images: images must be [N, ...], got ",
               images.defined() ? c10::str(images.sizes()) : std::string("undefined"));
   TORCH_CHECK(
@@ -29,14 +30,23 @@ inline Tensor gather_images(const Tensor& images, const Tensor& indices) {
       "gather_images: indices must be int64 [B], got ",
       indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
   const Tensor rows = indices.to(images.device());
+  const auto select = [&](const Tensor& stored) {
+    if (workspace == nullptr || (at::GradMode::is_enabled() && images.requires_grad())) {
+      return stored.index_select(0, rows);
+    }
+    auto sizes = stored.sizes().vec();
+    sizes[0] = rows.numel();
+    Tensor out = workspace->empty(sizes, stored.options());
+    return at::index_select_out(out, stored, 0, rows);
+  };
   if (images.dim() == 4 && !images.is_contiguous() && images.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    return images.permute({0, 2, 3, 1}).index_select(0, rows).permute({0, 3, 1, 2});
+    return select(images.permute({0, 2, 3, 1})).permute({0, 3, 1, 2});
   }
   if (images.dim() == 4 && !images.is_contiguous() && images.transpose(2, 3).is_contiguous()) {
     // Planes stored column by column: whole images are copied as they lie, then turned.
-    return images.transpose(2, 3).index_select(0, rows).transpose(2, 3).contiguous();
+    return select(images.transpose(2, 3)).transpose(2, 3).contiguous();
   }
-  return images.index_select(0, rows);
+  return select(images);
 }
 
 namespace detail {
@@ -45,7 +55,7 @@ namespace detail {
 /// with planes row by row or column by column: read from the file past the mapping, so that nothing of it
 /// stays in the process's memory.
 inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64_t offset,
-                                 const Tensor& images, const Tensor& indices) {
+                                 const Tensor& images, const Tensor& indices, Workspace* workspace) {
   const Tensor on_cpu = indices.cpu().contiguous();
   const auto* index = on_cpu.data_ptr<int64_t>();
   const int64_t count = on_cpu.numel();
@@ -61,7 +71,8 @@ inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64
     file.will_read(offset + index[i] * bytes, bytes);
   }
   const bool by_columns = !images.is_contiguous();
-  Tensor rows = at::empty({count, images.size(1), height, width}, at::kByte);
+  const std::vector<int64_t> sizes{count, images.size(1), height, width};
+  Tensor rows = workspace != nullptr ? workspace->empty(sizes, at::kByte) : at::empty(sizes, at::kByte);
   auto* out = rows.data_ptr<uint8_t>();
   std::atomic<int> error{0};
   mixmatch::detail::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
@@ -107,23 +118,24 @@ struct ImageDataset {
   int64_t size() const { return images.defined() ? images.size(0) : 0; }
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
-  /// gather_images(images, indices), the way to draw batches: of a mapped file too, in any order, without its
+  /// gather_images(images, indices, workspace), the way to draw batches: of a mapped file too, in any order, without its
   /// pages becoming part of the process's memory.
-  Tensor gather(const Tensor& indices) const {
+  Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
     if (mapping == nullptr || !images.defined() || !images.is_cpu() || images.dim() != 4 ||
         images.scalar_type() != at::kByte || !indices.defined() || indices.dim() != 1 ||
         indices.scalar_type() != at::kLong ||
         (!images.is_contiguous() && !images.transpose(2, 3).is_contiguous())) {
-      return gather_images(images, indices);
+      return gather_images(images, indices, workspace);
     }
     // Its rows may be some of the file's, or have moved to other memory since.
     const auto begin = reinterpret_cast<uintptr_t>(mapping->data());
     const auto first = reinterpret_cast<uintptr_t>(images.data_ptr<uint8_t>());
     if (first < begin ||
         first - begin + static_cast<uintptr_t>(images.numel()) > static_cast<uintptr_t>(mapping->size())) {
-      return gather_images(images, indices);
+      return gather_images(images, indices, workspace);
     }
-    return detail::read_mapped_images(*mapping, static_cast<int64_t>(first - begin), images, indices);
+    return detail::read_mapped_images(*mapping, static_cast<int64_t>(first - begin), images, indices,
+                                      workspace);
   }
 };
 

@@ -64,16 +64,15 @@ class ImagePool {
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
   /// The images at `indices` (int64 [B], any device), in that order: what gather_images would give of all the
-  /// sets' images joined. Of mapped sets nothing stays in memory, as in
-  /// ImageDataset::gather. Throws on indices of
-  /// another dtype or shape, or out of range.
-  Tensor gather(const Tensor& indices) const {
+  /// sets' images joined, in memory of `workspace` if there is one. Of mapped sets nothing stays in memory, as
+  /// in ImageDataset::gather. Throws on indices of another dtype or shape, or out of range.
+  Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
     TORCH_CHECK(
         indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
         "ImagePool::gather: indices must be int64 [B], got ",
         indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
     if (sets_.size() == 1) {
-      return sets_.front().gather(indices);
+      return sets_.front().gather(indices, workspace);
     }
     const Tensor on_cpu = indices.cpu().contiguous();
     const auto* index = on_cpu.data_ptr<int64_t>();
@@ -93,8 +92,9 @@ class ImagePool {
     const bool channels_last = std::all_of(sets_.begin(), sets_.end(), [](const ImageDataset& set) {
       return !set.images.is_contiguous() && set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
     });
-    Tensor out = at::empty(shape, first.options(),
-                           channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous);
+    const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+    Tensor out = workspace != nullptr ? workspace->empty(shape, first.options(), format)
+                                      : at::empty(shape, first.options(), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
         out.index_copy_(0, at::tensor(places[set], at::kLong).to(out.device()),

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <torch/types.h>
+#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,6 +14,24 @@ namespace mixmatch::detail {
 inline bool gradient_recorded(const std::vector<at::Tensor>& parts) {
   return at::GradMode::is_enabled() &&
          std::any_of(parts.begin(), parts.end(), [](const at::Tensor& part) { return part.requires_grad(); });
+}
+
+/// torch::cat(parts) for parts without a gradient to record, in memory of `workspace` if there is one.
+inline at::Tensor cat_rows(const std::vector<at::Tensor>& parts, Workspace* workspace) {
+  const at::Tensor& first = parts.front();
+  const bool alike = std::all_of(parts.begin(), parts.end(), [&](const at::Tensor& part) {
+    return part.scalar_type() == first.scalar_type() && part.device() == first.device();
+  });
+  if (workspace == nullptr || !alike) {
+    return at::cat(parts);
+  }
+  auto sizes = first.sizes().vec();
+  sizes[0] = 0;
+  for (const at::Tensor& part : parts) {
+    sizes[0] += part.size(0);
+  }
+  at::Tensor all = workspace->empty(sizes, first.options(), first.suggest_memory_format());
+  return at::cat_out(all, parts);
 }
 
 /// Whether `parts`, one tensor's rows after the other's, are one stretch of memory already: slices of one

@@ -7,6 +7,7 @@
 #include <mixmatch/detail/counter_rng.hpp>
 #include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_options.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <cstdint>
 #include <functional>
@@ -28,52 +29,54 @@ struct AugmentedBatch {
 
 /// A run's batches by the step's number, for Prefetch: the rows are those of TrainState's streams at that
 /// step, and the augmentation draws from a generator seeded by the run's seed and the step. Images and labels
-/// come on `device`. `data` must outlive the result, which keeps streams of its own, so that one thread at a
-/// time may call it. Without unlabeled rows, and for `--method supervised`, there are no views. Throws what
+/// come on `device`. `data` must outlive the result, which keeps streams of its own and the memory that a
+/// step's images were in once nobody holds them, so that one thread at a time may call it. Without unlabeled rows, and for `--method supervised`, there are no views. Throws what
 /// reading the images throws.
 inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOptions& o,
                                                                 const TrainingData& data,
                                                                 torch::Device device) {
-  struct Streams {
+  struct State {
     data::BatchStream labeled;
     std::optional<data::BatchStream> unlabeled;
+    Workspace workspace = {};
   };
   const auto options = train_state_options(o);
-  auto streams = std::make_shared<Streams>(
-      Streams{labeled_stream(data.split.labeled, options), unlabeled_stream(data.split.unlabeled, options)});
+  auto state = std::make_shared<State>(
+      State{labeled_stream(data.split.labeled, options), unlabeled_stream(data.split.unlabeled, options)});
   if (o.method == "supervised") {
-    streams->unlabeled.reset();
+    state->unlabeled.reset();
   }
-  return [streams, device, &data, seed = o.seed, augmentation = augment_options(o),
+  return [state, device, &data, seed = o.seed, augmentation = augment_options(o),
           views = o.num_augmentations](int64_t step) {
     const auto generator = at::detail::createCPUGenerator(
         mixmatch::detail::mix_bits(mixmatch::detail::mix_bits(seed) ^ static_cast<uint64_t>(step)));
-    const auto images = [&](const Tensor& rows) { return data.pool.gather(rows).to(device); };
+    const auto images = [&](const Tensor& rows) {
+      return data.pool.gather(rows, &state->workspace).to(device);
+    };
     AugmentedBatch batch;
-    streams->labeled.seek(step);
-    const Tensor rows = streams->labeled.next();
+    state->labeled.seek(step);
+    const Tensor rows = state->labeled.next();
     const Tensor x = images(rows);
     batch.labels = data.pool.labels_of(rows, device);
-    if (!streams->unlabeled.has_value()) {
-      batch.labeled = augment::random_crop_flip(x, augmentation, generator);
-      return batch;
-    }
-    streams->unlabeled->seek(step);
-    const Tensor unlabeled_rows = streams->unlabeled->next();
-    const Tensor u = images(unlabeled_rows);
-    batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
-    // All views in one tensor, from which guessing and mixing copy nothing.
     auto sizes = x.sizes().vec();
-    sizes[0] += views * u.size(0);
-    Tensor all = at::empty(sizes, x.options()
-                                      .dtype(augmentation.normalization().dtype())
-                                      .memory_format(at::MemoryFormat::ChannelsLast));
+    Tensor u;
+    if (state->unlabeled.has_value()) {
+      state->unlabeled->seek(step);
+      const Tensor unlabeled_rows = state->unlabeled->next();
+      u = images(unlabeled_rows);
+      batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
+      sizes[0] += views * u.size(0);
+    }
+    // All images in one tensor, from which guessing and mixing copy nothing.
+    const Tensor all =
+        state->workspace.empty(sizes, x.options().dtype(augmentation.normalization().dtype()),
+                               at::MemoryFormat::ChannelsLast);
     const auto slice = [&all](int64_t start, int64_t size) {
       return all.narrow(0, start, size).variable_data();  // with a version of its own for autograd
     };
     batch.labeled = slice(0, x.size(0));
     augment::random_crop_flip_out(batch.labeled, x, augmentation, generator);
-    for (int64_t k = 0; k < views; ++k) {
+    for (int64_t k = 0; u.defined() && k < views; ++k) {
       batch.views.push_back(slice(x.size(0) + k * u.size(0), u.size(0)));
       augment::random_crop_flip_out(batch.views.back(), u, augmentation, generator);
     }

@@ -11,15 +11,18 @@
 #include <mixmatch/training/optimizer_step.hpp>
 #include <mixmatch/training/prefetch.hpp>
 #include <mixmatch/training/training_data.hpp>
+#include <mixmatch/workspace.hpp>
 
+#include <memory>
 #include <string_view>
 
 namespace mixmatch::training {
 
 /// One step of MixMatch, or of its supervised-only baseline, on batches by the step's number: that of
-/// examples/cifar10.cpp, for any data set.
+/// examples/cifar10.cpp, for any data set. `mixing` is mixmatch_options(o), for a loop with a workspace.
 inline StepLoss train_step(TrainState<models::WideResNet>& state, const TrainingOptions& o,
-                           Prefetch<AugmentedBatch>& batches, torch::Device device) {
+                           const MixMatchOptions& mixing, Prefetch<AugmentedBatch>& batches,
+                           torch::Device device) {
   const RampedLoss criterion(ramped_loss_options(o));
   const AugmentedBatch batch = batches(state.step);
   if (o.warmup) {
@@ -36,7 +39,7 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
     } else {
       const auto out =
           methods::mixmatch_loss_of_views(state.model, batch.labeled, batch.labels, batch.views, state.step,
-                                          criterion, mixmatch_options(o), state.generator);
+                                          criterion, mixing, state.generator);
       loss.total = out.total;
       loss.labeled = out.labeled;
       loss.unlabeled = out.unlabeled;
@@ -67,8 +70,9 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
     log_example_images(run.board(), state.model, o, data, device);
   }
   Prefetch<AugmentedBatch> batches(augmented_batches(o, data, device), prefetches(o, device));
+  const auto mixing = mixmatch_options(o).workspace(std::make_shared<Workspace>());
   while (run.running()) {
-    const StepLoss loss = train_step(state, o, batches, device);
+    const StepLoss loss = train_step(state, o, mixing, batches, device);
     run.record(loss.values(), loss.finite);
     if (run.evaluation_due()) {
       run.record_errors(evaluate_all(state, data.validation, data.test, evaluate_options(o, device)));
