@@ -105,7 +105,7 @@ TEST_CASE("cifar10: killed and resumed equals never stopped") {
   }
   CHECK_FALSE(fs::exists(dir / "run" / "summary.json"));
   const auto resumed = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
-                            "--resume", "--threads", "1", "--checkpoint-every", "3"});
+                            "--resume", "--checkpoint-every", "3"});
   INFO(resumed.err);
   REQUIRE(resumed.status == 0);
   CHECK(read_file(csv) == whole_run());
@@ -117,16 +117,21 @@ TEST_CASE("cifar10: batches made ahead of time or not, the same run") {
   CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
 }
 
-TEST_CASE("cifar10: the precision is chosen once, printed, and kept by a run that goes on") {
+TEST_CASE("cifar10: precision and threads are printed, and kept by a run that goes on") {
   TempDir dir;
   const auto started = run(cifar10(dir / "run", {"--precision", "fp32", "--steps", "3"}));
   REQUIRE(started.status == 0);
   CHECK_THAT(started.out, contains("device cpu, 1 CPU threads, precision fp32"));
   const auto resumed = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
-                            "--resume", "--threads", "1", "--steps", "4", "--precision", "auto"});
+                            "--resume", "--steps", "4", "--precision", "auto"});
   INFO(resumed.err);
   REQUIRE(resumed.status == 0);
-  CHECK_THAT(resumed.out, contains("precision fp32"));
+  CHECK_THAT(resumed.out, contains("device cpu, 1 CPU threads, precision fp32"));
+  const auto wider = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
+                          "--resume", "--steps", "5", "--threads", "2"});
+  INFO(wider.err);
+  REQUIRE(wider.status == 0);
+  CHECK_THAT(wider.out, contains("2 CPU threads"));
   const auto chosen = run(cifar10(dir / "auto", {"--precision", "auto", "--steps", "3"}));
   REQUIRE(chosen.status == 0);
   CHECK_THAT(read_file(dir / "auto" / "config.json"),
@@ -149,7 +154,7 @@ TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there
   const auto steps_done = lines_of(read_file(csv)).size() - 1;
   const auto resumed =
       run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(), "--resume",
-           "--threads", "1", "--steps", std::to_string(std::max<size_t>(12, steps_done + 2))});
+           "--steps", std::to_string(std::max<size_t>(12, steps_done + 2))});
   INFO(resumed.err);
   REQUIRE(resumed.status == 0);
   // Row by row, up to where the shorter run made its last evaluation.

@@ -105,7 +105,7 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
 }
 
 /// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest
-/// but `steps`. `now` gives the configuration after that.
+/// but `steps` and `threads`. `now` gives the configuration after that.
 template <class Now>
 void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
   for (const auto& [name, value] : stored) {
@@ -120,7 +120,8 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
               " is not the run's: it was started with ", changed->stored);
 }
 
-/// For a run that o.out holds and that goes on: `o` takes its configuration and its split.
+/// For a run that o.out holds and that goes on: `o` takes its configuration and its split, and the process
+/// the number of threads that it was started with.
 template <class Now>
 void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
   TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
@@ -131,6 +132,7 @@ void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
     o.precision = *precision;
   }
   adopt_config(app, stored, now);
+  set_threads(o.threads);
   o.split = directory.split();
 }
 

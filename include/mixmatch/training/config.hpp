@@ -25,12 +25,12 @@ struct ChangedSetting {
   std::string name, stored, now;
 };
 
-/// The first setting that a run was started with and that has another value now. "steps" may change, and so
-/// may what only one of the two knows.
+/// The first setting that a run was started with and that has another value now. "steps" and "threads" may
+/// change, and so may what only one of the two knows.
 inline std::optional<ChangedSetting> find_changed_setting(const Config& stored, const Config& now) {
   for (const auto& [name, value] : stored) {
     const std::string* mine = find_setting(now, name);
-    if (name != "steps" && mine != nullptr && *mine != value) {
+    if (name != "steps" && name != "threads" && mine != nullptr && *mine != value) {
       return ChangedSetting{name, value, *mine};
     }
   }

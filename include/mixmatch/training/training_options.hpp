@@ -48,13 +48,15 @@ struct TrainingOptions {
   // Where from and where to.
   std::string data, out, eval, split;
   bool resume = false;
-  // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` may change.
+  // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` and `threads`
+  // may change.
   std::string method = "mixmatch";
   int64_t labels = 250, validation = 1;
   int64_t steps = 0, batch = 64;
   uint64_t seed = 1;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
+  int threads = 0;                 ///< LibTorch's results are the same to the bit for the same number alone
   double learning_rate = 2e-3, weight_decay = 0.02;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;
@@ -68,7 +70,6 @@ struct TrainingOptions {
   int64_t eval_every = 1024, log_every = 50;
   // How it is run, without changing its result.
   std::string device = "auto";
-  int threads = 0;
   bool prefetch = true;
   bool graph = true;  ///< on a GPU: the step as one CUDA graph
   int64_t checkpoint_every = 0;
@@ -89,6 +90,7 @@ inline Config config_of(const TrainingOptions& o) {
           {"filters", text(o.filters)},
           {"scales", text(o.scales)},
           {"precision", o.precision},
+          {"threads", text(o.threads)},
           {"lr", text(o.learning_rate)},
           {"weight-decay", text(o.weight_decay)},
           {"lambda-u", text(o.lambda_u)},
