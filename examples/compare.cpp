@@ -289,7 +289,7 @@ int main(int argc, char** argv) {
       print_table(groups);
     }
     if (!out.empty()) {
-      mm::training::write_file_atomically(out, comparison_page(runs, table, groups));
+      mm::write_file_atomically(out, comparison_page(runs, table, groups));
     }
     return 0;
   });

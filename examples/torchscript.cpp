@@ -161,7 +161,7 @@ int train(const Options& o) {
   model.to(torch::kCPU);
   std::ostringstream bytes;
   model.save(bytes);
-  mm::training::write_file_atomically(o.out, bytes.str());
+  mm::write_file_atomically(o.out, bytes.str());
   if (!o.safetensors.empty()) {
     mm::save_safetensors(o.safetensors, model, {{"format", "pt"}});
   }

@@ -2,6 +2,7 @@
 #include <mixmatch/detail/cuda_norm.hpp>
 #include <mixmatch/models/batch_norm_leaky_relu.hpp>
 
+#include "../benchmarks/gpu/kernel_checks.hpp"
 #include "catch.hpp"
 #include "cuda_emulation.hpp"
 #include "test_util.hpp"
@@ -250,6 +251,19 @@ TEST_CASE("the library launches the norm kernels with what they expect") {
       CHECK(near(grads.grad_weight, expected.grad_weight, 2e-4));
       CHECK(near(grads.grad_bias, expected.grad_bias, 2e-4));
     }
+  }
+}
+
+TEST_CASE("the GPU's check of the norm kernels can be made, and holds") {
+  emulated::EmulatedDevice device;
+  add_kernels(device);
+  std::vector<kernel_checks::Check> checks;
+  kernel_checks::check_norm(checks, torch::kCPU, {at::kFloat}, {8, 5}, 3);
+  kernel_checks::check_norm(checks, torch::kCPU, {at::kBFloat16}, {16}, 3);
+  CHECK(checks.size() == 6 * 6);
+  for (const auto& check : checks) {
+    INFO(check.name);
+    CHECK(check.error <= check.tolerance);
   }
 }
 

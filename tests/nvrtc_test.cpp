@@ -19,15 +19,17 @@ using mixmatch::detail::CudaSource;
 
 namespace {
 
-/// NVRTC, wherever a CUDA toolkit is usually installed.
+/// Wherever a CUDA toolkit is usually installed.
+std::vector<std::string> nvrtc_places() {
+  auto libraries = mixmatch::detail::nvrtc_libraries();
+  for (const char* folder : {"/usr/local/cuda/lib64/", "/usr/local/cuda/lib/"}) {
+    libraries.push_back(std::string(folder) + "libnvrtc.so");
+  }
+  return libraries;
+}
+
 const CudaCompiler& compiler() {
-  static const CudaCompiler instance = [] {
-    auto libraries = mixmatch::detail::nvrtc_libraries();
-    for (const char* folder : {"/usr/local/cuda/lib64/", "/usr/local/cuda/lib/"}) {
-      libraries.push_back(std::string(folder) + "libnvrtc.so");
-    }
-    return CudaCompiler(libraries);
-  }();
+  static const CudaCompiler instance(nvrtc_places());
   return instance;
 }
 
@@ -84,6 +86,15 @@ TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
       CHECK(program.entry.find(entry.substr(0, entry.find('<'))) != std::string::npos);
     }
   }
+}
+
+TEST_CASE("the first NVRTC that compiles serves") {
+  if (skip()) {
+    return;
+  }
+  auto libraries = nvrtc_places();
+  libraries.insert(libraries.begin(), MIXMATCH_BROKEN_NVRTC);
+  CHECK(CudaCompiler(libraries).can_compile());
 }
 
 TEST_CASE("a device newer than NVRTC gets PTX") {

@@ -7,7 +7,7 @@
 #include <unistd.h>
 
 using mixmatch::training::RunDirectory;
-using mixmatch::training::write_file_atomically;
+using mixmatch::write_file_atomically;
 
 TEST_CASE("a run directory is made once and then opened", "[run_directory]") {
   const TempDir dir;

@@ -24,6 +24,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -281,6 +282,18 @@ int profile(const Options& o) {
   using namespace torch::autograd::profiler;
   const auto device = o.device();
   const auto data = make_images(o);
+  const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
+  std::set<torch::profiler::impl::ActivityType> activities{torch::profiler::impl::ActivityType::CPU};
+  if (device.is_cuda()) {
+    activities.insert(torch::profiler::impl::ActivityType::CUDA);
+    // A graph that was captured before CUPTI was first in use may not be replayed under it (pytorch#75504),
+    // and CUPTI must stay once it is there.
+    setenv("DISABLE_CUPTI_LAZY_REINIT", "1", 0);
+    setenv("TEARDOWN_CUPTI", "0", 0);
+    prepareProfiler(config, activities);
+    enableProfiler(config, activities);
+    disableProfiler();
+  }
   const auto step = device_step(o, data,
                                 {.channels_last = true,
                                  .precision = at::kBFloat16,
@@ -291,11 +304,6 @@ int profile(const Options& o) {
     step();
   }
   wait_for(device);
-  const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
-  std::set<torch::profiler::impl::ActivityType> activities{torch::profiler::impl::ActivityType::CPU};
-  if (device.is_cuda()) {
-    activities.insert(torch::profiler::impl::ActivityType::CUDA);
-  }
   prepareProfiler(config, activities);
   enableProfiler(config, activities);
   for (int64_t i = 0; i < steps; ++i) {

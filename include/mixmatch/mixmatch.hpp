@@ -6,6 +6,7 @@
 
 #include <mixmatch/model.hpp>
 
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/batch_norm.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/forward_each.hpp>

@@ -2,11 +2,11 @@
 
 #include <c10/core/ScalarType.h>
 #include <torch/arg.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/detail/json_cursor.hpp>
 #include <mixmatch/detail/json_quote.hpp>
 #include <mixmatch/detail/utf8.hpp>
 #include <mixmatch/model.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 
 #include <algorithm>
 #include <array>
@@ -348,7 +348,7 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     const Tensor values = item->second.detach().to(at::kCPU).resolve_neg().contiguous();
     bytes.append(static_cast<const char*>(values.data_ptr()), values.nbytes());
   }
-  training::write_file_atomically(path, bytes);
+  write_file_atomically(path, bytes);
 }
 
 /// The tensors of a safetensors file, on the CPU and contiguous, in the order of their data.

@@ -3,7 +3,6 @@
 // The second umbrella: all of training/, for programs that keep runs. But for training/command_line.hpp,
 // which needs CLI11.
 
-#include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/batch_norm_statistics.hpp>
 #include <mixmatch/training/checkpoint.hpp>

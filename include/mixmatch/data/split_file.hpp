@@ -1,8 +1,8 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/data/label_split.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 
 #include <charconv>
 #include <cstdint>
@@ -34,7 +34,7 @@ inline void save_split(const std::filesystem::path& path, const SslSplit& split,
     return text + "\n";
   };
   const bool whole = split.labeled.numel() + split.validation.numel() + split.unlabeled.numel() == num_images;
-  training::write_file_atomically(
+  write_file_atomically(
       path, "mixmatch split of " + std::to_string(num_images) + " images\n" + line("labeled", split.labeled) +
                 line("validation", split.validation) +
                 (whole ? std::string("unlabeled all others\n") : line("unlabeled", split.unlabeled)));

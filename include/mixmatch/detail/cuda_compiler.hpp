@@ -146,9 +146,14 @@ struct CudaFunctions {
   Result (*driver_error)(Result, const char**);
 };
 
-/// The names by which the dynamic linker may know NVRTC, newest first.
-inline std::vector<std::string> nvrtc_libraries() {
-  return {"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"};
+/// The names by which the dynamic linker may know NVRTC: first that of a CUDA version's `major` number, as a
+/// driver may not load what a newer NVRTC makes.
+inline std::vector<std::string> nvrtc_libraries(int major = 0) {
+  std::vector<std::string> names{"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11.2", "libnvrtc.so"};
+  std::stable_partition(names.begin(), names.end(), [&](const std::string& name) {
+    return name.starts_with("libnvrtc.so." + std::to_string(major));
+  });
+  return names;
 }
 
 /// NVRTC as found on this machine, and the driver.
@@ -159,8 +164,9 @@ class CudaCompiler {
     std::string entry;
   };
 
-  /// Looks for the functions in `libraries`, in that order; the first that opens and has NVRTC serves. The
-  /// driver is what it is linked to, or else the system's.
+  /// Looks for the functions in `libraries`, in that order; the first that opens and has an NVRTC that
+  /// compiles serves (one that misses a library of its own tells only then). The driver is what it is linked
+  /// to, or else the system's.
   explicit CudaCompiler(const std::vector<std::string>& libraries) {
 #if MIXMATCH_HAS_DLFCN
     for (const auto& name : libraries) {
@@ -171,6 +177,8 @@ class CudaCompiler {
         continue;
       }
       find_compiler(library);
+      const std::string failure = can_compile_ ? try_it() : "no nvrtcCompileProgram";
+      can_compile_ = failure.empty();
       if (can_compile_) {
         find_driver(library);
         void* driver = can_launch_ ? nullptr : dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -180,7 +188,7 @@ class CudaCompiler {
         why_not_ = can_launch_ ? "" : "no CUDA driver (libcuda.so.1)";
         return;
       }
-      why_not_ += (why_not_.empty() ? "" : "; ") + name + " has no nvrtcCompileProgram";
+      why_not_ += (why_not_.empty() ? "" : "; ") + name + ": " + failure;
     }
 #else
     static_cast<void>(libraries);
@@ -273,6 +281,25 @@ class CudaCompiler {
                   find_one(library, "cuGetErrorString", f.driver_error);
   }
 #endif
+
+  /// What goes wrong with the smallest kernel, in one line; nothing if it compiles.
+  std::string try_it() const {
+    int count = 0;
+    std::vector<int> known{52};
+    if (has_cubin_ && functions_.num_archs(&count) == 0 && count > 0) {
+      known.resize(static_cast<std::size_t>(count));
+      functions_.archs(known.data());
+    }
+    try {
+      compile({"a trial", "template <class T> __global__ void nothing(T*) {}"}, "nothing<float>",
+              known.front());
+      return "";
+    } catch (const c10::Error& error) {
+      std::string text = error.what_without_backtrace();
+      std::replace(text.begin(), text.end(), '\n', ' ');
+      return text;
+    }
+  }
 
   /// sm_NN where NVRTC knows the device; else PTX of the newest architecture that the device can run.
   std::pair<std::string, bool> architecture_for(int capability) const {

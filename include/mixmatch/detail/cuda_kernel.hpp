@@ -60,7 +60,7 @@ inline std::vector<std::string> cuda_compiler_libraries() {
   }
 #endif
   libraries.emplace_back("libcaffe2_nvrtc.so");
-  for (auto& name : nvrtc_libraries()) {
+  for (auto& name : nvrtc_libraries(CUDART_VERSION / 1000)) {
     libraries.push_back(std::move(name));
   }
   return libraries;
@@ -83,16 +83,22 @@ inline void check_driver(CudaFunctions::Result result, const char* what, const C
 }
 
 /// Calls of the driver need the device's context in their thread, which those of the runtime bring along: a
-/// thread of the autograd engine may have made none yet. No call of the runtime's here, as a step may be
-/// being captured.
+/// thread of the autograd engine may have made none yet, or its last one for another device. No call of the
+/// runtime's here, as a step may be being captured.
 inline void bind_cuda_context(c10::DeviceIndex device, const CudaSource& source, const std::string& entry) {
+  static std::mutex mutex;
+  static std::map<int, CudaFunctions::Handle> contexts;
   const auto& driver = cuda_compiler().functions();
-  CudaFunctions::Handle context = nullptr;
-  check_driver(driver.current_context(&context), "asking for the context", source, entry);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& context = contexts[static_cast<int>(device)];
   if (context == nullptr) {
     int ordinal = 0;
     check_driver(driver.get_device(&ordinal, static_cast<int>(device)), "finding the device", source, entry);
     check_driver(driver.primary_context(&context, ordinal), "getting the context", source, entry);
+  }
+  CudaFunctions::Handle current = nullptr;
+  check_driver(driver.current_context(&current), "asking for the context", source, entry);
+  if (current != context) {
     check_driver(driver.set_context(context), "setting the context", source, entry);
   }
 }

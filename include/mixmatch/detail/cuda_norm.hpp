@@ -434,7 +434,7 @@ inline void check_norm(const char* function, const at::Tensor& x, const at::Tens
   TORCH_CHECK(!like.defined() || (like.sizes() == x.sizes() && like.scalar_type() == x.scalar_type() &&
                                   like.is_contiguous(at::MemoryFormat::ChannelsLast)),
               function, ": all images must be channels-last ", x.scalar_type(), " ", x.sizes(), ", got ",
-              like.scalar_type(), " ", like.sizes());
+              like.scalar_type(), " ", like.sizes(), " with strides ", like.strides());
   for (const at::Tensor* parameter : {&weight, &bias}) {
     TORCH_CHECK(parameter->sizes() == at::IntArrayRef{x.size(1)} && parameter->scalar_type() == compute &&
                     parameter->is_contiguous() && parameter->device() == x.device(),

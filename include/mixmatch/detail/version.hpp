@@ -82,11 +82,11 @@ void register_generator(Impl& generator, Graph& graph, bool is_default) {
 }
 
 /// Gives a CUDA generator the state that it had before a capture that failed; `fresh` is a new generator of
-/// the same device. A generator may still believe that it is being captured, and is then given another
-/// memory.
+/// the same device. With LibTorch 2.4 to 2.14 the generator may still believe that it is being captured, and
+/// is given another memory; earlier graphs keep the old one.
 template <class Impl, class Generator>
 void recover_generator(Impl& implementation, Generator& generator, Generator fresh, const at::Tensor& state) {
-  if constexpr (requires { generator.graphsafe_set_state(fresh); }) {
+  if constexpr (requires { implementation.register_graph(nullptr); }) {
     fresh.set_state(state);
     generator.graphsafe_set_state(fresh);
   } else {
@@ -95,6 +95,27 @@ void recover_generator(Impl& implementation, Generator& generator, Generator fre
     }
     generator.set_state(state);
   }
+}
+
+/// Tells the CUDA allocator that a capture into `pool` is over, which LibTorch 2.1 to 2.14 may not do of one
+/// that failed: the allocator would go on asking the graph, which is gone by then. `Allocator` is
+/// c10::cuda::CUDACachingAllocator::CUDAAllocator. Where the allocator knows already, nothing happens.
+template <class Allocator, class Stream, class Pool>
+void end_failed_capture(Allocator& allocator, c10::DeviceIndex device, Stream stream, Pool pool) {
+#if !MIXMATCH_TORCH_AT_LEAST(2, 15)  // from there on the graph's destructor does
+  try {
+    if constexpr (requires { allocator.endAllocateToPool(device, pool); }) {
+      allocator.endAllocateToPool(device, pool);
+    } else if constexpr (requires { allocator.endAllocateStreamToPool(device, stream); }) {
+      allocator.endAllocateStreamToPool(device, stream);
+    }
+  } catch (const c10::Error&) {  // it says that nothing is being captured
+  }
+#endif
+  static_cast<void>(allocator);
+  static_cast<void>(device);
+  static_cast<void>(stream);
+  static_cast<void>(pool);
 }
 
 }  // namespace mixmatch::detail

@@ -4,10 +4,10 @@
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/serialize/archive.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/detail/crc32c.hpp>
 #include <mixmatch/detail/hex.hpp>
 #include <mixmatch/detail/model_access.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/config.hpp>
 
 #include <algorithm>

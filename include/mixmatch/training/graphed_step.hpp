@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/autocast_mode.h>
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cuda.hpp>
@@ -15,9 +16,9 @@
 #include <vector>
 
 #ifdef MIXMATCH_HAS_CUDA
-#include <ATen/cuda/CUDAEvent.h>
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #endif
 
 namespace mixmatch::training {
@@ -109,8 +110,11 @@ class StepSnapshot {
 /// or with enabled(false), nothing is run or captured and each call runs `step`. LibTorch before 2.4 captures
 /// only draws from the device's default generator.
 ///
-/// Throws one line of c10::Error, with the state as it was, if the step cannot be captured. Not thread-safe;
-/// nobody else may use the device while the constructor runs.
+/// Throws one line of c10::Error, with the state as it was, if the step cannot be captured; on LibTorch
+/// before 2.1 another capture in that process may then fail too, and on 2.4 to 2.14 a graph that was captured
+/// before with the same generator is of no more use. Not thread-safe; nobody else may use the device while
+/// the constructor runs, and no loss of an earlier, eager step may be alive with its graph: autograd would go
+/// on with that step's stream.
 template <class Step>
 class GraphedStep {
  public:
@@ -159,23 +163,28 @@ class GraphedStep {
     const auto index = c10::cuda::current_device();
     const auto current = c10::cuda::getCurrentCUDAStream(index);
     const auto side = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, index);
-    const auto order = [](const c10::cuda::CUDAStream& first, const c10::cuda::CUDAStream& then) {
-      at::cuda::CUDAEvent event;
-      event.record(first);
-      event.block(then);
+    const auto wait_for = [](const c10::cuda::CUDAStream& stream) {
+      C10_CUDA_CHECK(cudaStreamSynchronize(stream.stream()));
     };
     detail::StepSnapshot snapshot(options);
-    order(current, side);
+    wait_for(current);
+    // With a name of its own, so that a capture that fails can be taken back from the allocator.
+    const auto pool = at::cuda::graph_pool_handle();
     std::string attempted = "running it to warm up";
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     try {
       const c10::cuda::CUDAStreamGuard stream_guard(side);
       for (int64_t i = 0; i < options.warmup_steps(); ++i) {
+        // In an autocast scope around this, copies of weights would outlive the step, and then the graph.
+        at::autocast::clear_cache();
         static_cast<void>(step_());
       }
       attempted = "putting its state back";
       snapshot.restore();
-      C10_CUDA_CHECK(cudaStreamSynchronize(side.stream()));
+      at::autocast::clear_cache();
+      wait_for(side);
+      // What the warm-up needed serves neither the graph, which has memory of its own, nor other streams.
+      c10::cuda::CUDACachingAllocator::emptyCache();
       attempted = "capturing it in a CUDA graph";
       graph = std::make_unique<at::cuda::CUDAGraph>();
       for (auto& generator : snapshot.generators()) {
@@ -184,24 +193,26 @@ class GraphedStep {
                                                generator == at::cuda::detail::getDefaultCUDAGenerator(index));
         }
       }
-      graph->capture_begin();
+      graph->capture_begin(pool);
       result_.emplace(step_());
       graph->capture_end();
     } catch (const std::exception& error) {
       const std::string reason = detail::one_line_of(error);
-      abandon(graph.get(), side, snapshot);
+      const bool restored = abandon(graph.get(), pool, side, snapshot);
       graph.reset();
       TORCH_CHECK(false, "GraphedStep: ", attempted, " on ", c10::Device(at::kCUDA, index),
                   " failed: ", reason,
-                  " (a captured step must not wait for the device, copy to or from the host, or draw on the "
-                  "host; enabled(false) runs it eagerly)");
+                  restored ? " (a captured step must not wait for the device, copy to or from the host, or "
+                             "draw on the host; enabled(false) runs it eagerly)"
+                           : "; its state could not be put back");
     }
-    order(side, current);
+    at::autocast::clear_cache();
     graph_ = std::move(graph);
   }
 
-  /// Ends a capture that failed, and puts everything back. `graph` is null if no capture had begun.
-  void abandon(at::cuda::CUDAGraph* graph, const c10::cuda::CUDAStream& side,
+  /// Ends a capture that failed, and puts everything back; false if the device no longer lets it. `graph` is
+  /// null if no capture had begun.
+  bool abandon(at::cuda::CUDAGraph* graph, const auto& pool, const c10::cuda::CUDAStream& side,
                detail::StepSnapshot& snapshot) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     const bool capturing = graph != nullptr && cudaStreamIsCapturing(side.stream(), &status) == cudaSuccess &&
@@ -212,19 +223,28 @@ class GraphedStep {
         graph->capture_end();
       } catch (const std::exception&) {  // the capture is void: that is why we are here
       }
+      mixmatch::detail::end_failed_capture(*c10::cuda::CUDACachingAllocator::get(), side.device_index(),
+                                           side.stream(), pool);
     }
     result_.reset();
+    at::autocast::clear_cache();
     static_cast<void>(cudaGetLastError());
     static_cast<void>(cudaStreamSynchronize(side.stream()));
-    for (size_t i = 0; graph != nullptr && i < snapshot.generators().size(); ++i) {
-      auto& generator = snapshot.generators()[i];
-      if (generator.device().is_cuda()) {
-        mixmatch::detail::recover_generator(*generator.get<at::CUDAGeneratorImpl>(), generator,
-                                            at::cuda::detail::createCUDAGenerator(generator.device().index()),
-                                            snapshot.generator_state(i));
+    try {
+      for (size_t i = 0; graph != nullptr && i < snapshot.generators().size(); ++i) {
+        auto& generator = snapshot.generators()[i];
+        if (generator.device().is_cuda()) {
+          mixmatch::detail::recover_generator(
+              *generator.get<at::CUDAGeneratorImpl>(), generator,
+              at::cuda::detail::createCUDAGenerator(generator.device().index()),
+              snapshot.generator_state(i));
+        }
       }
+      snapshot.restore();
+      return true;
+    } catch (const std::exception&) {  // after an error that stays, such as a failed assertion on the device
+      return false;
     }
-    snapshot.restore();
   }
 
   std::unique_ptr<at::cuda::CUDAGraph> graph_;

@@ -4,7 +4,7 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <torch/serialize/archive.h>
-#include <mixmatch/training/atomic_file.hpp>
+#include <mixmatch/atomic_file.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -41,7 +41,7 @@ class MetricsCsv {
     header += '\n';
     file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (file_ < 0) {
-      detail::throw_cannot_write(path_, errno);
+      mixmatch::detail::throw_cannot_write(path_, errno);
     }
     try {
       open_at_end(header);
@@ -65,10 +65,10 @@ class MetricsCsv {
       line += (i == 0 ? "" : ",") + cell(row[i]);
     }
     line += '\n';
-    if (!detail::write_all(file_, line)) {
+    if (!mixmatch::detail::write_all(file_, line)) {
       const int error = errno;
       static_cast<void>(::ftruncate(file_, bytes_));  // no half row
-      detail::throw_cannot_write(path_, error);
+      mixmatch::detail::throw_cannot_write(path_, error);
     }
     bytes_ += static_cast<int64_t>(line.size());
   }
@@ -84,7 +84,7 @@ class MetricsCsv {
     TORCH_CHECK(bytes >= 0 && bytes <= bytes_, path_.string(), " has ", bytes_, " bytes, but ", bytes,
                 " were written before the checkpoint: the run directory was changed");
     if (::ftruncate(file_, bytes) != 0) {
-      detail::throw_cannot_write(path_, errno);
+      mixmatch::detail::throw_cannot_write(path_, errno);
     }
     bytes_ = bytes;
   }
@@ -116,10 +116,10 @@ class MetricsCsv {
     }
     bytes_ = static_cast<int64_t>(status.st_size);
     if (bytes_ == 0) {
-      if (!detail::write_all(file_, header)) {
+      if (!mixmatch::detail::write_all(file_, header)) {
         const int error = errno;
         static_cast<void>(::ftruncate(file_, 0));
-        detail::throw_cannot_write(path_, error);
+        mixmatch::detail::throw_cannot_write(path_, error);
       }
       bytes_ = static_cast<int64_t>(header.size());
       return;

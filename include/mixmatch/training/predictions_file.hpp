@@ -2,8 +2,8 @@
 
 #include <fmt/format.h>
 #include <torch/types.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/detail/csv.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 
 #include <cstdint>
 #include <filesystem>

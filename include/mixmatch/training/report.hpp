@@ -1,8 +1,8 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/confident_errors.hpp>
 #include <mixmatch/training/config.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>

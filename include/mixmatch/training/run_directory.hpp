@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mixmatch/training/atomic_file.hpp>
+#include <mixmatch/atomic_file.hpp>
 
 #include <filesystem>
 #include <system_error>

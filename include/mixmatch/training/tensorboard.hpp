@@ -2,8 +2,8 @@
 
 #include <ATen/ATen.h>
 #include <fmt/format.h>
+#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/detail/crc32c.hpp>
-#include <mixmatch/training/atomic_file.hpp>
 #include <mixmatch/training/png.hpp>
 
 #include <algorithm>
@@ -109,7 +109,7 @@ class TensorBoardWriter {
     }
     file_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
     if (file_ < 0) {
-      detail::throw_cannot_write(path_, errno);
+      mixmatch::detail::throw_cannot_write(path_, errno);
     }
     try {
       write_event(event().bytes(3, "brain.Event:2"));
@@ -127,7 +127,7 @@ class TensorBoardWriter {
   TensorBoardWriter(const TensorBoardWriter&) = delete;
   TensorBoardWriter& operator=(const TensorBoardWriter&) = delete;
   ~TensorBoardWriter() {
-    static_cast<void>(detail::write_all(file_, pending_));
+    static_cast<void>(mixmatch::detail::write_all(file_, pending_));
     ::close(file_);
   }
 
@@ -160,8 +160,8 @@ class TensorBoardWriter {
   /// Hands everything written so far to the operating system; also done about once a second by the calls
   /// above.
   void flush() {
-    if (!detail::write_all(file_, pending_)) {
-      detail::throw_cannot_write(path_, errno);
+    if (!mixmatch::detail::write_all(file_, pending_)) {
+      mixmatch::detail::throw_cannot_write(path_, errno);
     }
     pending_.clear();
     last_flush_ = std::chrono::steady_clock::now();

@@ -11,7 +11,7 @@
 #include <string>
 #include <string_view>
 
-namespace mixmatch::training {
+namespace mixmatch {
 
 namespace detail {
 
@@ -71,4 +71,4 @@ inline void write_file_atomically(const std::filesystem::path& path, std::string
   }
 }
 
-}  // namespace mixmatch::training
+}  // namespace mixmatch
