@@ -35,6 +35,7 @@
 #include <vector>
 
 #include "kernel_checks.hpp"
+#include "step_checks.hpp"
 
 namespace mm = mixmatch;
 using torch::Tensor;
@@ -230,7 +231,10 @@ int check(const Options& o) {
   }
   std::map<std::string, std::pair<double, double>> worst;
   bool passed = true;
-  for (const auto& one : kernel_checks::run_all(device)) {
+  auto checks = kernel_checks::run_all(device);
+  const auto of_steps = step_checks::run_all(device);
+  checks.insert(checks.end(), of_steps.begin(), of_steps.end());
+  for (const auto& one : checks) {
     auto& entry = worst[one.name];
     entry = {std::max(entry.first, one.error), one.tolerance};
     passed = passed && one.passed();

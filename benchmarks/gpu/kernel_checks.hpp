@@ -203,19 +203,11 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device,
   }
 }
 
-/// All of them. On a device without kernels it is the composites that are checked. What throws is a check
-/// that failed, and the others are made all the same.
-inline std::vector<Check> run_all(torch::Device device) {
-  using Part = std::function<void(std::vector<Check>&, torch::Device)>;
-  const std::vector<std::pair<std::string, Part>> parts{
-      {"sharpen", check_sharpen},
-      {"mixup", check_mixup},
-      {"augmentation", check_augmentation},
-      {"streams", check_stream},
-      {"Adam", check_adam},
-      {"norm", [](std::vector<Check>& checks, torch::Device where) {
-         check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);
-       }}};
+using Part = std::function<void(std::vector<Check>&, torch::Device)>;
+
+/// What throws is a check that failed, and the others are made all the same.
+inline std::vector<Check> run_parts(const std::vector<std::pair<std::string, Part>>& parts,
+                                    torch::Device device) {
   torch::manual_seed(1);
   std::vector<Check> checks;
   for (const auto& [name, part] : parts) {
@@ -228,6 +220,20 @@ inline std::vector<Check> run_all(torch::Device device) {
     }
   }
   return checks;
+}
+
+/// All of them. On a device without kernels it is the composites that are checked.
+inline std::vector<Check> run_all(torch::Device device) {
+  return run_parts({{"sharpen", check_sharpen},
+                    {"mixup", check_mixup},
+                    {"augmentation", check_augmentation},
+                    {"streams", check_stream},
+                    {"Adam", check_adam},
+                    {"norm",
+                     [](std::vector<Check>& checks, torch::Device where) {
+                       check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);
+                     }}},
+                   device);
 }
 
 }  // namespace kernel_checks

@@ -1,0 +1,134 @@
+#pragma once
+
+// A whole step on the device that is at hand: against the same step on the CPU, and captured in a graph against
+// itself without one.
+
+#include <torch/torch.h>
+#include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/training/device_step.hpp>
+#include <mixmatch/training/graphed_step.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernel_checks.hpp"
+
+namespace step_checks {
+
+using kernel_checks::Check;
+using torch::Tensor;
+
+/// A small network in training, on the same images and from the same weights each time.
+struct Trainer {
+  using Step = mixmatch::training::DeviceStep<mixmatch::models::WideResNet>;
+
+  explicit Trainer(torch::Device device, const mixmatch::training::DeviceStepOptions& options = {})
+      : model(make(device)), ema(model) {
+    torch::manual_seed(5);
+    const Tensor labels = at::arange(60, at::kLong).remainder(10);
+    const Tensor images = at::randint(256, {60, 3, 16, 16}, at::kByte);
+    step = std::make_unique<Step>(model, ema, images.to(device), labels, at::arange(20, at::kLong),
+                                  at::arange(20, 60, at::kLong),
+                                  mixmatch::training::DeviceStepOptions(options).batch_size(8));
+  }
+
+  static mixmatch::models::WideResNet make(torch::Device device) {
+    torch::manual_seed(3);
+    mixmatch::models::WideResNet network(
+        mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
+    network->to(device);
+    mixmatch::training::to_channels_last(network);
+    return network;
+  }
+
+  mixmatch::models::WideResNet model;
+  mixmatch::EmaModel<mixmatch::models::WideResNet> ema;
+  std::unique_ptr<Step> step;
+};
+
+/// Convolutions with one order of sums and without TF32, for as long as it lives.
+class ExactConvolutions {
+ public:
+  ExactConvolutions() {
+    at::globalContext().setDeterministicCuDNN(true);
+    at::globalContext().setAllowTF32CuDNN(false);
+  }
+  ExactConvolutions(const ExactConvolutions&) = delete;
+  ExactConvolutions& operator=(const ExactConvolutions&) = delete;
+  ~ExactConvolutions() {
+    at::globalContext().setDeterministicCuDNN(deterministic_);
+    at::globalContext().setAllowTF32CuDNN(tf32_);
+  }
+
+ private:
+  bool deterministic_ = at::globalContext().deterministicCuDNN();
+  bool tf32_ = at::globalContext().allowTF32CuDNN();
+};
+
+/// Without MixUp nothing of a step is drawn on the device, and images that come from outside are the same
+/// everywhere.
+inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) {
+  const auto options = mixmatch::training::DeviceStepOptions()
+                           .loss(mixmatch::RampedLossOptions().lambda_u(75).rampup_steps(0))
+                           .mixing(mixmatch::MixMatchOptions().mix_mode(mixmatch::MixMode::none));
+  Trainer there(device, options), here(torch::kCPU, options);
+  for (int64_t step = 0; step < 3; ++step) {
+    const auto inputs = here.step->draw();
+    const auto expected = here.step->train(inputs);
+    const auto found = there.step->train(
+        {inputs.images.to(device), inputs.labels.to(device), inputs.hidden_labels.to(device)});
+    checks.push_back({"step: loss beside the CPU's", kernel_checks::difference(found.total.cpu(), expected.total),
+                      step == 0 ? 1e-4 : 1e-2});
+    checks.push_back({"step: confidence beside the CPU's",
+                      kernel_checks::difference(found.mean_max_probability.cpu(), expected.mean_max_probability),
+                      step == 0 ? 1e-4 : 1e-2});
+  }
+  checks.push_back({"step: weights beside the CPU's",
+                    kernel_checks::difference(there.model->conv1->weight.cpu(), here.model->conv1->weight),
+                    1e-2});
+}
+
+/// A hundred replays beside a hundred eager steps of the same random numbers, and construction, which must
+/// change nothing.
+inline void check_graph(std::vector<Check>& checks, torch::Device device) {
+  constexpr int64_t steps = 100;
+  for (const auto precision : {at::kFloat, at::kBFloat16}) {
+    const auto options = mixmatch::training::DeviceStepOptions().precision(precision);
+    std::vector<Tensor> losses[2];
+    Tensor weights[2];
+    for (const bool graph : {false, true}) {
+      Trainer trainer(device, options);
+      const Tensor before = trainer.model->conv1->weight.detach().clone();
+      mixmatch::training::GraphedStep graphed([&] { return (*trainer.step)(); }, device,
+                                              trainer.step->graph_options().enabled(graph));
+      checks.push_back({"graph: weights after its construction",
+                        kernel_checks::difference(trainer.model->conv1->weight, before), 0});
+      checks.push_back({"graph: is one", graphed.is_graphed() == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
+      for (int64_t i = 0; i < steps; ++i) {
+        losses[graph].push_back(graphed().total.cpu());
+      }
+      weights[graph] = trainer.model->conv1->weight.detach().clone();
+      checks.push_back({"graph: steps it counted",
+                        static_cast<double>(std::abs(trainer.step->synchronize(trainer.ema) - steps)), 0});
+    }
+    const auto name = [&](const char* text) { return kernel_checks::named(text, precision); };
+    const auto all = [&](int which) { return at::stack(losses[which]); };
+    checks.push_back({name("graph: first loss beside the eager one"),
+                      kernel_checks::difference(losses[1].front(), losses[0].front()), 1e-4});
+    checks.push_back({name("graph: 100 losses beside the eager ones"),
+                      kernel_checks::difference(all(1), all(0)), precision == at::kFloat ? 1e-2 : 1e-1});
+    checks.push_back({name("graph: weights after 100 steps"), kernel_checks::difference(weights[1], weights[0]),
+                      precision == at::kFloat ? 2e-2 : 5e-2});
+  }
+}
+
+inline std::vector<Check> run_all(torch::Device device) {
+  const ExactConvolutions exact;
+  return kernel_checks::run_parts({{"step", check_step_of_cpu}, {"graph", check_graph}}, device);
+}
+
+}  // namespace step_checks
