@@ -1,4 +1,5 @@
-# The CUDA sources that the headers hold as strings, as files that cuda_emulation.hpp includes as host C++.
+# The CUDA sources that the headers hold as strings, as files that tests include as host C++, into the namespace
+# cuda_emulation.
 set(MIXMATCH_CUDA_SOURCES_DIR ${CMAKE_CURRENT_BINARY_DIR}/cuda_sources)
 file(GLOB cuda_headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/../include/mixmatch/detail/cuda_*.hpp)
 foreach(header IN LISTS cuda_headers)
@@ -10,7 +11,7 @@ foreach(header IN LISTS cuda_headers)
     math(EXPR length "${end} - ${begin}")
     string(SUBSTRING "${text}" ${begin} ${length} source)
     get_filename_component(name ${header} NAME_WE)
-    file(CONFIGURE OUTPUT ${MIXMATCH_CUDA_SOURCES_DIR}/${name}.inc CONTENT "${source}" @ONLY)
+    file(CONFIGURE OUTPUT ${MIXMATCH_CUDA_SOURCES_DIR}/${name}.inc CONTENT "#pragma once\n${source}" @ONLY)
     set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${header})
   endif()
 endforeach()

@@ -7,6 +7,7 @@
 #include <mixmatch/training/guess_quality.hpp>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
 
 #include <cmath>
@@ -18,6 +19,15 @@ namespace mm = mixmatch;
 using mm::training::DeviceStep;
 using mm::training::DeviceStepOptions;
 using torch::Tensor;
+
+namespace cuda_emulation {
+#include "cuda_adam.inc"
+#include "cuda_augment.inc"
+#include "cuda_mixup.inc"
+#include "cuda_norm.inc"
+#include "cuda_sharpen.inc"
+#include "cuda_shuffle.inc"
+}  // namespace cuda_emulation
 
 namespace {
 
@@ -255,4 +265,46 @@ TEST_CASE("a device step names a bad argument") {
   CHECK_THAT(make(data.images.to(at::kFloat), data.labels),
              contains("images must be uint8 [N, C, H, W], got Float"));
   CHECK_THAT(make(data.images, data.labels.narrow(0, 0, 5)), contains("labels must be int64 [48], got [5]"));
+}
+
+TEST_CASE("a step by the CUDA kernels, emulated, is the step by ATen's calls and the CPU's kernels") {
+  const auto train = [] {
+    Trainer trainer(small_options().batch_norm_warmup(false).batch_norm_momentum(0.1));
+    std::vector<Tensor> results;
+    for (int step = 0; step < 2; ++step) {
+      const auto loss = trainer.step();
+      CHECK(loss.finite.item<bool>());
+      results.insert(results.end(), {loss.total, loss.unlabeled, loss.mean_max_probability});
+    }
+    trainer.step.synchronize(trainer.ema);
+    const auto state = tensors_of(trainer);
+    results.insert(results.end(), state.begin(), state.end());
+    return results;
+  };
+  const auto expected = train();
+  std::vector<Tensor> found;
+  {
+    namespace emulated = cuda_emulation;
+    emulated::EmulatedDevice device;
+    device.add("stream_rows<i64>", emulated::stream_rows<emulated::i64>);
+    device.add("crop_flip<float>", emulated::crop_flip<float>);
+    device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
+    device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
+    device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
+    device.add("norm_moments<float, 4>", emulated::norm_moments<float, 4>);
+    device.add("norm_statistics<float>", emulated::norm_statistics<float>);
+    device.add("norm_activate<float, 4>", emulated::norm_activate<float, 4>);
+    device.add("norm_gradient_sums<float, 4>", emulated::norm_gradient_sums<float, 4>);
+    device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
+    device.add("norm_input_gradient<float, 4>", emulated::norm_input_gradient<float, 4>);
+    device.add("adam_step<float>", emulated::adam_step<float>);
+    found = train();
+    // Twice: streams, augmentation, guess, mixing of inputs and targets, norms both ways, Adam.
+    CHECK(device.launches() > 2 * 50);
+  }
+  REQUIRE(found.size() == expected.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    INFO("result " << i);
+    CHECK(close(found[i], expected[i], 2e-3));
+  }
 }

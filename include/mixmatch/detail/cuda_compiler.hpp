@@ -29,7 +29,7 @@ struct CudaSource {
 };
 
 /// What every source may use: fixed-size types, half precision by its bits (cuda_fp16.h is not always there
-/// for NVRTC), and sums and maxima over a block.
+/// for NVRTC), values that are moved together, and sums and maxima over a block.
 inline constexpr char cuda_prelude[] = R"cuda(
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -39,6 +39,10 @@ typedef long long i64;
 
 struct BFloat16 { u16 bits; };
 struct Half { u16 bits; };
+
+// Read and written as one: 16 bytes where memory is aligned for it.
+template <class Scalar, int width>
+struct alignas(sizeof(Scalar) * width) Pack { Scalar values[width]; };
 
 // The type that arithmetic is done in.
 template <class Scalar> struct ComputeOf { typedef float type; };

@@ -9,10 +9,6 @@
 namespace mixmatch::detail {
 
 inline constexpr CudaSource cuda_mixup_source{"mixmatch_mixup.cu", R"cuda(
-// Read and written as one: 16 bytes where memory is aligned for it.
-template <class Scalar, int width>
-struct alignas(sizeof(Scalar) * width) Pack { Scalar values[width]; };
-
 // Row i of out is weight[i] x[i] + (1 - weight[i]) partners[permutation[i]], rows of `packs` packs. Blocks
 // along x have a row each, those along y share its packs.
 template <class Scalar, int width>

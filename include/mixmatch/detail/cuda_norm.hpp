@@ -14,9 +14,6 @@ namespace mixmatch::detail {
 // slice * lanes + lane runs over the chunk's rows slice, slice + slices, … for one pack. No atomics: chunks
 // write partial results, which one block merges in one order.
 inline constexpr CudaSource cuda_norm_source{"mixmatch_norm.cu", R"cuda(
-template <class Scalar, int width>
-struct alignas(sizeof(Scalar) * width) Pack { Scalar values[width]; };
-
 // A thread's place in the grid.
 struct Place {
   i64 group, chunk, pack, first, step, begin, end;
