@@ -1,4 +1,5 @@
 #include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/training/evaluate.hpp>
 
@@ -130,6 +131,13 @@ TEST_CASE("gather and take of mapped images give contiguous copies in any order"
   CHECK(set.gather(at::empty({0}, at::kLong)).sizes() == at::IntArrayRef({0, 3, 96, 96}));
   CHECK(set.gather(at::arange(300, at::kLong).remainder(5))
             .equal(set.images.index_select(0, at::arange(300, at::kLong).remainder(5))));
+
+  // Of several mapped sets each row is read to its place.
+  const ImageDataset other{set.images.flip(0), set.labels, set.class_names};
+  const mixmatch::data::ImagePool pool({set, other, load_stl10(dir.path(), Split::unlabeled)});
+  const auto scattered = pool.gather(at::tensor({12, 3, 7, 0, 12, 14, 5}, at::kLong), &workspace);
+  CHECK(scattered.equal(at::stack({upright(102), upright(103), upright(102), upright(100), upright(102),
+                                   upright(104), upright(104)})));
 
   const ImageDataset taken = mixmatch::data::take(set, rows);
   CHECK(taken.mapping == nullptr);

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,9 +54,10 @@ namespace detail {
 
 /// Rows `indices` of uint8 [N, C, H, W] images that lie in the mapped file, `offset` bytes from its start,
 /// with planes row by row or column by column: read from the file past the mapping, so that nothing of it
-/// stays in the process's memory.
-inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64_t offset,
-                                 const Tensor& images, const Tensor& indices, Workspace* workspace) {
+/// stays in the process's memory. Row i goes to row places[i] of contiguous `out`, or without places to its
+/// row i.
+inline void read_mapped_images(Tensor& out, const mixmatch::detail::MappedFile& file, int64_t offset,
+                               const Tensor& images, const Tensor& indices, const int64_t* places) {
   const Tensor on_cpu = indices.cpu().contiguous();
   const auto* index = on_cpu.data_ptr<int64_t>();
   const int64_t count = on_cpu.numel();
@@ -71,14 +73,12 @@ inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64
     file.will_read(offset + index[i] * bytes, bytes);
   }
   const bool by_columns = !images.is_contiguous();
-  const std::vector<int64_t> sizes{count, images.size(1), height, width};
-  Tensor rows = workspace != nullptr ? workspace->empty(sizes, at::kByte) : at::empty(sizes, at::kByte);
-  auto* out = rows.data_ptr<uint8_t>();
+  auto* first = out.data_ptr<uint8_t>();
   std::atomic<int> error{0};
   mixmatch::detail::parallel_for(0, count, 64, [&](int64_t begin, int64_t end) {
     std::vector<uint8_t> stored(by_columns ? static_cast<size_t>(bytes) : 0);
     for (int64_t i = begin; i < end; ++i) {
-      auto* row = out + i * bytes;
+      auto* row = first + (places != nullptr ? places[i] : i) * bytes;
       if (const int failed =
               file.read_at(offset + index[i] * bytes, bytes, by_columns ? stored.data() : row)) {
         error = failed;
@@ -97,7 +97,6 @@ inline Tensor read_mapped_images(const mixmatch::detail::MappedFile& file, int64
   if (error != 0) {
     file.fail(std::strerror(error));
   }
-  return rows;
 }
 
 }  // namespace detail
@@ -121,21 +120,44 @@ struct ImageDataset {
   /// gather_images(images, indices, workspace), the way to draw batches: of a mapped file too, in any order, without its
   /// pages becoming part of the process's memory.
   Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
+    const auto offset = offset_in_file(indices);
+    if (!offset.has_value()) {
+      return gather_images(images, indices, workspace);
+    }
+    auto sizes = images.sizes().vec();
+    sizes[0] = indices.numel();
+    Tensor out = workspace != nullptr ? workspace->empty(sizes, at::kByte) : at::empty(sizes, at::kByte);
+    detail::read_mapped_images(out, *mapping, *offset, images, indices, nullptr);
+    return out;
+  }
+
+  /// The same into rows `places` (int64 [B], on the CPU) of `out`, uint8 of the images' sizes and device.
+  void gather_into(Tensor& out, const Tensor& indices, const Tensor& places) const {
+    const auto offset = offset_in_file(indices);
+    if (offset.has_value() && out.is_contiguous()) {
+      detail::read_mapped_images(out, *mapping, *offset, images, indices, places.data_ptr<int64_t>());
+    } else {
+      out.index_copy_(0, places.to(out.device()), gather_images(images, indices));
+    }
+  }
+
+ private:
+  /// Where in the mapped file the images begin, if rows of that file can be read in their place.
+  std::optional<int64_t> offset_in_file(const Tensor& indices) const {
     if (mapping == nullptr || !images.defined() || !images.is_cpu() || images.dim() != 4 ||
         images.scalar_type() != at::kByte || !indices.defined() || indices.dim() != 1 ||
         indices.scalar_type() != at::kLong ||
         (!images.is_contiguous() && !images.transpose(2, 3).is_contiguous())) {
-      return gather_images(images, indices, workspace);
+      return std::nullopt;
     }
-    // Its rows may be some of the file's, or have moved to other memory since.
+    // They may be some of the file's, or have moved to other memory since.
     const auto begin = reinterpret_cast<uintptr_t>(mapping->data());
     const auto first = reinterpret_cast<uintptr_t>(images.data_ptr<uint8_t>());
     if (first < begin ||
         first - begin + static_cast<uintptr_t>(images.numel()) > static_cast<uintptr_t>(mapping->size())) {
-      return gather_images(images, indices, workspace);
+      return std::nullopt;
     }
-    return detail::read_mapped_images(*mapping, static_cast<int64_t>(first - begin), images, indices,
-                                      workspace);
+    return static_cast<int64_t>(first - begin);
   }
 };
 

@@ -97,8 +97,7 @@ class ImagePool {
                                       : at::empty(shape, first.options(), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
-        out.index_copy_(0, at::tensor(places[set], at::kLong).to(out.device()),
-                        sets_[set].gather(at::tensor(rows[set], at::kLong)));
+        sets_[set].gather_into(out, at::tensor(rows[set], at::kLong), at::tensor(places[set], at::kLong));
       }
     }
     return out;
