@@ -133,10 +133,10 @@ class Trainer {
       const auto mixed = mm::mix_labeled_unlabeled(guessed, mixing_, generator_);
       lap(mix);
       auto* workspace = mixing_.workspace().get();
-      const auto logits = variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs,
-                                                                     mixed.unlabeled_inputs, workspace)
-                                           : mm::forward_interleaved(separate_, mixed.labeled_inputs,
-                                                                     mixed.unlabeled_inputs, workspace);
+      const auto logits =
+          variant_.grouped
+              ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs, workspace)
+              : mm::forward_interleaved(separate_, mixed.labeled_inputs, mixed.unlabeled_inputs, workspace);
       loss = criterion_(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets,
                         steps_++)
                  .total;

@@ -80,15 +80,17 @@ Run load_run(const std::string& path) {
   return run;
 }
 
-/// Runs whose configurations are the same but for the seed.
+/// Runs whose configurations are the same but for the seed and what changes no more than rounding.
 using Group = std::vector<const Run*>;
 
 std::vector<Group> group_by_config(const std::vector<Run>& runs) {
   std::vector<std::pair<mm::training::Config, Group>> groups;
   for (const Run& run : runs) {
     mm::training::Config key = run.record.config;
-    key.erase(std::remove_if(key.begin(), key.end(), [](const auto& entry) { return entry.first == "seed"; }),
-              key.end());
+    key.erase(
+        std::remove_if(key.begin(), key.end(),
+                       [](const auto& entry) { return entry.first == "seed" || entry.first == "threads"; }),
+        key.end());
     std::sort(key.begin(), key.end());
     const auto known =
         std::find_if(groups.begin(), groups.end(), [&](const auto& group) { return group.first == key; });
@@ -105,12 +107,14 @@ std::vector<Group> group_by_config(const std::vector<Run>& runs) {
   return result;
 }
 
-/// The settings besides those that every table shows in which the runs differ: what is being compared.
+/// The settings besides those that every table shows, or none, in which the runs differ: what is being
+/// compared.
 std::vector<std::string> differing_settings(const std::vector<Run>& runs) {
   std::vector<std::string> names;
   for (const Run& run : runs) {
     for (const auto& [name, value] : run.record.config) {
-      const bool shown = name == "method" || name == "seed" || name == "labels" || name == "steps";
+      const bool shown =
+          name == "method" || name == "seed" || name == "labels" || name == "steps" || name == "threads";
       const auto other = [&, &name = name](const Run& one) {
         return setting(one, name) != setting(runs[0], name);
       };

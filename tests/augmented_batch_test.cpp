@@ -24,10 +24,10 @@ struct Setup {
 };
 
 bool equal(const AugmentedBatch& a, const AugmentedBatch& b) {
-  bool same =
-      torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
-      a.views.size() == b.views.size() && a.unlabeled_labels.defined() == b.unlabeled_labels.defined() &&
-      (!a.unlabeled_labels.defined() || torch::equal(a.unlabeled_labels, b.unlabeled_labels));
+  bool same = torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
+              a.views.size() == b.views.size() &&
+              a.unlabeled_labels.defined() == b.unlabeled_labels.defined() &&
+              (!a.unlabeled_labels.defined() || torch::equal(a.unlabeled_labels, b.unlabeled_labels));
   for (size_t k = 0; same && k < a.views.size(); ++k) {
     same = torch::equal(a.views[k], b.views[k]);
   }

@@ -51,25 +51,53 @@ TEST_CASE("a step that waits for the device cannot be captured, and leaves the s
   CHECK(eager().item<float>() > 0);
 }
 
-#if defined(MIXMATCH_HAS_CUDA) && MIXMATCH_TORCH_AT_LEAST(2, 1)  // earlier ones' allocators stay in the failed capture
-TEST_CASE("after a capture that failed another one succeeds, and the allocator gives memory back") {
+#if defined(MIXMATCH_HAS_CUDA) && \
+    MIXMATCH_TORCH_AT_LEAST(2, 1)  // earlier allocators stay in the failed capture
+TEST_CASE("a capture that failed takes no memory along, and the next one succeeds") {
   if (skip_without_cuda()) {
     return;
   }
   const torch::Device device(torch::kCUDA, 0);
+  const auto other = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, 0);
+  cudaEvent_t event = nullptr;
+  REQUIRE(cudaEventCreateWithFlags(&event, cudaEventDisableTiming) == cudaSuccess);
   Tensor counter = at::zeros({}, device);
   const auto options = GraphedStepOptions().state({counter});
-  for (int attempt = 0; attempt < 2; ++attempt) {
-    const auto error = error_of([&] {
-      GraphedStep([&] { return at::full({}, counter.item<float>()); }, device, options);
-    });
-    CHECK_THAT(error, contains("GraphedStep: capturing it in a CUDA graph on cuda:0 failed: "));
+  const auto waits = [&] {
+    const Tensor large = at::ones({32 << 20}, counter.options());  // 128 MB
+    counter.item<float>();
+    return large.sum();
+  };
+  const auto leaves_a_stream_behind = [&] {
+    const Tensor large = at::ones({32 << 20}, counter.options());
+    cudaEventRecord(event, c10::cuda::getCurrentCUDAStream().stream());
+    cudaStreamWaitEvent(other.stream(), event, 0);
+    const c10::cuda::CUDAStreamGuard guard(other);
+    return large.sum();
+  };
+  const auto free_memory = [] {
     c10::cuda::CUDACachingAllocator::emptyCache();
+    size_t free = 0, total = 0;
+    REQUIRE(cudaMemGetInfo(&free, &total) == cudaSuccess);
+    return static_cast<double>(free);
+  };
+  const auto fails = [&](const auto& step) {
+    CHECK_THAT(error_of([&] { GraphedStep(step, device, options); }),
+               contains("GraphedStep: capturing it in a CUDA graph on cuda:0 failed: "));
+  };
+  fails(waits);  // libraries and kernels have their memory from here on
+  fails(leaves_a_stream_behind);
+  const double before = free_memory();
+  for (int attempt = 1; attempt <= 3; ++attempt) {
+    fails(waits);
+    fails(leaves_a_stream_behind);
     GraphedStep good([&] { return counter.add_(at::ones({1000}, counter.options()).sum()).clone(); }, device,
                      options);
     REQUIRE(good.is_graphed());
     good();
-    CHECK(good().item<float>() == static_cast<float>(2000 * (attempt + 1)));
+    CHECK(good().item<float>() == static_cast<float>(2000 * attempt));
   }
+  CHECK(free_memory() > before - (64 << 20));
+  cudaEventDestroy(event);
 }
 #endif

@@ -132,10 +132,11 @@ TEST_CASE("cifar10: precision and threads are printed, and kept by a run that go
   INFO(wider.err);
   REQUIRE(wider.status == 0);
   CHECK_THAT(wider.out, contains("2 CPU threads"));
-  const auto chosen = run(cifar10(dir / "auto", {"--precision", "auto", "--steps", "3"}));
+  const auto chosen = run(cifar10(dir / "auto", {"--precision", "auto", "--threads", "0", "--steps", "3"}));
   REQUIRE(chosen.status == 0);
   CHECK_THAT(read_file(dir / "auto" / "config.json"),
              contains("\"precision\": \"bf16\"") || contains("\"precision\": \"fp32\""));
+  CHECK_THAT(read_file(dir / "auto" / "config.json"), !contains("\"threads\": \"0\""));
 }
 
 TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there") {
@@ -152,9 +153,8 @@ TEST_CASE("cifar10: Ctrl-C saves, exits with 130, and the run goes on from there
     CHECK_THAT(stopped.err, contains("--resume"));
   }
   const auto steps_done = lines_of(read_file(csv)).size() - 1;
-  const auto resumed =
-      run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(), "--resume",
-           "--steps", std::to_string(std::max<size_t>(12, steps_done + 2))});
+  const auto resumed = run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--out", (dir / "run").string(),
+                            "--resume", "--steps", std::to_string(std::max<size_t>(12, steps_done + 2))});
   INFO(resumed.err);
   REQUIRE(resumed.status == 0);
   // Row by row, up to where the shorter run made its last evaluation.

@@ -6,8 +6,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-using mixmatch::training::RunDirectory;
 using mixmatch::write_file_atomically;
+using mixmatch::training::RunDirectory;
 
 TEST_CASE("a run directory is made once and then opened", "[run_directory]") {
   const TempDir dir;
@@ -51,37 +51,4 @@ TEST_CASE("a directory without write permission is refused", "[run_directory]") 
   ::chmod(dir.path().c_str(), 0555);
   CHECK_THAT(error_of([&] { RunDirectory::create(dir.path()); }), contains("Permission denied"));
   ::chmod(dir.path().c_str(), 0755);
-}
-
-TEST_CASE("files are written whole or not at all", "[atomic_file]") {
-  const TempDir dir;
-  const std::string bytes("a\0b\n", 4);
-  write_file_atomically(dir / "f", bytes);
-  CHECK(read_file(dir / "f") == bytes);
-  write_file_atomically(dir / "f", "");
-  CHECK(read_file(dir / "f").empty());
-  const std::string large(3000000, 'x');
-  write_file_atomically(dir / "f", large);
-  CHECK(read_file(dir / "f") == large);
-
-  const auto path = dir / "none" / "f";
-  CHECK(error_of([&] { write_file_atomically(path, "x"); }) ==
-        "cannot write " + path.string() + ": No such file or directory");
-  std::filesystem::create_directory(dir / "d");
-  write_file(dir / "d" / "x", "x");
-  CHECK_THAT(error_of([&] { write_file_atomically(dir / "d", "x"); }), contains("cannot write"));
-  std::vector<std::string> names;
-  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
-    names.push_back(entry.path().filename().string());
-  }
-  CHECK(names.size() == 2);  // f and d: no temporary file is left
-}
-
-TEST_CASE("a file name without a directory is written here", "[atomic_file]") {
-  const TempDir dir;
-  const auto here = std::filesystem::current_path();
-  std::filesystem::current_path(dir.path());
-  write_file_atomically("f", "x");
-  std::filesystem::current_path(here);
-  CHECK(read_file(dir / "f") == "x");
 }

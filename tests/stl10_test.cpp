@@ -136,8 +136,8 @@ TEST_CASE("gather and take of mapped images give contiguous copies in any order"
   const ImageDataset other{set.images.flip(0), set.labels, set.class_names};
   const mixmatch::data::ImagePool pool({set, other, load_stl10(dir.path(), Split::unlabeled)});
   const auto scattered = pool.gather(at::tensor({12, 3, 7, 0, 12, 14, 5}, at::kLong), &workspace);
-  CHECK(scattered.equal(at::stack({upright(102), upright(103), upright(102), upright(100), upright(102),
-                                   upright(104), upright(104)})));
+  CHECK(scattered.equal(at::stack(
+      {upright(102), upright(103), upright(102), upright(100), upright(102), upright(104), upright(104)})));
 
   const ImageDataset taken = mixmatch::data::take(set, rows);
   CHECK(taken.mapping == nullptr);

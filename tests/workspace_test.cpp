@@ -5,9 +5,9 @@
 #include <mixmatch/mixup.hpp>
 
 #include <algorithm>
+#include <future>
 #include <memory>
 #include <set>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -78,42 +78,76 @@ TEST_CASE("Workspace: each tensor has its own version: writing to one spoils no 
   CHECK(torch::equal(weight.grad(), torch::full({3}, 4.f)));
 }
 
-TEST_CASE("Workspace: steps of ever other shapes do not pile memory up") {
+TEST_CASE(
+    "Workspace: steps of ever other shapes do not pile memory up, and many tensors a step are all kept") {
   Workspace workspace;
   std::vector<c10::weak_intrusive_ptr<c10::StorageImpl>> memory;
-  for (int64_t size = 1; size <= 40; ++size) {
+  for (int64_t size = 1; size <= 300; ++size) {
     const Tensor tensor = workspace.empty({size}, torch::kByte);
     memory.emplace_back(
         c10::intrusive_ptr<c10::StorageImpl>::reclaim_copy(tensor.storage().unsafeGetStorageImpl()));
   }
-  const auto held = std::count_if(memory.begin(), memory.end(), [](const auto& one) { return !one.expired(); });
-  CHECK(held <= 16);
+  const auto held =
+      std::count_if(memory.begin(), memory.end(), [](const auto& one) { return !one.expired(); });
+  CHECK(held <= Workspace::kManyRequests + 1);
   CHECK(held > 0);
-}
 
-TEST_CASE("Workspace: empty_like keeps strides") {
-  Workspace workspace;
-  const Tensor x = torch::rand({4, 3, 5, 6});
-  for (const Tensor& other : {x, x.contiguous(at::MemoryFormat::ChannelsLast), x.transpose(0, 3), x[0][0]}) {
-    const Tensor like = workspace.empty_like(other);
-    CHECK(like.sizes() == other.sizes());
-    CHECK(like.strides() == torch::empty_like(other).strides());
-    CHECK(like.scalar_type() == other.scalar_type());
+  Workspace steps;
+  std::set<void*> addresses;
+  std::vector<Tensor> neighbours;  // so that memory that was freed is not had again by chance
+  for (int step = 0; step < 5; ++step) {
+    for (int64_t i = 0; i < 40; ++i) {
+      addresses.insert(steps.empty({1000 + i}, torch::kByte).data_ptr());
+      neighbours.push_back(torch::empty({1000 + i}, torch::kByte));
+    }
   }
+  CHECK(addresses.size() == 40);
 }
 
-TEST_CASE("Workspace: tensors may be released on another thread; none are kept of inference mode") {
+TEST_CASE("Workspace: empty_like and empty have the strides of ATen's") {
   Workspace workspace;
-  for (int i = 0; i < 100; ++i) {
-    Tensor tensor = workspace.empty({100}, torch::kInt);
+  const Tensor x = torch::rand({4, 3, 5, 6}), gray = torch::rand({4, 1, 5, 6});
+  const auto channels_last = at::MemoryFormat::ChannelsLast;
+  for (int round = 0; round < 2; ++round) {
+    for (const Tensor& other :
+         {x, x.contiguous(channels_last), x.transpose(0, 3), x[0][0], x.slice(3, 0, 6, 2), x.sum(),
+          gray.to(torch::kFloat, false, true, channels_last), gray, x.narrow(0, 0, 0)}) {
+      const Tensor like = workspace.empty_like(other);
+      CHECK(like.sizes() == other.sizes());
+      CHECK(like.strides() == torch::empty_like(other).strides());
+      CHECK(like.scalar_type() == other.scalar_type());
+    }
+    for (const std::vector<int64_t>& sizes :
+         std::vector<std::vector<int64_t>>{{4, 3, 5, 6}, {4, 1, 5, 6}, {1, 3, 1, 1}, {0, 3, 2, 2}}) {
+      for (const auto format : {at::MemoryFormat::Contiguous, channels_last}) {
+        CHECK(workspace.empty(sizes, torch::kFloat, format).strides() ==
+              at::empty(sizes, torch::kFloat, format).strides());
+      }
+    }
+  }
+  CHECK_THAT(error_of([&] { workspace.empty({3}, torch::kFloat, channels_last); }),
+             contains("channels-last sizes must be [N, C, H, W], got [3]"));
+}
+
+TEST_CASE("Workspace: tensors are used and released on other threads") {
+  Workspace workspace;
+  std::vector<std::future<bool>> unchanged;
+  for (int i = 0; i < 200; ++i) {
+    Tensor tensor = workspace.empty({10000}, torch::kInt);
     tensor.fill_(i);
-    std::thread([released = std::move(tensor)]() mutable { released.add_(1); }).join();
+    unchanged.push_back(std::async(std::launch::async, [i, mine = std::move(tensor)] {
+      const int* values = mine.data_ptr<int>();
+      return std::all_of(values, values + 10000, [i](int value) { return value == i; });
+    }));
   }
-  Tensor inside;
+  CHECK(std::all_of(unchanged.begin(), unchanged.end(), [](auto& one) { return one.get(); }));
+}
+
+TEST_CASE("Workspace: nothing is kept of inference mode") {
+  Workspace workspace;
   {
     const c10::InferenceMode inference;
-    inside = workspace.empty({100}, torch::kInt);
-    CHECK(inside.is_inference());
+    CHECK(workspace.empty({100}, torch::kInt).is_inference());
   }
   CHECK_FALSE(workspace.empty({100}, torch::kInt).is_inference());
 }

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
-float64, times a MixMatch step by variant and the peers beside it, profiles the fastest, and trains on CIFAR-10.
+float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant and the peers
+beside it, profiles the fastest, and trains on CIFAR-10.
 
 Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
 the ones that those include (CUDA 13's do); no network.

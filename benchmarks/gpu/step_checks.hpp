@@ -1,7 +1,7 @@
 #pragma once
 
-// A whole step on the device that is at hand: against the same step on the CPU, and captured in a graph against
-// itself without one.
+// A whole step on the device that is at hand: against the same step on the CPU, and captured in a graph
+// against itself without one.
 
 #include <torch/torch.h>
 #include <mixmatch/models/wide_resnet.hpp>
@@ -38,8 +38,7 @@ struct Trainer {
 
   static mixmatch::models::WideResNet make(torch::Device device) {
     torch::manual_seed(3);
-    mixmatch::models::WideResNet network(
-        mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
+    mixmatch::models::WideResNet network(mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
     network->to(device);
     mixmatch::training::to_channels_last(network);
     return network;
@@ -81,11 +80,12 @@ inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) 
     const auto expected = here.step->train(inputs);
     const auto found = there.step->train(
         {inputs.images.to(device), inputs.labels.to(device), inputs.hidden_labels.to(device)});
-    checks.push_back({"step: loss beside the CPU's", kernel_checks::difference(found.total.cpu(), expected.total),
-                      step == 0 ? 1e-4 : 1e-2});
-    checks.push_back({"step: confidence beside the CPU's",
-                      kernel_checks::difference(found.mean_max_probability.cpu(), expected.mean_max_probability),
-                      step == 0 ? 1e-4 : 1e-2});
+    checks.push_back({"step: loss beside the CPU's",
+                      kernel_checks::difference(found.total.cpu(), expected.total), step == 0 ? 1e-4 : 1e-2});
+    checks.push_back(
+        {"step: confidence beside the CPU's",
+         kernel_checks::difference(found.mean_max_probability.cpu(), expected.mean_max_probability),
+         step == 0 ? 1e-4 : 1e-2});
   }
   checks.push_back({"step: weights beside the CPU's",
                     kernel_checks::difference(there.model->conv1->weight.cpu(), here.model->conv1->weight),
@@ -121,7 +121,8 @@ inline void check_graph(std::vector<Check>& checks, torch::Device device) {
                       kernel_checks::difference(losses[1].front(), losses[0].front()), 1e-4});
     checks.push_back({name("graph: 100 losses beside the eager ones"),
                       kernel_checks::difference(all(1), all(0)), precision == at::kFloat ? 1e-2 : 1e-1});
-    checks.push_back({name("graph: weights after 100 steps"), kernel_checks::difference(weights[1], weights[0]),
+    checks.push_back({name("graph: weights after 100 steps"),
+                      kernel_checks::difference(weights[1], weights[0]),
                       precision == at::kFloat ? 2e-2 : 5e-2});
   }
 }

@@ -13,15 +13,8 @@ namespace mixmatch {
 
 using torch::Tensor;
 
-/// Swaps slices between K + 1 equal batches, so that each holds a fair mix of all of them. Its own inverse.
-///
-/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups;
-/// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
-/// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
-/// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
-/// Differentiable; without a gradient to record, the results are slices of one new tensor, whose memory comes
-/// from `workspace` if there is one. Draws nothing; throws unless all batches have one shape.
-inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* workspace = nullptr) {
+/// interleave() below, its results in memory of `workspace` if there is one and no gradient to record.
+inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* workspace) {
   TORCH_CHECK(!batches.empty(), "interleave: batches must hold at least one batch, got none");
   for (const Tensor& batch : batches) {
     TORCH_CHECK(batch.dim() >= 1 && batch.sizes() == batches.front().sizes(),
@@ -60,6 +53,18 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* wo
     batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows).variable_data();
   }
   return batches;
+}
+
+/// Swaps slices between K + 1 equal batches, so that each holds a fair mix of all of them. Its own inverse.
+///
+/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups;
+/// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
+/// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
+/// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
+/// Differentiable; without a gradient to record, the results are slices of one new tensor. Draws nothing;
+/// throws unless all batches have one shape.
+inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
+  return interleave(std::move(batches), nullptr);
 }
 
 struct InterleavedLogits {

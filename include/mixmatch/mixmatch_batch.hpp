@@ -5,6 +5,7 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <array>
 #include <memory>
@@ -78,8 +79,8 @@ struct MixMatchOptions {
   /// One lambda per row (the papers), or one for the whole batch (a deviation of several ports that costs
   /// accuracy).
   TORCH_ARG(bool, per_sample) = true;
-  /// Where the memory of the mixed inputs, and of the same interleaved, comes from: for loops, see Workspace.
-  /// Without, from LibTorch.
+  /// Where the memory of the step's inputs comes from, joined, mixed and (methods::mixmatch_loss)
+  /// interleaved: for loops, see Workspace. Without, from LibTorch. One thread at a time may use it.
   TORCH_ARG(std::shared_ptr<Workspace>, workspace) = nullptr;
 };
 
@@ -94,8 +95,8 @@ struct LabeledRows {
   Tensor inputs, targets;
 };
 
-inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
-  return {join_rows({first.inputs, second.inputs}), join_rows({first.targets, second.targets})};
+inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second, Workspace* workspace) {
+  return {join_rows({first.inputs, second.inputs}, workspace), join_rows({first.targets, second.targets})};
 }
 
 inline LabeledRows mixed(const LabeledRows& rows, const MixUpOptions& options,
@@ -115,10 +116,9 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, const 
   TORCH_CHECK(x.inputs.size(0) > 0,
               "mixmatch_batch: mode xx.yx mixes unlabeled rows with labeled ones, got none");
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  Tensor lambda =
-      options.alpha() == 0
-          ? torch::ones({draws}, y.inputs.options().dtype(lambda_type))
-          : sample_symmetric_beta(draws, options.alpha(), y.inputs.device(), lambda_type, generator);
+  Tensor lambda = options.alpha() == 0 ? torch::ones({draws}, y.inputs.options().dtype(lambda_type))
+                                       : sample_symmetric_beta(draws, options.alpha(), y.inputs.device(),
+                                                               lambda_type, generator);
   lambda = torch::maximum(lambda, 1 - lambda);
   if (!options.per_sample()) {
     lambda = lambda.squeeze(0);
@@ -159,7 +159,8 @@ MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, cons
                 "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return {labeled_view, targets, detail::join_rows(views), guess.repeat({options.num_augmentations(), 1})};
+  return {labeled_view, targets, detail::join_rows(views, options.workspace().get()),
+          guess.repeat({options.num_augmentations(), 1})};
 }
 
 /// Algorithm 1, line 5: K augmentations of the unlabeled rows.
@@ -200,7 +201,9 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
   const auto mix = [&](const detail::LabeledRows& rows, double alpha) {
     return detail::mixed(rows, mixup_options(alpha), generator);
   };
-  const auto mix_all = [&] { return mix(detail::joined(x, y), 0.5 * (alpha_x + alpha_y)); };
+  const auto mix_all = [&] {
+    return mix(detail::joined(x, y, options.workspace().get()), 0.5 * (alpha_x + alpha_y));
+  };
   const auto head = [&](const detail::LabeledRows& rows) {
     return detail::LabeledRows{rows.inputs.narrow(0, 0, num_labeled), rows.targets.narrow(0, 0, num_labeled)};
   };

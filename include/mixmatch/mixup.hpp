@@ -183,8 +183,8 @@ inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixU
     result.lambda = result.lambda.squeeze(0);
   }
   result.permutation = detail::random_permutation(rows, inputs.device(), generator);
-  result.inputs = detail::mix_rows(inputs, inputs, result.permutation, result.lambda, "mixup",
-                                   options.workspace().get());
+  result.inputs =
+      detail::mix_rows(inputs, inputs, result.permutation, result.lambda, "mixup", options.workspace().get());
   result.targets = detail::mix_rows(targets, targets, result.permutation, result.lambda, "mixup");
   return result;
 }

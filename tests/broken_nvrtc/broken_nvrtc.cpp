@@ -11,7 +11,9 @@ constexpr char log_text[] = "nvrtc: error: failed to open libnvrtc-builtins.so.\
 
 extern "C" {
 
-int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*) { return 0; }
+int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*, const char* const*) {
+  return 0;
+}
 int nvrtcDestroyProgram(void**) { return 0; }
 int nvrtcCompileProgram(void*, int, const char* const*) { return 7; }
 int nvrtcAddNameExpression(void*, const char*) { return 0; }

@@ -5,6 +5,7 @@
 #include <mixmatch/detail/parallel.hpp>
 #include <mixmatch/workspace.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
@@ -45,7 +46,10 @@ inline Tensor gather_images(const Tensor& images, const Tensor& indices, Workspa
   }
   if (images.dim() == 4 && !images.is_contiguous() && images.transpose(2, 3).is_contiguous()) {
     // Planes stored column by column: whole images are copied as they lie, then turned.
-    return select(images.transpose(2, 3)).transpose(2, 3).contiguous();
+    const Tensor turned = select(images.transpose(2, 3)).transpose(2, 3);
+    return workspace != nullptr && !turned.requires_grad()
+               ? workspace->empty(turned.sizes(), turned.options()).copy_(turned)
+               : turned.contiguous();
   }
   return select(images);
 }
@@ -117,8 +121,8 @@ struct ImageDataset {
   int64_t size() const { return images.defined() ? images.size(0) : 0; }
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
-  /// gather_images(images, indices, workspace), the way to draw batches: of a mapped file too, in any order, without its
-  /// pages becoming part of the process's memory.
+  /// gather_images(images, indices, workspace), the way to draw batches: of a mapped file too, in any order,
+  /// without its pages becoming part of the process's memory.
   Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
     const auto offset = offset_in_file(indices);
     if (!offset.has_value()) {
@@ -131,17 +135,31 @@ struct ImageDataset {
     return out;
   }
 
-  /// The same into rows `places` (int64 [B], on the CPU) of `out`, uint8 of the images' sizes and device.
+ private:
+  friend class ImagePool;
+
+  /// Rows `indices` into rows `places` of `out`, whose images are of the same sizes and device; both int64
+  /// [B] on the CPU, contiguous and in range.
   void gather_into(Tensor& out, const Tensor& indices, const Tensor& places) const {
     const auto offset = offset_in_file(indices);
+    const auto* place = places.data_ptr<int64_t>();
     if (offset.has_value() && out.is_contiguous()) {
-      detail::read_mapped_images(out, *mapping, *offset, images, indices, places.data_ptr<int64_t>());
+      detail::read_mapped_images(out, *mapping, *offset, images, indices, place);
+    } else if (images.is_cpu() && images.is_contiguous() && out.is_contiguous()) {
+      const auto* index = indices.data_ptr<int64_t>();
+      const auto* from = images.data_ptr<uint8_t>();
+      auto* to = out.data_ptr<uint8_t>();
+      const int64_t bytes = images[0].numel();
+      mixmatch::detail::parallel_for(0, indices.numel(), 64, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          std::copy_n(from + index[i] * bytes, bytes, to + place[i] * bytes);
+        }
+      });
     } else {
       out.index_copy_(0, places.to(out.device()), gather_images(images, indices));
     }
   }
 
- private:
   /// Where in the mapped file the images begin, if rows of that file can be read in their place.
   std::optional<int64_t> offset_in_file(const Tensor& indices) const {
     if (mapping == nullptr || !images.defined() || !images.is_cpu() || images.dim() != 4 ||

@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -64,8 +65,8 @@ class ImagePool {
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
   /// The images at `indices` (int64 [B], any device), in that order: what gather_images would give of all the
-  /// sets' images joined, in memory of `workspace` if there is one. Of mapped sets nothing stays in memory, as
-  /// in ImageDataset::gather. Throws on indices of another dtype or shape, or out of range.
+  /// sets' images joined, in memory of `workspace` if there is one. Of mapped sets nothing stays in memory,
+  /// as in ImageDataset::gather. Throws on indices of another dtype or shape, or out of range.
   Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
     TORCH_CHECK(
         indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,

@@ -20,9 +20,10 @@ inline bool gradient_recorded(const std::vector<at::Tensor>& parts) {
 inline at::Tensor cat_rows(const std::vector<at::Tensor>& parts, Workspace* workspace) {
   const at::Tensor& first = parts.front();
   const bool alike = std::all_of(parts.begin(), parts.end(), [&](const at::Tensor& part) {
-    return part.scalar_type() == first.scalar_type() && part.device() == first.device();
+    return part.scalar_type() == first.scalar_type() && part.device() == first.device() &&
+           part.suggest_memory_format() == first.suggest_memory_format();
   });
-  if (workspace == nullptr || !alike) {
+  if (workspace == nullptr || first.dim() == 0 || !alike) {
     return at::cat(parts);
   }
   auto sizes = first.sizes().vec();
@@ -56,10 +57,13 @@ inline bool are_neighbours(const std::vector<at::Tensor>& parts) {
 }
 
 /// torch::cat(parts), without a copy where several are neighbours in memory and no gradient is recorded: the
-/// result is then a view of them.
-inline at::Tensor join_rows(const std::vector<at::Tensor>& parts) {
-  if (parts.size() < 2 || gradient_recorded(parts) || !are_neighbours(parts)) {
+/// result is then a view of them. Else a copy is in memory of `workspace`, if there is one.
+inline at::Tensor join_rows(const std::vector<at::Tensor>& parts, Workspace* workspace = nullptr) {
+  if (gradient_recorded(parts)) {
     return at::cat(parts);
+  }
+  if (parts.size() < 2 || !are_neighbours(parts)) {
+    return cat_rows(parts, workspace);
   }
   std::vector<int64_t> sizes = parts.front().sizes().vec();
   for (size_t i = 1; i < parts.size(); ++i) {

@@ -12,6 +12,11 @@
 #define MIXMATCH_TORCH_AT_LEAST(major, minor) \
   (TORCH_VERSION_MAJOR > (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR >= (minor)))
 
+#if defined(MIXMATCH_HAS_CUDA) && MIXMATCH_TORCH_AT_LEAST(2, 9)
+#define MIXMATCH_HOST_ALLOCATOR_HEADER <ATen/core/CachingHostAllocator.h>
+#include MIXMATCH_HOST_ALLOCATOR_HEADER
+#endif
+
 namespace mixmatch::detail {
 
 #if MIXMATCH_TORCH_AT_LEAST(2, 5)
@@ -97,20 +102,34 @@ void recover_generator(Impl& implementation, Generator& generator, Generator fre
   }
 }
 
-/// Tells the CUDA allocator that a capture into `pool` is over, which LibTorch 2.1 to 2.14 may not do of one
-/// that failed: the allocator would go on asking the graph, which is gone by then. `Allocator` is
-/// c10::cuda::CUDACachingAllocator::CUDAAllocator. Where the allocator knows already, nothing happens.
+/// Tells the allocators of CUDA's memory and of pinned memory that a capture into `pool` is over, which
+/// LibTorch 2.1 to 2.14 may not do of one that failed: they would go on asking the graph, which is gone by
+/// then, and keep its memory. `Allocator` is c10::cuda::CUDACachingAllocator::CUDAAllocator. Where the
+/// allocators know already, nothing happens.
 template <class Allocator, class Stream, class Pool>
 void end_failed_capture(Allocator& allocator, c10::DeviceIndex device, Stream stream, Pool pool) {
 #if !MIXMATCH_TORCH_AT_LEAST(2, 15)  // from there on the graph's destructor does
   try {
     if constexpr (requires { allocator.endAllocateToPool(device, pool); }) {
       allocator.endAllocateToPool(device, pool);
+      allocator.releasePool(device, pool);
     } else if constexpr (requires { allocator.endAllocateStreamToPool(device, stream); }) {
       allocator.endAllocateStreamToPool(device, stream);
+      allocator.releasePool(device, pool);
     }
   } catch (const c10::Error&) {  // it says that nothing is being captured
   }
+#ifdef MIXMATCH_HOST_ALLOCATOR_HEADER
+  try {
+    [&](auto* host) {
+      if constexpr (requires { host->end_allocate_to_pool(pool); }) {
+        host->end_allocate_to_pool(pool);
+        host->release_pool(pool);
+      }
+    }(at::getHostAllocator(at::kCUDA));
+  } catch (const c10::Error&) {
+  }
+#endif
 #endif
   static_cast<void>(allocator);
   static_cast<void>(device);

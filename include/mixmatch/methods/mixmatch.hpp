@@ -32,8 +32,8 @@ MixMatchLoss mixmatch_loss_of_views(Model& model, const Tensor& labeled, const T
                                     std::optional<at::Generator> generator = std::nullopt) {
   const auto guessed = with_guessed_labels(model, labeled, labels, views, options);
   const auto mixed = mix_labeled_unlabeled(guessed, options, std::move(generator));
-  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs,
-                                          options.workspace().get());
+  const auto logits =
+      forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs, options.workspace().get());
   const auto loss =
       criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
   return {loss.total, loss.labeled, loss.unlabeled, loss.weight,

@@ -29,9 +29,9 @@ struct AugmentedBatch {
 
 /// A run's batches by the step's number, for Prefetch: the rows are those of TrainState's streams at that
 /// step, and the augmentation draws from a generator seeded by the run's seed and the step. Images and labels
-/// come on `device`. `data` must outlive the result, which keeps streams of its own and the memory that a
-/// step's images were in once nobody holds them, so that one thread at a time may call it. Without unlabeled rows, and for `--method supervised`, there are no views. Throws what
-/// reading the images throws.
+/// come on `device`. `data` must outlive the result. That keeps streams of its own, and uses the memory of
+/// images again that nobody holds any more: one thread at a time may call it. Without unlabeled rows, and for
+/// `--method supervised`, there are no views. Throws what reading the images throws.
 inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOptions& o,
                                                                 const TrainingData& data,
                                                                 torch::Device device) {
@@ -68,9 +68,8 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
       sizes[0] += views * u.size(0);
     }
     // All images in one tensor, from which guessing and mixing copy nothing.
-    const Tensor all =
-        state->workspace.empty(sizes, x.options().dtype(augmentation.normalization().dtype()),
-                               at::MemoryFormat::ChannelsLast);
+    const Tensor all = state->workspace.empty(sizes, x.options().dtype(augmentation.normalization().dtype()),
+                                              at::MemoryFormat::ChannelsLast);
     const auto slice = [&all](int64_t start, int64_t size) {
       return all.narrow(0, start, size).variable_data();  // with a version of its own for autograd
     };

@@ -120,8 +120,7 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
               " is not the run's: it was started with ", changed->stored);
 }
 
-/// For a run that o.out holds and that goes on: `o` takes its configuration and its split, and the process
-/// the number of threads that it was started with.
+/// For a run that o.out holds and that goes on: `o` takes its configuration and its split.
 template <class Now>
 void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
   TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
@@ -132,7 +131,6 @@ void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
     o.precision = *precision;
   }
   adopt_config(app, stored, now);
-  set_threads(o.threads);
   o.split = directory.split();
 }
 

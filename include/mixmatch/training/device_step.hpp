@@ -257,7 +257,7 @@ class DeviceStep {
   InterleavedLogits forward_parts(const MixMatchBatch& mixed) {
     std::vector<Tensor> parts = mixed.unlabeled_inputs.split(options_.batch_size());
     parts.insert(parts.begin(), mixed.labeled_inputs);
-    parts = interleave(std::move(parts));
+    parts = interleave(std::move(parts), options_.mixing().workspace().get());
     const Tensor momentum = options_.batch_norm_warmup()
                                 ? batch_norm_momentum(optimizer_.num_steps(), options_.batch_norm_momentum())
                                 : momentum_;

@@ -171,6 +171,7 @@ class GraphedStep {
     // With a name of its own, so that a capture that fails can be taken back from the allocator.
     const auto pool = at::cuda::graph_pool_handle();
     std::string attempted = "running it to warm up";
+    bool begun = false;
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     try {
       const c10::cuda::CUDAStreamGuard stream_guard(side);
@@ -193,12 +194,13 @@ class GraphedStep {
                                                generator == at::cuda::detail::getDefaultCUDAGenerator(index));
         }
       }
+      begun = true;
       graph->capture_begin(pool);
       result_.emplace(step_());
       graph->capture_end();
     } catch (const std::exception& error) {
       const std::string reason = detail::one_line_of(error);
-      const bool restored = abandon(graph.get(), pool, side, snapshot);
+      const bool restored = abandon(graph.get(), begun, pool, side, snapshot);
       graph.reset();
       TORCH_CHECK(false, "GraphedStep: ", attempted, " on ", c10::Device(at::kCUDA, index),
                   " failed: ", reason,
@@ -211,8 +213,8 @@ class GraphedStep {
   }
 
   /// Ends a capture that failed, and puts everything back; false if the device no longer lets it. `graph` is
-  /// null if no capture had begun.
-  bool abandon(at::cuda::CUDAGraph* graph, const auto& pool, const c10::cuda::CUDAStream& side,
+  /// null if the warm-up failed already.
+  bool abandon(at::cuda::CUDAGraph* graph, bool begun, const auto& pool, const c10::cuda::CUDAStream& side,
                detail::StepSnapshot& snapshot) {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
     const bool capturing = graph != nullptr && cudaStreamIsCapturing(side.stream(), &status) == cudaSuccess &&
@@ -223,6 +225,8 @@ class GraphedStep {
         graph->capture_end();
       } catch (const std::exception&) {  // the capture is void: that is why we are here
       }
+    }
+    if (begun) {
       mixmatch::detail::end_failed_capture(*c10::cuda::CUDACachingAllocator::get(), side.device_index(),
                                            side.stream(), pool);
     }
@@ -236,8 +240,7 @@ class GraphedStep {
         if (generator.device().is_cuda()) {
           mixmatch::detail::recover_generator(
               *generator.get<at::CUDAGeneratorImpl>(), generator,
-              at::cuda::detail::createCUDAGenerator(generator.device().index()),
-              snapshot.generator_state(i));
+              at::cuda::detail::createCUDAGenerator(generator.device().index()), snapshot.generator_state(i));
         }
       }
       snapshot.restore();

@@ -37,9 +37,8 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
           soft_cross_entropy(state.model->forward(batch.labeled),
                              mixmatch::one_hot(batch.labels, state.model->options().num_classes()));
     } else {
-      const auto out =
-          methods::mixmatch_loss_of_views(state.model, batch.labeled, batch.labels, batch.views, state.step,
-                                          criterion, mixing, state.generator);
+      const auto out = methods::mixmatch_loss_of_views(state.model, batch.labeled, batch.labels, batch.views,
+                                                       state.step, criterion, mixing, state.generator);
       loss.total = out.total;
       loss.labeled = out.labeled;
       loss.unlabeled = out.unlabeled;

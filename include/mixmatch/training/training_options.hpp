@@ -56,7 +56,7 @@ struct TrainingOptions {
   uint64_t seed = 1;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
-  int threads = 0;                 ///< LibTorch's results are the same to the bit for the same number alone
+  int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
   double learning_rate = 2e-3, weight_decay = 0.02;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;
@@ -152,10 +152,12 @@ inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device 
   return EvaluateOptions().device(device).precision(parse_precision(o.precision));
 }
 
-/// The device that `--device` names. Chooses the precision that `--precision auto` leaves open, once for the
-/// whole run, and prints both: a resumed run keeps what its start had chosen.
+/// The device that `--device` names. Chooses the precision that `--precision auto` and the number of threads
+/// that `--threads 0` leave open, once for the whole run, and prints all three: a resumed run keeps what its
+/// start had chosen.
 inline torch::Device choose_device(TrainingOptions& o) {
   const auto device = parse_device(o.device);
+  o.threads = set_threads(o.threads);
   if (o.precision == "auto") {
     o.precision = fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
   }

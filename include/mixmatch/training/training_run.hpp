@@ -104,8 +104,8 @@ class TrainingRun {
   }
 
   /// Goes on where the run directory's checkpoint stands. Throws, changing nothing, if it does not fit what
-  /// is registered or the configuration (but for "steps"), has done more than `steps`, or metrics.csv is
-  /// gone.
+  /// is registered or the configuration (see find_changed_setting), has done more than `steps`, or
+  /// metrics.csv is gone.
   void resume() {
     std::error_code no_error;
     TORCH_CHECK(std::filesystem::exists(directory_.metrics(), no_error), directory_.metrics().string(),
