@@ -45,6 +45,18 @@ TEST_CASE("interleave: each batch holds rows of all, gradients come back to wher
   CHECK(torch::equal(batches[1].grad(), torch::tensor({0.f, 0.f, 2.f, 2.f, 0.f, 0.f}).view({6, 1})));
 }
 
+TEST_CASE("interleave: channels-last batches stay so, however few their rows") {
+  for (const int64_t rows : {2, 7}) {
+    std::vector<Tensor> batches;
+    for (int i = 0; i < 3; ++i) {
+      batches.push_back(torch::randn({rows, 3, 4, 5}).contiguous(at::MemoryFormat::ChannelsLast));
+    }
+    for (const Tensor& batch : interleave(batches)) {
+      CHECK(batch.is_contiguous(at::MemoryFormat::ChannelsLast));
+    }
+  }
+}
+
 TEST_CASE("interleave: one pass over all batches finds them joined") {
   const auto out = interleave({torch::randn({7, 3}), torch::randn({7, 3}), torch::randn({7, 3})});
   CHECK(mixmatch::detail::join_rows(out).data_ptr() == out[0].data_ptr());

@@ -6,6 +6,8 @@
 #include <mixmatch/model.hpp>
 #include <mixmatch/workspace.hpp>
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 #include <vector>
 
@@ -46,7 +48,9 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* wo
   std::vector<Tensor> in_order;
   in_order.reserve(groups.size() * groups.size());
   for (const auto& batch : groups) {
-    in_order.insert(in_order.end(), batch.begin(), batch.end());
+    // An empty group looks contiguous, and would make the whole so.
+    std::copy_if(batch.begin(), batch.end(), std::back_inserter(in_order),
+                 [rows](const Tensor& group) { return group.size(0) > 0 || rows == 0; });
   }
   const Tensor all = detail::cat_rows(in_order, workspace);
   for (size_t i = 0; i < batches.size(); ++i) {
