@@ -70,7 +70,7 @@ TEST_CASE("keep_freed_memory: the system gives no fresh pages for memory that wa
   };
   training::keep_freed_memory();
   const auto touch = [] { CHECK(torch::ones({16 << 20}).sum().item<double>() == 16 << 20); };  // 64 MB
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 20; ++i) {
     touch();  // until the heap has a hole for it that nothing else takes a part of
   }
   const auto before = faults();
