@@ -151,7 +151,6 @@ int main(int argc, char** argv) {
   app.add_flag("--no-graph{false}", options.graph,
                "On a GPU: launch the step piece by piece, not as one CUDA graph");
   return mm::training::run_program(app, argc, argv, [&] {
-    mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(
           options, [&] { return mm::data::load_cifar10(options.data, mm::data::Split::test); });

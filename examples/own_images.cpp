@@ -120,8 +120,5 @@ int main(int argc, char** argv) {
   app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
-  return mm::training::run_program(app, argc, argv, [&] {
-    mm::training::set_threads(options.threads);
-    return train_run(app, options);
-  });
+  return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });
 }

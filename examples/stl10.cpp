@@ -154,7 +154,6 @@ int main(int argc, char** argv) {
       ->check(CLI::Range(-1, 9))
       ->capture_default_str();
   return mm::training::run_program(app, argc, argv, [&] {
-    mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(
           options, [&] { return mm::data::load_stl10(options.data, mm::data::Split::test); });

@@ -109,7 +109,6 @@ int main(int argc, char** argv) {
       ->check(CLI::IsMember({"cifar10", "cifar100", "svhn", "svhn-extra"}))
       ->capture_default_str();
   return mm::training::run_program(app, argc, argv, [&] {
-    mm::training::set_threads(options.threads);
     if (!options.eval.empty()) {
       const auto run = mm::training::RunDirectory::open(options.eval);
       const auto config = mm::training::read_config(run.checkpoint());

@@ -4,16 +4,12 @@
 
 #include "../benchmarks/gpu/kernel_checks.hpp"
 #include "catch.hpp"
-#include "cuda_emulation.hpp"
+#include "emulated_norm.hpp"
 #include "test_util.hpp"
 
 #include <vector>
 
 using torch::Tensor;
-
-namespace cuda_emulation {
-#include "cuda_norm.inc"
-}
 
 namespace {
 
@@ -136,20 +132,9 @@ Case make_case(at::ScalarType type, int64_t rows, int64_t channels, int64_t grou
 
 /// All kernels that float32 and bfloat16 images ask for.
 void add_kernels(emulated::EmulatedDevice& device) {
-  const auto add = [&](auto scalar, const std::string& type, auto width) {
-    using Scalar = decltype(scalar);
-    constexpr int kWidth = decltype(width)::value;
-    const std::string suffix = "<" + type + ", " + std::to_string(kWidth) + ">";
-    device.add("norm_moments" + suffix, emulated::norm_moments<Scalar, kWidth>);
-    device.add("norm_activate" + suffix, emulated::norm_activate<Scalar, kWidth>);
-    device.add("norm_gradient_sums" + suffix, emulated::norm_gradient_sums<Scalar, kWidth>);
-    device.add("norm_input_gradient" + suffix, emulated::norm_input_gradient<Scalar, kWidth>);
-  };
-  add(float(), "float", std::integral_constant<int, 4>());
-  add(float(), "float", std::integral_constant<int, 1>());
-  add(emulated::BFloat16(), "BFloat16", std::integral_constant<int, 8>());
-  device.add("norm_statistics<float>", emulated::norm_statistics<float>);
-  device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
+  emulated::add_norm_kernels<float, 4>(device, "float");
+  emulated::add_norm_kernels<float, 1>(device, "float");
+  emulated::add_norm_kernels<emulated::BFloat16, 8>(device, "BFloat16");
 }
 
 }  // namespace
@@ -317,12 +302,7 @@ TEST_CASE("BatchNormLeakyReLU on the norm kernels is the layer in ATen's calls")
 
 TEST_CASE("BatchNormLeakyReLU on the norm kernels has a second derivative") {
   emulated::EmulatedDevice device;
-  device.add("norm_moments<double, 2>", emulated::norm_moments<double, 2>);
-  device.add("norm_activate<double, 2>", emulated::norm_activate<double, 2>);
-  device.add("norm_statistics<double>", emulated::norm_statistics<double>);
-  device.add("norm_gradient_sums<double, 2>", emulated::norm_gradient_sums<double, 2>);
-  device.add("norm_input_gradient<double, 2>", emulated::norm_input_gradient<double, 2>);
-  device.add("norm_parameter_gradients<double>", emulated::norm_parameter_gradients<double>);
+  emulated::add_norm_kernels<double, 2>(device, "double");
   torch::manual_seed(6);
   const auto second = [](bool fused) {
     mixmatch::models::BatchNormLeakyReLU layer(torch::nn::BatchNorm2dOptions(2), kSlope);

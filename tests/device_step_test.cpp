@@ -7,7 +7,7 @@
 #include <mixmatch/training/guess_quality.hpp>
 
 #include "catch.hpp"
-#include "cuda_emulation.hpp"
+#include "emulated_norm.hpp"
 #include "test_util.hpp"
 
 #include <cmath>
@@ -24,7 +24,6 @@ namespace cuda_emulation {
 #include "cuda_adam.inc"
 #include "cuda_augment.inc"
 #include "cuda_mixup.inc"
-#include "cuda_norm.inc"
 #include "cuda_sharpen.inc"
 #include "cuda_shuffle.inc"
 }  // namespace cuda_emulation
@@ -291,12 +290,7 @@ TEST_CASE("a step by the CUDA kernels, emulated, is the step by ATen's calls and
     device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
     device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
     device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
-    device.add("norm_moments<float, 4>", emulated::norm_moments<float, 4>);
-    device.add("norm_statistics<float>", emulated::norm_statistics<float>);
-    device.add("norm_activate<float, 4>", emulated::norm_activate<float, 4>);
-    device.add("norm_gradient_sums<float, 4>", emulated::norm_gradient_sums<float, 4>);
-    device.add("norm_parameter_gradients<float>", emulated::norm_parameter_gradients<float>);
-    device.add("norm_input_gradient<float, 4>", emulated::norm_input_gradient<float, 4>);
+    emulated::add_norm_kernels<float, 4>(device, "float");
     device.add("adam_step<float>", emulated::adam_step<float>);
     found = train();
     // Twice: streams, augmentation, guess, mixing of inputs and targets, norms both ways, Adam.

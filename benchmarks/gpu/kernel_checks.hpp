@@ -11,6 +11,7 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
+#include <mixmatch/training/graphed_step.hpp>
 
 #include <cmath>
 #include <functional>
@@ -214,9 +215,7 @@ inline std::vector<Check> run_parts(const std::vector<std::pair<std::string, Par
     try {
       part(checks, device);
     } catch (const std::exception& error) {
-      const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-      const std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
-      checks.push_back({name + ": " + text.substr(0, text.find('\n')), INFINITY, 0});
+      checks.push_back({name + ": " + mixmatch::training::detail::one_line_of(error), INFINITY, 0});
     }
   }
   return checks;

@@ -96,4 +96,14 @@ class Workspace {
   int64_t num_requests_ = 0;
 };
 
+namespace detail {
+
+/// In memory of `workspace` if there is one, else of LibTorch's.
+inline Tensor empty_in(Workspace* workspace, at::IntArrayRef sizes, const at::TensorOptions& options,
+                       at::MemoryFormat format = at::MemoryFormat::Contiguous) {
+  return workspace != nullptr ? workspace->empty(sizes, options, format) : at::empty(sizes, options, format);
+}
+
+}  // namespace detail
+
 }  // namespace mixmatch

@@ -130,7 +130,7 @@ struct ImageDataset {
     }
     auto sizes = images.sizes().vec();
     sizes[0] = indices.numel();
-    Tensor out = workspace != nullptr ? workspace->empty(sizes, at::kByte) : at::empty(sizes, at::kByte);
+    Tensor out = mixmatch::detail::empty_in(workspace, sizes, at::kByte);
     detail::read_mapped_images(out, *mapping, *offset, images, indices, nullptr);
     return out;
   }

@@ -94,8 +94,7 @@ class ImagePool {
       return !set.images.is_contiguous() && set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
     });
     const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    Tensor out = workspace != nullptr ? workspace->empty(shape, first.options(), format)
-                                      : at::empty(shape, first.options(), format);
+    Tensor out = mixmatch::detail::empty_in(workspace, shape, first.options(), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
         sets_[set].gather_into(out, at::tensor(rows[set], at::kLong), at::tensor(places[set], at::kLong));

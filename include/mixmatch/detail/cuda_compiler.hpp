@@ -288,15 +288,10 @@ class CudaCompiler {
 
   /// What goes wrong with the smallest kernel, in one line; nothing if it compiles.
   std::string try_it() const {
-    int count = 0;
-    std::vector<int> known{52};
-    if (has_cubin_ && functions_.num_archs(&count) == 0 && count > 0) {
-      known.resize(static_cast<std::size_t>(count));
-      functions_.archs(known.data());
-    }
+    const auto known = known_architectures();
     try {
       compile({"a trial", "template <class T> __global__ void nothing(T*) {}"}, "nothing<float>",
-              known.front());
+              known.empty() ? 52 : known.front());
       return "";
     } catch (const c10::Error& error) {
       std::string text = error.what_without_backtrace();
@@ -305,17 +300,23 @@ class CudaCompiler {
     }
   }
 
+  /// Those that NVRTC makes cubins for; none where it cannot say.
+  std::vector<int> known_architectures() const {
+    int count = 0;
+    std::vector<int> known;
+    if (has_cubin_ && functions_.num_archs(&count) == 0) {
+      known.resize(static_cast<std::size_t>(count));
+      functions_.archs(known.data());
+    }
+    return known;
+  }
+
   /// sm_NN where NVRTC knows the device; else PTX of the newest architecture that the device can run.
   std::pair<std::string, bool> architecture_for(int capability) const {
     if (!has_cubin_) {
       return {"compute_" + std::to_string(capability), false};
     }
-    int count = 0;
-    std::vector<int> known;
-    if (functions_.num_archs(&count) == 0) {
-      known.resize(static_cast<std::size_t>(count));
-      functions_.archs(known.data());
-    }
+    const auto known = known_architectures();
     if (std::find(known.begin(), known.end(), capability) != known.end()) {
       return {"sm_" + std::to_string(capability), true};
     }

@@ -146,6 +146,7 @@ inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
 /// returns, the latter as the last line of output.
 template <class LoadTest>
 int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
+  set_threads(given.threads);
   const auto run = RunDirectory::open(given.eval);
   const auto o = with_config(given, read_config(run.checkpoint()));
   const data::ImageDataset test = load_test();

@@ -26,9 +26,7 @@ inline int set_threads(int threads) {
   TORCH_CHECK(threads >= 0, "threads: expected >= 0, got ", threads);
   const int count =
       threads > 0 ? threads : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 16);
-  if (at::get_num_threads() != count) {  // some builds of LibTorch warn of a second time
-    at::set_num_threads(count);
-  }
+  at::set_num_threads(count);
   return count;
 }
 
