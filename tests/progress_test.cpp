@@ -100,6 +100,36 @@ TEST_CASE("slow steps, long times and a resumed start", "[progress]") {
   CHECK(progress.seconds_per_step() == 2);
 }
 
+TEST_CASE("what is done between two steps is in no rate", "[progress]") {
+  Capture out;
+  double now = 0;
+  Progress progress("p", 100, 0, out.stream(), [&] { return now; });
+  for (int64_t step = 1; step <= 40; ++step) {
+    now += 0.5;
+    progress.count(step);
+    now += step == 40 ? 100 : 0;  // an evaluation
+    progress.update(step, "x");
+    progress.restart_clock();
+  }
+  CHECK(lines_of(out.take()).back() == "p  40%  40/100  2.0 steps/s  ETA 3:00  x");
+  now += 0.5;
+  progress.count(41);
+  now += 20;
+  progress.update(41, "x");
+  CHECK(lines_of(out.take()).back() == "p  41%  41/100  2.0 steps/s  ETA 3:22  x");
+  CHECK(progress.seconds_per_step() == 0.5);
+}
+
+TEST_CASE("the last line shows no status of an earlier step", "[progress]") {
+  Capture out;
+  double now = 0;
+  Progress progress("p", 100, 0, out.stream(), [&] { return now; });
+  progress.update(1, "loss 1");
+  progress.update(2, "loss 2");  // not due
+  progress.finish();
+  CHECK_THAT(lines_of(out.take()).back(), contains("2/100") && !contains("loss"));
+}
+
 TEST_CASE("the median step time ignores an evaluation", "[progress]") {
   Capture out;
   double now = 0;

@@ -5,6 +5,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 #include <mixmatch/training/metrics.hpp>
+#include <mixmatch/training/standard_streams.hpp>
 
 #include <algorithm>
 #include <chrono>
@@ -23,8 +24,8 @@ namespace mixmatch::training {
 
 /// How far a loop has come, for a person: a bar with percent, step rate, time left and a status text. On a
 /// terminal one line is redrawn, at most ten times a second; elsewhere plain lines are printed, about one
-/// each ten seconds, the first and last step always. Never throws after construction: a closed stream is not
-/// a reason to stop training.
+/// each ten seconds, the first and last step always. Never throws after construction and raises no SIGPIPE: a
+/// stream that fails is not a reason to stop training.
 class Progress {
  public:
   using Clock = std::function<double()>;  ///< seconds, never decreasing
@@ -42,30 +43,23 @@ class Progress {
         terminal_(::isatty(::fileno(stream)) == 1) {
     TORCH_CHECK(start >= 0 && start <= total, "Progress: start must be between 0 and total = ", total,
                 ", got ", start);
-    begin_ = last_update_ = clock_();
+    begin_ = last_count_ = last_update_ = clock_();
   }
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
   ~Progress() { end_bar(); }
 
-  /// `step` steps are done. The status is either text, or a callable that returns it and is called only when
-  /// it will be seen (so that reading a loss from a device costs nothing on the other steps).
+  /// `step` steps are done, counted now unless count() said so before. The status is either text, or a
+  /// callable that returns it and is called only when it will be seen (so that reading a loss from a device
+  /// costs nothing on the other steps).
   void update(int64_t step, std::string_view status) {
     update(step, [status] { return std::string(status); });
   }
   template <class Status>
   requires std::invocable<Status&> && std::convertible_to<std::invoke_result_t<Status&>, std::string>
   void update(int64_t step, Status&& status) {
-    const double now = clock_();
-    if (step > step_) {
-      const double seconds = (now - last_update_) / static_cast<double>(step - step_);
-      durations_.push_back(seconds);
-      // Follows the last ten seconds or so.
-      const double weight = durations_.size() == 1 ? 1.0 : 1.0 - std::exp(-(now - last_update_) / 10.0);
-      recent_ += weight * (seconds - recent_);
-    }
-    step_ = step;
-    last_update_ = now;
+    count(step);
+    const double now = last_update_ = clock_();
     if (!due(now)) {
       return;
     }
@@ -75,16 +69,29 @@ class Progress {
     draw();
   }
 
+  /// `step` steps are done: the time since the last count, or since restart_clock(), is theirs.
+  void count(int64_t step) {
+    const double now = clock_();
+    if (step > step_) {
+      const double seconds = (now - last_count_) / static_cast<double>(step - step_);
+      durations_.push_back(seconds);
+      // Follows the last ten seconds or so.
+      const double weight = durations_.size() == 1 ? 1.0 : 1.0 - std::exp(-(now - last_count_) / 10.0);
+      recent_ += weight * (seconds - recent_);
+      step_ = step;
+      last_count_ = now;
+    }
+  }
+
+  /// What was done since the last count, an evaluation say, is no step's time.
+  void restart_clock() { last_count_ = clock_(); }
+
   /// A line of its own, above the bar.
   void print_line(std::string_view text) {
-    if (bar_open_) {
-      std::fputs("\r\033[K", stream_);
-    }
-    fmt::print(stream_, "{}\n", text);
+    print_message(stream_, fmt::format("{}{}\n", bar_open_ ? "\r\033[K" : "", text));
     if (bar_open_) {
       draw();
     }
-    std::fflush(stream_);
   }
 
   /// The last state, then a line break.
@@ -93,13 +100,16 @@ class Progress {
       return;
     }
     finished_ = true;
+    if (drawn_step_ != step_) {
+      status_.clear();  // that of an earlier step
+    }
     if (drawn_step_ != step_ || terminal_) {
       draw();
     }
     end_bar();
   }
 
-  /// Median over the updates: an evaluation or checkpoint between steps does not count. NaN before the first.
+  /// Median over the counts. NaN before the first.
   double seconds_per_step() const { return median_of_last(durations_, durations_.size()); }
 
  private:
@@ -152,8 +162,7 @@ class Progress {
     const std::string numbers =
         fmt::format("{:3}%  {}/{}  {}{}  {}", percent, step_, total_, rate(), time_left(), status_);
     if (!terminal_) {
-      fmt::print(stream_, "{} {}\n", label_, numbers);
-      std::fflush(stream_);
+      print_message(stream_, fmt::format("{} {}\n", label_, numbers));
       return;
     }
     constexpr int cells = 20;
@@ -163,8 +172,7 @@ class Progress {
     if (::ioctl(::fileno(stream_), TIOCGWINSZ, &window) == 0 && window.ws_col > 1) {
       cut(line, window.ws_col - 1U);  // a wrapped line could not be redrawn
     }
-    fmt::print(stream_, "\r{}\033[K", line);
-    std::fflush(stream_);
+    print_message(stream_, fmt::format("\r{}\033[K", line));
     bar_open_ = true;
   }
 
@@ -182,8 +190,7 @@ class Progress {
 
   void end_bar() {
     if (bar_open_) {
-      std::fputc('\n', stream_);
-      std::fflush(stream_);
+      print_message(stream_, "\n");
       bar_open_ = false;
     }
   }
@@ -196,6 +203,7 @@ class Progress {
   Clock clock_;
   bool terminal_;
   double begin_ = 0;
+  double last_count_ = 0;
   double last_update_ = 0;
   double last_draw_ = 0;
   double recent_ = 0;
