@@ -86,9 +86,7 @@ TrainingData load(const TrainingOptions& o, torch::Device device) {
 int train_run(CLI::App& app, TrainingOptions& o) {
   using mm::training::RunDirectory;
   const auto config = [&o] { return mm::training::config_of(o); };
-  if (o.resume) {
-    mm::training::adopt_run(app, o, config);
-  }
+  const auto resumed = mm::training::adopt_run(app, o, config);
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
@@ -105,13 +103,13 @@ int train_run(CLI::App& app, TrainingOptions& o) {
 
   auto run_config = config();
   run_config.emplace_back("step-on", on_device.has_value() ? "device" : "host");
-  mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
+  mm::training::TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
                                 mm::training::training_run_options(o, run_config, data, device), state.step);
   state.register_in(run.checkpoint());
   if (on_device.has_value()) {
     on_device->register_in(run.checkpoint());
   }
-  if (o.resume) {
+  if (resumed.has_value()) {
     run.resume();
   } else {
     mm::data::save_split(run.directory().split(), data.split, data.pool.size());
@@ -133,10 +131,9 @@ int train_run(CLI::App& app, TrainingOptions& o) {
     run.finish_step();
   }
   if (run.interrupted()) {
-    return run.leave("cifar10");
+    return run.leave();
   }
-  mm::training::finish_run(run, o, state, data, device);
-  return 0;
+  return mm::training::finish_run(run, o, state, data, device);
 }
 
 }  // namespace
@@ -147,6 +144,7 @@ int main(int argc, char** argv) {
   CLI::App app(
       "MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.",
       "cifar10");
+  options.program = argv[0];
   mm::training::add_training_options(app, options);
   app.add_flag("--no-graph{false}", options.graph,
                "On a GPU: launch the step piece by piece, not as one CUDA graph");

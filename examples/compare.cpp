@@ -235,7 +235,7 @@ void print_table(const Table& table) {
       line += row[i] + std::string(static_cast<size_t>(widths[i] - width(row[i])) + 2, ' ');
     }
     line.erase(line.find_last_not_of(' ') + 1);
-    fmt::print("{}\n", line);
+    mm::training::print_result("{}\n", line);
   };
   print_row(table.header);
   for (const auto& row : table.rows) {
@@ -289,7 +289,7 @@ int main(int argc, char** argv) {
     const Table groups = group_table(runs, group_by_config(runs));
     print_table(table);
     if (!groups.rows.empty()) {
-      fmt::print("\nOver seeds: mean \u00B1 sample standard deviation\n");
+      mm::training::print_result("\nOver seeds: mean \u00B1 sample standard deviation\n");
       print_table(groups);
     }
     if (!out.empty()) {

@@ -57,22 +57,21 @@ mm::data::SslSplit split_pictures(const Options& o, const Tensor& labels) {
 
 int train_run(CLI::App& app, Options& o) {
   const auto config = [&o] { return config_of(o); };
-  if (o.resume) {
-    mm::training::adopt_run(app, o, config);
-  }
+  const auto resumed = mm::training::adopt_run(app, o, config);
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
   const auto folder =
       mm::data::load_image_folder(o.data, o.size, mm::data::ImageFolderOptions().strict(o.strict));
   for (const auto& file : folder.unreadable) {
-    fmt::print(stderr, "own_images: left out {}: {}\n", file.file, file.reason);
+    mm::training::print_message(stderr, "own_images: left out {}: {}\n", file.file, file.reason);
   }
   auto split = split_pictures(o, folder.labels);
-  fmt::print("{} pictures with a label in {} classes ({} of them for validation), {} without\n",
-             split.labeled.size(0) + split.validation.size(0), folder.num_classes(), split.validation.size(0),
-             split.unlabeled.size(0));
+  mm::training::print_message(
+      stdout, "{} pictures with a label in {} classes ({} of them for validation), {} without\n",
+      split.labeled.size(0) + split.validation.size(0), folder.num_classes(), split.validation.size(0),
+      split.unlabeled.size(0));
   if (split.unlabeled.size(0) == 0 && o.method != "supervised") {
-    fmt::print("there are no unlabeled pictures: training is supervised\n");
+    mm::training::print_message(stdout, "there are no unlabeled pictures: training is supervised\n");
     o.method = "supervised";
   }
   auto validation = mm::data::take(folder, split.validation);
@@ -84,7 +83,7 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
-  const int status = mm::training::train_classifier(o, config(), data, state, device, "own_images");
+  const int status = mm::training::train_classifier(o, config(), data, state, device, resumed);
   if (status != 0) {
     return status;
   }
@@ -101,7 +100,7 @@ int train_run(CLI::App& app, Options& o) {
   }
   mm::training::write_predictions(mm::training::RunDirectory::open(o.out).predictions(), files, probabilities,
                                   folder.class_names);
-  fmt::print("model, report and predictions are in {}\n", o.out);
+  mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   return 0;
 }
 
@@ -113,6 +112,7 @@ int main(int argc, char** argv) {
       "Trains on DIR/labeled/<class>/… and DIR/unlabeled/…: model.safetensors, report.html and "
       "predictions.csv.",
       "own_images");
+  options.program = argv[0];
   mm::training::add_training_options(app, options);
   app.add_option("--size", options.size, "Pixels of the square that pictures are resized and cropped to")
       ->check(CLI::Range(8, 1024))

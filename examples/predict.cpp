@@ -68,7 +68,7 @@ int predict(const Options& o) {
         readable.push_back(files[i]);
       } catch (const c10::Error& error) {
         TORCH_CHECK(!o.strict, error.what_without_backtrace());
-        fmt::print(stderr, "predict: {}\n", error.what_without_backtrace());
+        mm::training::print_message(stderr, "predict: {}\n", error.what_without_backtrace());
       }
     }
     if (!images.empty()) {
@@ -78,7 +78,8 @@ int predict(const Options& o) {
     }
   }
   if (readable.size() < files.size()) {
-    fmt::print(stderr, "predict: left out {} of {} pictures\n", files.size() - readable.size(), files.size());
+    mm::training::print_message(stderr, "predict: left out {} of {} pictures\n",
+                                files.size() - readable.size(), files.size());
   }
   TORCH_CHECK(!readable.empty(), "none of ", files.size(), " pictures could be read");
   const Tensor all = torch::cat(probabilities);
@@ -86,7 +87,7 @@ int predict(const Options& o) {
     mm::training::write_predictions(o.out, readable, all, classifier.class_names);
     return 0;
   }
-  fmt::print("{}", mm::training::format_predictions(readable, all, classifier.class_names));
+  mm::training::print_result(mm::training::format_predictions(readable, all, classifier.class_names));
   return 0;
 }
 

@@ -91,7 +91,8 @@ int main(int argc, char** argv) {
     const Task task;
     const double supervised = train(task, /*use_mixmatch=*/false, steps, seed);
     const double mixmatch = train(task, /*use_mixmatch=*/true, steps, seed);
-    fmt::print("test error: supervised-only {:.2f} %, MixMatch {:.2f} %\n", supervised, mixmatch);
+    mm::training::print_result("test error: supervised-only {:.2f} %, MixMatch {:.2f} %\n", supervised,
+                               mixmatch);
     return 0;
   });
 }

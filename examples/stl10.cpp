@@ -99,9 +99,7 @@ TrainingData load(const Options& o, torch::Device device) {
 int train_run(CLI::App& app, Options& o) {
   using mm::training::RunDirectory;
   const auto config = [&o] { return config_of(o); };
-  if (o.resume) {
-    mm::training::adopt_run(app, o, config);
-  }
+  const auto resumed = mm::training::adopt_run(app, o, config);
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
@@ -111,10 +109,10 @@ int train_run(CLI::App& app, Options& o) {
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
 
-  mm::training::TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
+  mm::training::TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
                                 mm::training::training_run_options(o, config(), data, device), state.step);
   state.register_in(run.checkpoint());
-  if (o.resume) {
+  if (resumed.has_value()) {
     run.resume();
   } else {
     mm::data::save_split(run.directory().split(), data.split, data.pool.size());
@@ -135,10 +133,9 @@ int train_run(CLI::App& app, Options& o) {
     run.finish_step();
   }
   if (run.interrupted()) {
-    return run.leave("stl10");
+    return run.leave();
   }
-  mm::training::finish_run(run, o, state, data, device);
-  return 0;
+  return mm::training::finish_run(run, o, state, data, device);
 }
 
 }  // namespace
@@ -148,6 +145,7 @@ int main(int argc, char** argv) {
   CLI::App app(
       "MixMatch on STL-10 (arXiv 1905.02249): WRN-28 with four scales, or its supervised-only baseline.",
       "stl10");
+  options.program = argv[0];
   mm::training::add_training_options(app, options);
   app.add_option("--fold", options.fold,
                  "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed")

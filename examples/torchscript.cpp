@@ -143,7 +143,8 @@ int train(const Options& o) {
     const double value = loss.labeled.item<double>();
     if (!std::isfinite(value)) {
       progress.finish();
-      fmt::print(stderr, "torchscript: the loss is {} at step {}; nothing was written\n", value, step + 1);
+      mm::training::print_message(stderr, "torchscript: the loss is {} at step {}; nothing was written\n",
+                                  value, step + 1);
       return 1;
     }
     first += step < tenth ? value : 0;
@@ -166,14 +167,16 @@ int train(const Options& o) {
     mm::save_safetensors(o.safetensors, model, {{"format", "pt"}});
   }
   const auto steps = static_cast<double>(tenth);
-  fmt::print("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n", first / steps, last / steps);
-  fmt::print("test error: {:.2f} %\n", error);
+  mm::training::print_result("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n", first / steps,
+                             last / steps);
+  mm::training::print_result("test error: {:.2f} %\n", error);
   return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) try {
+  mm::training::open_standard_streams();
   Options o;
   CLI::App app("Trains a TorchScript model from Python with MixMatch and writes the averaged model back.");
   app.add_option("--model", o.model, "TorchScript file: images [N, 3, 32, 32] to logits [N, 10]")->required();
@@ -207,6 +210,6 @@ int main(int argc, char** argv) try {
   mm::training::set_threads(o.threads);
   return train(o);
 } catch (const std::exception& error) {
-  fmt::print(stderr, "torchscript: {}\n", reason_of(error));
+  mm::training::print_message(stderr, "torchscript: {}\n", reason_of(error));
   return 2;
 }

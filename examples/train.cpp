@@ -69,9 +69,7 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
     all.emplace_back("dataset", dataset);
     return all;
   };
-  if (o.resume) {
-    mm::training::adopt_run(app, o, config);
-  }
+  const auto resumed = mm::training::adopt_run(app, o, config);
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
   const TrainingData data = load(dataset, o, device);
@@ -79,7 +77,7 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, data.pool.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
-  return mm::training::train_classifier(o, config(), data, state, device, "train");
+  return mm::training::train_classifier(o, config(), data, state, device, resumed);
 }
 
 /// The value of --dataset, which decides what the other options' defaults are.
@@ -101,6 +99,7 @@ std::string find_dataset(int argc, char** argv) {
 int main(int argc, char** argv) {
   std::string dataset = find_dataset(argc, argv);
   TrainingOptions options(preset_of(dataset));
+  options.program = argv[0];
   options.out = "runs/" + dataset;
   options.labels = dataset == "cifar100" ? 10000 : 250;
   CLI::App app("MixMatch with the paper's numbers for one of several data sets.", "train");

@@ -6,6 +6,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <utility>
+
 using mixmatch::training::InterruptGuard;
 
 namespace {
@@ -29,7 +31,7 @@ int status_of_child(F&& body) {
 }  // namespace
 
 TEST_CASE("a signal sets the flag", "[interrupt]") {
-  for (const int number : {SIGINT, SIGTERM}) {
+  for (const int number : {SIGINT, SIGTERM, SIGHUP}) {
     const InterruptGuard guard;
     CHECK_FALSE(guard.interrupted());
     CHECK(guard.signal_number() == 0);
@@ -41,19 +43,32 @@ TEST_CASE("a signal sets the flag", "[interrupt]") {
   CHECK_FALSE(fresh.interrupted());
 }
 
-TEST_CASE("a second Ctrl-C ends the process", "[interrupt]") {
-  const auto twice = [](int first, int second) {
+TEST_CASE("a second signal ends the process, unless it is of the same event", "[interrupt]") {
+  const auto twice = [](int first, int second, int milliseconds) {
     return status_of_child([=] {
       const InterruptGuard guard;
       ::raise(first);
+      ::usleep(static_cast<unsigned>(milliseconds) * 1000);
       ::raise(second);
     });
   };
-  int status = twice(SIGINT, SIGINT);
-  CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGINT));
-  status = twice(SIGTERM, SIGINT);
-  CHECK((WIFSIGNALED(status) && WTERMSIG(status) == SIGINT));
-  status = twice(SIGTERM, SIGTERM);  // a scheduler may repeat itself
+  for (const auto& [first, second] : {std::pair(SIGINT, SIGINT), std::pair(SIGTERM, SIGINT),
+                                      std::pair(SIGTERM, SIGTERM), std::pair(SIGHUP, SIGTERM)}) {
+    const int status = twice(first, second, 60);
+    CHECK((WIFSIGNALED(status) && WTERMSIG(status) == second));
+  }
+  // A terminal that goes away: from the kernel, and from the shell.
+  const int status = twice(SIGHUP, SIGHUP, 0);
+  CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
+}
+
+TEST_CASE("a SIGHUP that is ignored stays ignored", "[interrupt]") {
+  const int status = status_of_child([] {
+    ::signal(SIGHUP, SIG_IGN);  // as nohup does
+    const InterruptGuard guard;
+    ::raise(SIGHUP);
+    ::_exit(guard.interrupted() ? 1 : 0);
+  });
   CHECK((WIFEXITED(status) && WEXITSTATUS(status) == 0));
 }
 

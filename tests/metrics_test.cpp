@@ -24,7 +24,7 @@ TEST_CASE("rows are written as they come", "[metrics]") {
   metrics.append({-3, 1e300, 9007199254740992.0});
   CHECK(read_file(dir / "m.csv") ==
         "step,loss,error\n1,0.1,\n1048576,-1.5e-07,inf\n-3,1e+300,9007199254740992\n");
-  CHECK(metrics.bytes() == static_cast<int64_t>(read_file(dir / "m.csv").size()));
+  CHECK(metrics.text() == read_file(dir / "m.csv"));
 }
 
 TEST_CASE("numbers read back to the same value", "[metrics]") {
@@ -47,7 +47,7 @@ TEST_CASE("an existing file is continued", "[metrics]") {
   const TempDir dir;
   { MetricsCsv(dir / "m.csv", {"a", "b"}).append({1, 2}); }
   MetricsCsv metrics(dir / "m.csv", {"a", "b"});
-  CHECK(metrics.bytes() == 8);
+  CHECK(metrics.text() == "a,b\n1,2\n");
   metrics.append({3, 4});
   CHECK(read_file(dir / "m.csv") == "a,b\n1,2\n3,4\n");
   CHECK_THAT(error_of([&] { MetricsCsv(dir / "m.csv", {"a", "c"}); }), contains("a,c") && contains("m.csv"));
@@ -58,25 +58,55 @@ TEST_CASE("an existing file is continued", "[metrics]") {
   CHECK(read_file(dir / "m.csv") == "a,b\n1,2\n3,4\n");
 }
 
-TEST_CASE("truncate_to drops later rows, a half-written one too", "[metrics]") {
+TEST_CASE("a half-written row at the end is cut off", "[metrics]") {
   const TempDir dir;
-  int64_t bytes = 0;
-  {
-    MetricsCsv metrics(dir / "m.csv", {"a"});
-    metrics.append({1});
-    bytes = metrics.bytes();
-    metrics.append({2});
-  }
-  write_file(dir / "m.csv", read_file(dir / "m.csv") + "3.14");
+  write_file(dir / "m.csv", "a\n1\n3.14");
   MetricsCsv metrics(dir / "m.csv", {"a"});
-  metrics.truncate_to(bytes);
-  CHECK(metrics.bytes() == bytes);
+  CHECK(metrics.text() == "a\n1\n");
   metrics.append({5});
   CHECK(read_file(dir / "m.csv") == "a\n1\n5\n");
-  CHECK_THAT(error_of([&] { metrics.truncate_to(1000); }),
-             contains("run directory was changed") && contains("1000"));
-  CHECK_THAT(error_of([&] { metrics.truncate_to(-1); }), contains("run directory was changed"));
-  CHECK(read_file(dir / "m.csv") == "a\n1\n5\n");
+  CHECK(metrics.text() == read_file(dir / "m.csv"));
+}
+
+TEST_CASE("a resumed run's metrics are what its checkpoint counts on, whatever became of the file",
+          "[metrics]") {
+  const TempDir dir;
+  const auto path = dir / "m.csv";
+  torch::serialize::OutputArchive saved;
+  {
+    MetricsCsv metrics(path, {"a"});
+    metrics.append({1});
+    metrics.append({2});
+    metrics.save(saved);
+    metrics.append({3});
+  }
+  std::string bytes;
+  saved.save_to([&bytes](const void* data, size_t size) {
+    bytes.append(static_cast<const char*>(data), size);
+    return size;
+  });
+  const auto resume = [&](const std::vector<std::string>& columns) {
+    const auto metrics = MetricsCsv::unopened(path, columns);
+    torch::serialize::InputArchive archive;
+    archive.load_from(bytes.data(), bytes.size());
+    metrics->load(archive);
+    const bool restored = metrics->was_restored();
+    metrics->append({9});
+    return restored;
+  };
+  CHECK_FALSE(resume({"a"}));  // later rows are cut off
+  CHECK(read_file(path) == "a\n1\n2\n9\n");
+  // A power cut that lost rows, all of them, the header; a damaged row; a removed file.
+  for (const std::string left : {"a\n1\n", "a\n1\n2", "a\n", "", "a\n1\nx\n3\n", "b\n1\n2\n"}) {
+    write_file(path, left);
+    CHECK(resume({"a"}));
+    CHECK(read_file(path) == "a\n1\n2\n9\n");
+  }
+  std::filesystem::remove(path);
+  CHECK(resume({"a"}));
+  CHECK(read_file(path) == "a\n1\n2\n9\n");
+  CHECK_THAT(error_of([&] { resume({"b"}); }), contains("the columns are not \"b\""));
+  CHECK(read_file(path) == "a\n1\n2\n9\n");
 }
 
 TEST_CASE("bad metrics arguments throw", "[metrics]") {

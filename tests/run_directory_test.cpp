@@ -3,30 +3,101 @@
 #include "catch.hpp"
 #include "test_util.hpp"
 
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-using mixmatch::write_file_atomically;
+#include <string>
+
 using mixmatch::training::RunDirectory;
 
 TEST_CASE("a run directory is made once and then opened", "[run_directory]") {
   const TempDir dir;
   const auto path = dir / "runs" / "one";
-  const auto run = RunDirectory::create(path);
-  CHECK(std::filesystem::is_directory(path));
-  CHECK(std::filesystem::is_empty(path));
-  CHECK(run.path() == path);
-  CHECK(run.config() == path / "config.json");
-  CHECK(run.metrics() == path / "metrics.csv");
-  CHECK(run.checkpoint() == path / "checkpoint.pt");
-  CHECK(run.summary() == path / "summary.json");
-  RunDirectory::create(path);  // still without a run
+  {
+    const auto run = RunDirectory::create(path);
+    CHECK(std::filesystem::is_directory(path));
+    CHECK(run.path() == path);
+    CHECK(run.config() == path / "config.json");
+    CHECK(run.metrics() == path / "metrics.csv");
+    CHECK(run.checkpoint() == path / "checkpoint.pt");
+    CHECK(run.previous_checkpoint() == path / "checkpoint.previous.pt");
+    CHECK(run.summary() == path / "summary.json");
+  }
   CHECK_THAT(error_of([&] { RunDirectory::open(path); }),
              contains("holds no run") && contains(path.string()));
-  write_file_atomically(run.config(), "{}\n");
-  const auto message = error_of([&] { RunDirectory::create(path); });
-  CHECK_THAT(message, contains("already holds a run") && contains("--resume") && contains("--out"));
+  CHECK_THAT(error_of([&] { RunDirectory::resume(path); }), contains("no run to continue"));
+  write_file(path / "config.json", "{}\n");
   CHECK(RunDirectory::open(path).path() == path);
+  write_file(path / "checkpoint.pt", "x");
+  const auto message = error_of([&] { RunDirectory::create(path); });
+  CHECK(message == path.string() + " already holds a run: continue that, or choose another directory");
+  CHECK(RunDirectory::resume(path).path() == path);
+  std::filesystem::remove(path / "config.json");  // only for reading
+  CHECK(RunDirectory::resume(path).path() == path);
+}
+
+TEST_CASE("what a start left before its first checkpoint is no run", "[run_directory]") {
+  const TempDir dir;
+  write_file(dir / "config.json", "{}\n");
+  write_file(dir / "split.txt", "x");
+  write_file(dir / "metrics.csv", "step,loss\n");
+  write_file(dir / "config.json.tmp-12-3", "{");
+  write_file(dir / "my.tmp-notes", "kept");
+  RunDirectory::create(dir.path());
+  CHECK_FALSE(std::filesystem::exists(dir / "metrics.csv"));
+  CHECK_FALSE(std::filesystem::exists(dir / "config.json.tmp-12-3"));
+  CHECK(std::filesystem::exists(dir / "my.tmp-notes"));
+}
+
+TEST_CASE("remains of another run are refused by name", "[run_directory]") {
+  for (const std::string name :
+       {"checkpoint.pt", "checkpoint.previous.pt", "summary.json", "model.safetensors", "report.html",
+        "predictions.csv", "events.out.tfevents.1.host.2"}) {
+    const TempDir dir;
+    write_file(dir / name, "x");
+    CHECK_THAT(error_of([&] { RunDirectory::create(dir.path()); }),
+               contains("holds " + name + " of another run"));
+    CHECK(read_file(dir / name) == "x");
+  }
+  const TempDir dir;
+  write_file(dir / "metrics.csv", "step,loss\n1,2\n");
+  CHECK_THAT(error_of([&] { RunDirectory::create(dir.path()); }),
+             contains("holds metrics.csv of another run"));
+  CHECK(read_file(dir / "metrics.csv") == "step,loss\n1,2\n");
+}
+
+TEST_CASE("a run directory is one process's at a time, and whatever ends that one frees it",
+          "[run_directory]") {
+  const TempDir dir;
+  const auto used = "is in use by process " + std::to_string(::getpid());
+  {
+    const auto run = RunDirectory::create(dir / "run");
+    const auto copy = run;
+    CHECK_THAT(error_of([&] { RunDirectory::create(dir / "run"); }), contains(used));
+    write_file(dir / "run" / "checkpoint.pt", "x");
+    CHECK_THAT(error_of([&] { RunDirectory::resume(dir / "run"); }), contains(used));
+    write_file(dir / "run" / "config.json", "{}");
+    RunDirectory::open(dir / "run");  // to read
+  }
+  int pipe[2];
+  REQUIRE(::pipe(pipe) == 0);
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const auto run = RunDirectory::resume(dir / "run");
+    static_cast<void>(::write(pipe[1], "x", 1) + 0);
+    ::pause();
+  }
+  char byte = 0;
+  REQUIRE(::read(pipe[0], &byte, 1) == 1);
+  CHECK_THAT(error_of([&] { RunDirectory::resume(dir / "run"); }),
+             contains("is in use by process " + std::to_string(child)));
+  ::kill(child, SIGKILL);
+  ::waitpid(child, nullptr, 0);
+  ::close(pipe[0]);
+  ::close(pipe[1]);
+  RunDirectory::resume(dir / "run");
 }
 
 TEST_CASE("impossible run directories are refused", "[run_directory]") {

@@ -32,6 +32,9 @@ class Subprocess {
     argv.push_back(nullptr);
     child_ = ::fork();
     if (child_ == 0) {
+      for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGPIPE}) {  // whatever started the tests
+        ::signal(number, SIG_DFL);
+      }
       const int to_out = ::open(out.c_str(), O_WRONLY | O_CREAT, 0666);
       const int to_err = ::open(err.c_str(), O_WRONLY | O_CREAT, 0666);
       ::dup2(to_out, 1);

@@ -84,7 +84,7 @@ TEST_CASE("TrainingRun: resumed equals never stopped") {
     train(run, step, 5);  // the last checkpoint is that of step 3
   }
   step = 0;
-  TrainingRun run(RunDirectory::open(dir / "run"), options(), step);
+  TrainingRun run(RunDirectory::resume(dir / "run"), options(), step);
   run.resume();
   CHECK(step == 3);
   CHECK(run.seconds_per_step() >= 0);  // of the process that saved it
@@ -104,24 +104,75 @@ TEST_CASE("TrainingRun: a run that cannot be resumed stays as it is") {
   const std::string metrics = read_file(dir / "run" / "metrics.csv");
   {
     int64_t other = 0;
-    TrainingRun run(RunDirectory::open(dir / "run"), options(5), other);
+    TrainingRun run(RunDirectory::resume(dir / "run"), options(5), other);
     CHECK_THAT(error_of([&] { run.resume(); }),
                contains("the run has done 6 steps already, --steps asks for 5"));
     CHECK(other == 0);
   }
   {
     int64_t other = 0;
-    TrainingRun run(RunDirectory::open(dir / "run"), options().config({{"depth", "16"}}), other);
+    TrainingRun run(RunDirectory::resume(dir / "run"), options().config({{"depth", "16"}}), other);
     CHECK_THAT(error_of([&] { run.resume(); }),
                contains("run: depth is 16 now, but the run was started with 10"));
     CHECK(other == 0);
   }
   CHECK(read_file(dir / "run" / "metrics.csv") == metrics);
-  std::filesystem::remove(dir / "run" / "metrics.csv");
-  int64_t other = 0;
-  TrainingRun run(RunDirectory::open(dir / "run"), options(), other);
-  CHECK_THAT(error_of([&] { run.resume(); }), contains("metrics.csv is missing"));
-  CHECK_FALSE(std::filesystem::exists(dir / "run" / "metrics.csv"));
+}
+
+TEST_CASE("TrainingRun: what is only for reading keeps no run from going on") {
+  TempDir dir;
+  int64_t whole = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "whole"), options(), whole);
+    run.start();
+    train(run, whole, 6);
+  }
+  // Lost by a power cut, damaged by an editor, removed.
+  for (const std::string left :
+       {"step,loss\n", "", "step,loss,quality,validation_error,test_error\n2,x,10,,\n", "none"}) {
+    TempDir copy;
+    int64_t step = 0;
+    {
+      TrainingRun run(RunDirectory::create(copy / "run"), options(), step);
+      run.start();
+      train(run, step, 5);
+    }
+    if (left == "none") {
+      std::filesystem::remove(copy / "run" / "metrics.csv");
+      std::filesystem::remove(copy / "run" / "config.json");
+    } else {
+      write_file(copy / "run" / "metrics.csv", left);
+    }
+    TrainingRun run(RunDirectory::resume(copy / "run"), options(), step);
+    run.resume();
+    train(run, step, 6);
+    CHECK(read_file(copy / "run" / "metrics.csv") == read_file(dir / "whole" / "metrics.csv"));
+    CHECK(run.metrics().column("step") == std::vector<double>{2, 4, 6});
+    CHECK(std::filesystem::exists(copy / "run" / "config.json"));
+  }
+}
+
+TEST_CASE("TrainingRun: a damaged last checkpoint is refused, and the one before it taken") {
+  TempDir dir;
+  int64_t step = 0;
+  {
+    TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+    run.start();
+    train(run, step, 6);  // checkpoints of steps 3 and 6 are left
+  }
+  const std::string whole = read_file(dir / "run" / "metrics.csv");
+  std::string bytes = read_file(dir / "run" / "checkpoint.pt");
+  bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
+  write_file(dir / "run" / "checkpoint.pt", bytes);
+  for (int i = 0; i < 2; ++i) {  // the good one outlives the bad one's replacement
+    TrainingRun run(RunDirectory::resume(dir / "run"), options(), step);
+    run.resume();
+    CHECK(step == 3);
+  }
+  TrainingRun run(RunDirectory::resume(dir / "run"), options(), step);
+  run.resume();
+  train(run, step, 6);
+  CHECK(read_file(dir / "run" / "metrics.csv") == whole);
 }
 
 TEST_CASE("TrainingRun: a loss or gradient that is not finite names the last good checkpoint, which stays") {
@@ -157,12 +208,35 @@ TEST_CASE("TrainingRun: Ctrl-C ends the loop between two steps, and leave() save
     std::raise(SIGINT);
     CHECK_FALSE(run.running());
     CHECK(run.interrupted());
-    CHECK(run.leave("program") == 130);
+    CHECK(run.leave() == 130);
   }
   step = 0;
-  TrainingRun run(RunDirectory::open(dir / "run"), options(100), step);
+  TrainingRun run(RunDirectory::resume(dir / "run"), options(100), step);
   run.resume();
   CHECK(step == 4);
+}
+
+TEST_CASE(
+    "TrainingRun: each signal's status; one that comes before the first step or after the last is not lost") {
+  for (const auto& [number, status] :
+       {std::pair(SIGINT, 130), std::pair(SIGTERM, 143), std::pair(SIGHUP, 129)}) {
+    for (const int64_t done : {0, 6}) {
+      TempDir dir;
+      int64_t step = 0;
+      TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
+      if (done == 0) {
+        std::raise(number);
+      }
+      run.start();
+      train(run, step, done);
+      std::raise(number);
+      CHECK_FALSE(run.running());
+      REQUIRE(run.interrupted());
+      CHECK(run.leave() == status);
+      CHECK_FALSE(run.interrupted());
+      CHECK(step == done);
+    }
+  }
 }
 
 TEST_CASE("TrainingRun: options out of range") {
@@ -180,6 +254,40 @@ TEST_CASE("TrainingRun: options out of range") {
   run.start();
   CHECK_THAT(error_of([&] { run.record({1}); }), contains("expected 2 values, got 1"));
   CHECK_THAT(error_of([&] { run.record_errors({1}); }), contains("expected 2 values, got 1"));
+}
+
+TEST_CASE("TrainState: a model with dropout goes on bit for bit") {
+  TempDir dir;
+  const auto net = [] {
+    return torch::nn::Sequential(torch::nn::Linear(3, 16), torch::nn::Dropout(0.5), torch::nn::Linear(16, 1));
+  };
+  using State = TrainState<torch::nn::Sequential>;
+  const auto make = [&] {
+    return std::make_unique<State>(net(), torch::arange(8), torch::arange(8, 30),
+                                   TrainStateOptions().batch_size(4));
+  };
+  const auto steps = [](State& state, int count) {
+    for (int i = 0; i < count; ++i) {
+      state.model->forward(torch::ones({4, 3})).square().sum().backward();
+      state.optimizer.step();
+      state.optimizer.zero_grad();
+    }
+  };
+  auto whole = make();
+  steps(*whole, 3);
+  mixmatch::training::Checkpoint save(dir / "c.pt");
+  whole->register_in(save);
+  save.save();
+  steps(*whole, 3);
+  torch::manual_seed(99);
+  auto resumed = make();
+  mixmatch::training::Checkpoint load(dir / "c.pt");
+  resumed->register_in(load);
+  load.load();
+  steps(*resumed, 3);
+  for (size_t i = 0; i < whole->model->parameters().size(); ++i) {
+    CHECK(torch::equal(whole->model->parameters()[i], resumed->model->parameters()[i]));
+  }
 }
 
 TEST_CASE("TrainState: everything comes back from a checkpoint") {

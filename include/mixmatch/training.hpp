@@ -37,7 +37,9 @@
 #include <mixmatch/training/recalibrate_batch_norm.hpp>
 #include <mixmatch/training/report.hpp>
 #include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/run_lock.hpp>
 #include <mixmatch/training/run_record.hpp>
+#include <mixmatch/training/standard_streams.hpp>
 #include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/tensorboard.hpp>
 #include <mixmatch/training/train_classifier.hpp>

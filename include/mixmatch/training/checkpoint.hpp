@@ -83,6 +83,13 @@ inline std::string read_sealed_checkpoint(const std::filesystem::path& path) {
   return bytes;
 }
 
+/// checkpoint.previous.pt beside checkpoint.pt
+inline std::filesystem::path previous_checkpoint(const std::filesystem::path& path) {
+  std::filesystem::path previous = path;
+  previous.replace_extension("previous" + path.extension().string());
+  return previous;
+}
+
 inline InputArchive parse_checkpoint(const std::filesystem::path& path, const std::string& bytes,
                                      at::Device device) {
   InputArchive archive;
@@ -97,6 +104,35 @@ inline InputArchive parse_checkpoint(const std::filesystem::path& path, const st
               " is a checkpoint of format ", format.isInt() ? std::to_string(format.toInt()) : "?",
               "; this library reads format ", checkpoint_format);
   return archive;
+}
+
+/// A checkpoint file that is whole: the last, or where that is damaged or missing the one before it.
+struct CheckpointFile {
+  std::filesystem::path path;
+  std::string bytes;
+  std::string last_error;  ///< why the last one was not taken; empty if it was
+};
+
+inline CheckpointFile read_checkpoint(const std::filesystem::path& path) {
+  try {
+    CheckpointFile file{path, read_sealed_checkpoint(path), ""};
+    static_cast<void>(parse_checkpoint(path, file.bytes, at::kCPU));
+    return file;
+  } catch (const c10::Error& error) {
+    const auto previous = previous_checkpoint(path);
+    std::error_code no_error;
+    if (!std::filesystem::exists(previous, no_error)) {
+      throw;
+    }
+    CheckpointFile file{previous, "", message_of(error)};
+    try {
+      file.bytes = read_sealed_checkpoint(previous);
+      static_cast<void>(parse_checkpoint(previous, file.bytes, at::kCPU));
+    } catch (const c10::Error& previous_error) {
+      TORCH_CHECK(false, file.last_error, "; and ", message_of(previous_error));
+    }
+    return file;
+  }
 }
 
 inline Config parse_config(const std::filesystem::path& path, InputArchive& archive) {
@@ -244,9 +280,10 @@ torch::nn::Module& module_of(T& object) {
 ///     generator).add("step", step); checkpoint.set_config({{"depth", "28"}}); checkpoint.save();  // in the
 ///     resumed run: checkpoint.load();
 ///
-/// Saving is atomic: the file is the old one or the new one, whole. Loading checks the file's checksum, that
-/// every entry is there, and the sizes of modules and tensors before it changes anything; tensors are filled
-/// in place, on the device they are on. Not thread-safe.
+/// Saving is atomic: the file is the old one or the new one, whole; the old one is kept beside it
+/// (checkpoint.previous.pt beside checkpoint.pt). Loading checks the file's checksum, that every entry is
+/// there, and the sizes of modules and tensors before it changes anything, and takes the previous file where
+/// the last is damaged or missing; tensors are filled in place, on the device they are on. Not thread-safe.
 class Checkpoint {
  public:
   explicit Checkpoint(std::filesystem::path path) : path_(std::move(path)) {}
@@ -334,8 +371,9 @@ class Checkpoint {
   }
   const Config& config() const { return config_; }
 
-  /// Writes the file (see write_file_atomically). Throws c10::Error "cannot write PATH: REASON".
-  void save() const {
+  /// Writes the file (see write_file_atomically), and keeps the one that was there as the previous. Throws
+  /// c10::Error "cannot write PATH: REASON".
+  void save() {
     detail::OutputArchive archive;
     archive.write("mixmatch_checkpoint_format", c10::IValue(detail::checkpoint_format));
     c10::List<std::string> settings;
@@ -352,20 +390,26 @@ class Checkpoint {
       bytes.append(static_cast<const char*>(data), size);
       return size;
     });
-    write_file_atomically(path_, detail::seal_checkpoint(std::move(bytes)));
+    bytes = detail::seal_checkpoint(std::move(bytes));
+    keep_previous();
+    write_file_atomically(path_, bytes);
+    last_is_good_ = true;
   }
 
-  /// Restores every entry, in the order they were added. Throws one line of c10::Error that names the file:
-  /// it is missing, cut short, corrupt, of another format, lacks an entry, or an entry does not fit; the
-  /// objects are then unchanged, except where a type's own load() is what refuses. Entries of the file that
-  /// were not added are ignored. `check`, if given, sees the file's config first, and may throw.
-  void load(const std::function<void(const Config&)>& check = {}) {
-    const std::string bytes = detail::read_sealed_checkpoint(path_);
+  /// Restores every entry, in the order they were added, from the last checkpoint, or from the previous one
+  /// where the last is missing, cut short, corrupt or of another format; returns why, empty if it was the
+  /// last. Throws one line of c10::Error that names the file: neither can be read, an entry is missing or
+  /// does not fit; the objects are then unchanged, except where a type's own load() is what refuses. Entries
+  /// of the file that were not added are ignored. `check`, if given, sees the file's config first, and may
+  /// throw.
+  std::string load(const std::function<void(const Config&)>& check = {}) {
+    const auto file = detail::read_checkpoint(path_);
+    const auto& path = file.path;
     std::map<std::string, detail::InputArchive> archives;  // by device
     const auto archive_on = [&](at::Device device) -> detail::InputArchive& {
       auto found = archives.find(device.str());
       if (found == archives.end()) {
-        found = archives.emplace(device.str(), detail::parse_checkpoint(path_, bytes, device)).first;
+        found = archives.emplace(device.str(), detail::parse_checkpoint(file.path, file.bytes, device)).first;
       }
       return found->second;
     };
@@ -373,19 +417,21 @@ class Checkpoint {
       return archive_on(entry.device ? entry.device() : at::Device(at::kCPU));
     };
     if (check) {
-      check(detail::parse_config(path_, archive_on(at::kCPU)));
+      check(detail::parse_config(path, archive_on(at::kCPU)));
     }
     for (const auto& entry : entries_) {
       auto& archive = archive_for(entry);
       const std::string key = key_of(entry);
       const auto keys = archive.keys();
-      TORCH_CHECK(std::find(keys.begin(), keys.end(), key) != keys.end(), path_.string(), " has no entry '",
+      TORCH_CHECK(std::find(keys.begin(), keys.end(), key) != keys.end(), path.string(), " has no entry '",
                   entry.name, "'");
-      guarded(entry, [&] { entry.check(key, archive); });
+      guarded(path, entry, [&] { entry.check(key, archive); });
     }
     for (const auto& entry : entries_) {
-      guarded(entry, [&] { entry.load(key_of(entry), archive_for(entry)); });
+      guarded(path, entry, [&] { entry.load(key_of(entry), archive_for(entry)); });
     }
+    last_is_good_ = file.last_error.empty();
+    return file.last_error;
   }
 
   bool exists() const {
@@ -443,23 +489,44 @@ class Checkpoint {
   }
 
   template <class F>
-  void guarded(const Entry& entry, F&& body) const {
+  static void guarded(const std::filesystem::path& path, const Entry& entry, F&& body) {
     try {
       body();
     } catch (const std::exception& error) {
-      TORCH_CHECK(false, path_.string(), ": entry '", entry.name, "': ", detail::message_of(error));
+      TORCH_CHECK(false, path.string(), ": entry '", entry.name, "': ", detail::message_of(error));
+    }
+  }
+
+  /// At no time are there fewer whole checkpoints than before.
+  void keep_previous() const {
+    std::error_code error;
+    if (!last_is_good_ || !std::filesystem::is_regular_file(path_, error)) {
+      return;
+    }
+    const auto previous = detail::previous_checkpoint(path_);
+    const auto temporary = previous.string() + ".tmp-" + std::to_string(::getpid()) + "-0";
+    std::filesystem::remove(temporary, error);
+    std::filesystem::create_hard_link(path_, temporary, error);
+    // A file system without links: for the moment until the new file has its name, the previous is the only
+    // one.
+    std::filesystem::rename(error ? path_ : std::filesystem::path(temporary), previous, error);
+    if (error) {
+      mixmatch::detail::throw_cannot_write(previous, error.value());
     }
   }
 
   std::filesystem::path path_;
   std::vector<Entry> entries_;
   Config config_;
+  bool last_is_good_ = true;  ///< whether the last checkpoint may take the place of the previous
 };
 
-/// The config stored with a checkpoint, without touching its entries. Throws as Checkpoint::load does.
+/// The config stored with a checkpoint, without touching its entries; of the previous one where the last is
+/// damaged. Throws as Checkpoint::load does.
 inline Config read_config(const std::filesystem::path& path) {
-  auto archive = detail::parse_checkpoint(path, detail::read_sealed_checkpoint(path), at::kCPU);
-  return detail::parse_config(path, archive);
+  const auto file = detail::read_checkpoint(path);
+  auto archive = detail::parse_checkpoint(file.path, file.bytes, at::kCPU);
+  return detail::parse_config(file.path, archive);
 }
 
 }  // namespace mixmatch::training

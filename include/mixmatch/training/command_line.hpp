@@ -3,8 +3,10 @@
 // Needs CLI11 (Debian: libcli11-dev), so it is in neither umbrella.
 
 #include <fmt/format.h>
+#include <signal.h>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/memory.hpp>
+#include <mixmatch/training/standard_streams.hpp>
 #include <mixmatch/training/training_options.hpp>
 
 #include <CLI/CLI.hpp>
@@ -14,6 +16,7 @@
 #include <cstdlib>
 #include <exception>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -120,11 +123,15 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
               " is not the run's: it was started with ", changed->stored);
 }
 
-/// For a run that o.out holds and that goes on: `o` takes its configuration and its split.
+/// The run that o.out holds and that goes on, if it does (o.resume): `o` takes its configuration and its
+/// split. The run is locked while what is returned lives.
 template <class Now>
-void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+  if (!o.resume) {
+    return std::nullopt;
+  }
   TORCH_CHECK(o.split.empty(), "--split: a run that is resumed keeps its own");
-  const auto directory = RunDirectory::open(o.out);
+  auto directory = RunDirectory::resume(o.out);
   const auto stored = read_config(directory.checkpoint());
   if (const auto* precision = find_setting(stored, "precision");
       precision != nullptr && o.precision == "auto") {
@@ -132,6 +139,7 @@ void adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
   }
   adopt_config(app, stored, now);
   o.split = directory.split();
+  return directory;
 }
 
 /// `o` with what defines the run that a configuration was stored of, and everything else as it is.
@@ -153,15 +161,19 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   const auto device = parse_device(given.device);
   auto model = make_wide_resnet(o, test.num_classes(), device);
   EmaModel ema(model);
-  Checkpoint(run.checkpoint()).add("model", model).add("ema", ema).load();
+  const std::string damaged = Checkpoint(run.checkpoint()).add("model", model).add("ema", ema).load();
+  if (!damaged.empty()) {
+    print_message(stderr, "{}; this is the checkpoint before it\n", damaged);
+  }
   const auto options = evaluate_options(o, device);
-  fmt::print("raw test error: {:.2f} %\n", evaluate_model(model, test, options));
-  fmt::print("test error: {:.2f} %\n", evaluate_ema(ema, test, options));
+  print_result("raw test error: {:.2f} %\n", evaluate_model(model, test, options));
+  print_result("test error: {:.2f} %\n", evaluate_ema(ema, test, options));
   return 0;
 }
 
-/// A program's main(): parses, runs `body`, and turns what is thrown into one line and an exit status: 2 for
-/// bad usage or unreadable input, 1 for a run that cannot go on because its loss is not finite.
+/// A program's main(): sees to the standard streams, parses, runs `body`, and turns what is thrown into one
+/// line and an exit status: 2 for bad usage or unreadable input, 1 for a run that cannot go on because its
+/// loss is not finite.
 template <class Body>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
   const std::string name = app.get_name();
@@ -169,9 +181,11 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     return fmt::format("{}: {} (--help lists the options)\n", name, error.what());
   });
   const auto complain = [&name](std::string_view what, int status) {
-    fmt::print(stderr, "{}: {}\n", name, what);
+    print_message(stderr, "{}: {}\n", name, what);
     return status;
   };
+  open_standard_streams();
+  ::signal(SIGPIPE, SIG_IGN);  // LibTorch's own warnings are no reason to stop either
   keep_freed_memory();
   try {
     app.parse(argc, argv);

@@ -8,7 +8,6 @@
 #include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/json.hpp>
-#include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/recalibrate_batch_norm.hpp>
 #include <mixmatch/training/report.hpp>
 #include <mixmatch/training/training_data.hpp>
@@ -83,13 +82,18 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
           evaluate_ema(state.ema, test, options)};
 }
 
-/// The end of a run: last errors, also with recalibrated batch norm; confusion matrix and errors by class;
-/// summary.json, confusion.csv, report.html and model.safetensors (the averaged weights); prints the result.
+/// The end of a run: model.safetensors (the averaged weights) and summary.json first, then what is for
+/// reading: confusion.csv and report.html, with the last errors, also those with recalibrated batch norm, and
+/// the confusion matrix. Prints the result. Returns 0, or after an interrupt the status of
+/// TrainingRun::leave: a run that is resumed then finishes.
 ///
 /// The test set may be empty; pictures and matrix are then those of the validation images, if there are any.
-inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<models::WideResNet>& state,
-                       const TrainingData& data, torch::Device device) {
-  run.finish();
+inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<models::WideResNet>& state,
+                      const TrainingData& data, torch::Device device) {
+  run.finish_steps();
+  const auto& class_names = data.pool.class_names;
+  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
+                          data.pool.image_size());
   const auto options = evaluate_options(o, device);
   const auto last = [&](const std::string& column) {
     const auto errors = run.errors(column);
@@ -100,7 +104,6 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
   const double median = median_of_last(ema_errors, 20);
   const bool has_test = data.test.size() > 0;
   const auto& judged = has_test ? data.test : data.validation;
-  const auto& class_names = data.pool.class_names;
   const auto recalibrated = detail::recalibrated_errors(state, judged, data, o.recalibrate, options);
 
   const double validation_error = last("validation_error");
@@ -117,6 +120,10 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
                            .set("recalibrated_" + kind + "_error", recalibrated.raw)
                            .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
                            .set("seconds_per_step", run.seconds_per_step());
+  if (run.interrupted()) {
+    return run.leave();
+  }
+  write_file_atomically(run.directory().summary(), summary.str());
 
   Report report;
   report.title = fmt::format("{}: {} on {}", run.directory().path().filename().string(), o.method, o.data);
@@ -128,15 +135,16 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
         confusion_matrix(judged.labels, probabilities.argmax(1), static_cast<int64_t>(class_names.size()));
     write_file_atomically(run.directory().confusion(), detail::confusion_csv(confusion, class_names));
     const auto errors = per_class_error(confusion);
-    fmt::print("{} error by class (averaged weights):", kind);
+    std::string line = kind + " error by class (averaged weights):";
     for (size_t i = 0; i < errors.size(); ++i) {
-      fmt::print("{} {} {:.1f} %", i == 0 ? "" : ",", class_names[i], errors[i]);
+      line += fmt::format("{} {} ", i == 0 ? "" : ",", class_names[i]) +
+              (std::isnan(errors[i]) ? "none" : fmt::format("{:.1f} %", errors[i]));
     }
-    fmt::print("\n");
+    print_message(stdout, line + "\n");
     report.confusion = confusion;
     report.wrong_examples = wrong_examples(judged, probabilities, 24);
   }
-  report.metrics = read_metrics(run.directory().metrics());
+  report.metrics = run.metrics();
   report.config = config_of(o);
   const auto percent = [&](const std::string& name, double error) {
     if (!std::isnan(error)) {
@@ -154,16 +162,19 @@ inline void finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mo
   percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
   percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
   write_report(run.directory().report(), report);
-  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
-                          data.pool.image_size());
-  write_file_atomically(run.directory().summary(), summary.str());
-  if (has_test) {
-    fmt::print("test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
-               test_error, ema_error, std::min<size_t>(20, ema_errors.size()), median);
-  } else if (data.validation.size() > 0) {
-    fmt::print("validation error: EMA {:.2f} % of {} images\n", last("validation_error"),
-               data.validation.size());
+  if (run.interrupted()) {
+    return run.leave();
   }
+  run.finish();
+  if (has_test) {
+    print_message(stdout,
+                  "test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
+                  test_error, ema_error, std::min<size_t>(20, ema_errors.size()), median);
+  } else if (data.validation.size() > 0) {
+    print_message(stdout, "validation error: EMA {:.2f} % of {} images\n", last("validation_error"),
+                  data.validation.size());
+  }
+  return 0;
 }
 
 }  // namespace mixmatch::training

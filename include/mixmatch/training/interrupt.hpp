@@ -3,31 +3,46 @@
 #include <c10/util/Exception.h>
 #include <signal.h>
 
+#include <array>
 #include <atomic>
+#include <cstdint>
+#include <ctime>
 
 namespace mixmatch::training {
 
 namespace detail {
 
-static_assert(std::atomic<int>::is_always_lock_free, "a signal handler may touch lock-free atomics only");
+static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free,
+              "a signal handler may touch lock-free atomics only");
 inline std::atomic<int> interrupt_signal{0};
+inline std::atomic<int64_t> interrupt_time{0};  ///< in nanoseconds
 inline std::atomic<bool> interrupt_guard_alive{false};
 
+/// One event may send several signals: `timeout` to the process and to its group, a terminal that goes away
+/// the kernel's SIGHUP and the shell's, a service manager SIGTERM and SIGHUP.
+inline constexpr int64_t one_event_nanoseconds = 50'000'000;
+
 inline void on_interrupt(int signal_number) {
-  const int earlier = interrupt_signal.exchange(signal_number);
-  if (earlier != 0 && signal_number == SIGINT) {
-    // Asked twice: the handler is removed and the signal, blocked until this handler returns, ends the
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  const int64_t now = int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+  int none = 0;
+  if (interrupt_signal.compare_exchange_strong(none, signal_number)) {
+    interrupt_time = now;
+  } else if (now - interrupt_time > one_event_nanoseconds) {
+    // Asked again: the handler is removed and the signal, blocked until this handler returns, ends the
     // process.
-    ::signal(SIGINT, SIG_DFL);
-    ::raise(SIGINT);
+    ::signal(signal_number, SIG_DFL);
+    ::raise(signal_number);
   }
 }
 
 }  // namespace detail
 
-/// While it lives, Ctrl-C (SIGINT) and SIGTERM set a flag that a training loop asks for between steps, so
-/// that it can save and leave. A Ctrl-C after that ends the process at once. The destructor restores the
-/// handlers it found. One at a time: a second guard throws c10::Error.
+/// While it lives, Ctrl-C (SIGINT), SIGTERM and SIGHUP set a flag that a training loop asks for between
+/// steps, so that it can save and leave. A second signal ends the process at once (several within 50 ms count
+/// as one). A SIGHUP that is ignored (nohup) stays ignored. The destructor restores the handlers it found.
+/// One at a time: a second guard throws c10::Error.
 class InterruptGuard {
  public:
   InterruptGuard() {
@@ -37,24 +52,29 @@ class InterruptGuard {
     action.sa_handler = detail::on_interrupt;
     action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
-    ::sigaction(SIGINT, &action, &old_interrupt_);
-    ::sigaction(SIGTERM, &action, &old_terminate_);
+    for (size_t i = 0; i < signals.size(); ++i) {
+      ::sigaction(signals[i], nullptr, &old_actions_[i]);
+      if (signals[i] != SIGHUP || old_actions_[i].sa_handler != SIG_IGN) {
+        ::sigaction(signals[i], &action, nullptr);
+      }
+    }
   }
   InterruptGuard(const InterruptGuard&) = delete;
   InterruptGuard& operator=(const InterruptGuard&) = delete;
   ~InterruptGuard() {
-    ::sigaction(SIGINT, &old_interrupt_, nullptr);
-    ::sigaction(SIGTERM, &old_terminate_, nullptr);
+    for (size_t i = 0; i < signals.size(); ++i) {
+      ::sigaction(signals[i], &old_actions_[i], nullptr);
+    }
     detail::interrupt_guard_alive = false;
   }
 
   bool interrupted() const { return detail::interrupt_signal != 0; }
-  /// SIGINT, SIGTERM, or 0 while there was none.
+  /// The first signal that came, or 0 while there was none.
   int signal_number() const { return detail::interrupt_signal; }
 
  private:
-  struct sigaction old_interrupt_ {};
-  struct sigaction old_terminate_ {};
+  static constexpr std::array<int, 3> signals{SIGINT, SIGTERM, SIGHUP};
+  std::array<struct sigaction, 3> old_actions_{};
 };
 
 }  // namespace mixmatch::training

@@ -7,12 +7,17 @@
 #include <mixmatch/atomic_file.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <filesystem>
 #include <limits>
+#include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -21,38 +26,36 @@ namespace mixmatch::training {
 /// A CSV file of numbers that grows by a row at a time: a header line, then one line a row, handed to the
 /// operating system when `append` returns, so that a killed run keeps its rows.
 ///
-/// As an entry of a Checkpoint it stores its length: after a resume the file ends where the checkpoint saw
-/// it, and rows that the resumed run will write again are not there twice.
+/// As an entry of a Checkpoint it stores its text: after a resume the file holds what the checkpoint saw and
+/// no more, whatever became of it in between: rows that the resumed run will write again are cut off, and a
+/// file that lost rows (a power cut), was damaged or removed is written anew. The text stands in memory once.
 class MetricsCsv {
  public:
   /// Makes the file with its header, or opens an existing one of the same columns at its end. Throws
   /// c10::Error if the file cannot be written or has other columns.
   MetricsCsv(std::filesystem::path path, std::vector<std::string> columns)
-      : path_(std::move(path)), columns_(std::move(columns)) {
-    TORCH_CHECK(!columns_.empty(), "MetricsCsv: columns must not be empty");
-    std::string header;
-    for (const auto& column : columns_) {
-      TORCH_CHECK(
-          !column.empty() && column.find_first_of(",\"\r\n") == std::string::npos,
-          "MetricsCsv: a column name must be non-empty and without comma, quote and line break, got '",
-          column, "'");
-      header += (header.empty() ? "" : ",") + column;
-    }
-    header += '\n';
-    file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
-    if (file_ < 0) {
+      : MetricsCsv(std::move(path), std::move(columns), nullptr) {
+    open();
+    text_ = read();
+    // A row that was being written is none.
+    text_.resize(text_.rfind('\n') + 1);
+    if (::ftruncate(file_, static_cast<off_t>(text_.size())) != 0) {
       mixmatch::detail::throw_cannot_write(path_, errno);
     }
-    try {
-      open_at_end(header);
-    } catch (...) {
-      ::close(file_);
-      throw;
+    if (text_.empty()) {
+      write(header());
+      mixmatch::detail::sync_directory_of(path_);
     }
+    TORCH_CHECK(text_.starts_with(header()), path_.string(), ": the header is not \"",
+                header().substr(0, header().size() - 1), "\"; this file has other metrics");
+  }
+  /// For a run that is resumed: the file is not touched before load().
+  static std::unique_ptr<MetricsCsv> unopened(std::filesystem::path path, std::vector<std::string> columns) {
+    return std::unique_ptr<MetricsCsv>(new MetricsCsv(std::move(path), std::move(columns), nullptr));
   }
   MetricsCsv(const MetricsCsv&) = delete;
   MetricsCsv& operator=(const MetricsCsv&) = delete;
-  ~MetricsCsv() { ::close(file_); }
+  ~MetricsCsv() { close(); }
 
   /// Adds a row. Whole numbers are written without a fraction, NaN as an empty cell, all else with the fewest
   /// digits that read back to the same value. Throws if the row's length is not that of the columns, or the
@@ -65,39 +68,66 @@ class MetricsCsv {
       line += (i == 0 ? "" : ",") + cell(row[i]);
     }
     line += '\n';
-    if (!mixmatch::detail::write_all(file_, line)) {
-      const int error = errno;
-      static_cast<void>(::ftruncate(file_, bytes_));  // no half row
-      mixmatch::detail::throw_cannot_write(path_, error);
-    }
-    bytes_ += static_cast<int64_t>(line.size());
+    write(line);
   }
 
-  /// The file's length so far.
-  int64_t bytes() const { return bytes_; }
+  /// The file's content so far.
+  const std::string& text() const { return text_; }
   const std::filesystem::path& path() const { return path_; }
   const std::vector<std::string>& columns() const { return columns_; }
+  /// Whether load() found another file than the checkpoint counted on, and wrote it anew.
+  bool was_restored() const { return restored_; }
 
-  /// Drops what lies beyond `bytes`, a value that `bytes()` once returned. Throws if the file is shorter than
-  /// that.
-  void truncate_to(int64_t bytes) {
-    TORCH_CHECK(bytes >= 0 && bytes <= bytes_, path_.string(), " has ", bytes_, " bytes, but ", bytes,
-                " were written before the checkpoint: the run directory was changed");
-    if (::ftruncate(file_, bytes) != 0) {
+  /// The rows are on the disk before a checkpoint counts on them.
+  void save(torch::serialize::OutputArchive& archive) const {
+    if (::fdatasync(file_) != 0) {
       mixmatch::detail::throw_cannot_write(path_, errno);
     }
-    bytes_ = bytes;
+    archive.write("text", c10::IValue(text_));
   }
-
-  void save(torch::serialize::OutputArchive& archive) const { archive.write("bytes", c10::IValue(bytes_)); }
-  /// Cuts the file back to the length it had at `save`.
+  /// Makes the file what it was at `save`.
   void load(torch::serialize::InputArchive& archive) {
-    c10::IValue bytes;
-    archive.read("bytes", bytes);
-    truncate_to(bytes.toInt());
+    c10::IValue stored;
+    archive.read("text", stored);
+    const std::string& text = stored.toStringRef();
+    TORCH_CHECK(text.starts_with(header()), "the columns are not \"", header().substr(0, header().size() - 1),
+                "\"");
+    std::error_code none;
+    restored_ = !std::filesystem::exists(path_, none);
+    if (!restored_) {
+      open();
+      restored_ = !read().starts_with(text);
+    }
+    if (restored_) {
+      close();
+      write_file_atomically(path_, text);
+      open();
+    } else if (::ftruncate(file_, static_cast<off_t>(text.size())) != 0) {
+      mixmatch::detail::throw_cannot_write(path_, errno);
+    }
+    text_ = text;
   }
 
  private:
+  MetricsCsv(std::filesystem::path path, std::vector<std::string> columns, std::nullptr_t)
+      : path_(std::move(path)), columns_(std::move(columns)) {
+    TORCH_CHECK(!columns_.empty(), "MetricsCsv: columns must not be empty");
+    for (const auto& column : columns_) {
+      TORCH_CHECK(
+          !column.empty() && column.find_first_of(",\"\r\n") == std::string::npos,
+          "MetricsCsv: a column name must be non-empty and without comma, quote and line break, got '",
+          column, "'");
+    }
+  }
+
+  std::string header() const {
+    std::string line;
+    for (const auto& column : columns_) {
+      line += (line.empty() ? "" : ",") + column;
+    }
+    return line + '\n';
+  }
+
   static std::string cell(double value) {
     if (std::isnan(value)) {
       return "";
@@ -109,32 +139,50 @@ class MetricsCsv {
     return fmt::format("{}", value);
   }
 
-  void open_at_end(const std::string& header) {
+  void open() {
+    close();
+    file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0666);
+    if (file_ < 0) {
+      mixmatch::detail::throw_cannot_write(path_, errno);
+    }
     struct stat status {};
     if (::fstat(file_, &status) != 0 || !S_ISREG(status.st_mode)) {
+      close();
       TORCH_CHECK(false, "cannot write ", path_.string(), ": not a regular file");
     }
-    bytes_ = static_cast<int64_t>(status.st_size);
-    if (bytes_ == 0) {
-      if (!mixmatch::detail::write_all(file_, header)) {
-        const int error = errno;
-        static_cast<void>(::ftruncate(file_, 0));
-        mixmatch::detail::throw_cannot_write(path_, error);
-      }
-      bytes_ = static_cast<int64_t>(header.size());
-      return;
+  }
+
+  void close() {
+    if (file_ >= 0) {
+      ::close(std::exchange(file_, -1));
     }
-    std::string found(header.size(), '\0');
-    const auto count = ::pread(file_, found.data(), found.size(), 0);
-    TORCH_CHECK(count == static_cast<ssize_t>(header.size()) && found == header, path_.string(),
-                ": the header is not \"", header.substr(0, header.size() - 1),
-                "\"; this file has other metrics");
+  }
+
+  std::string read() const {
+    std::string text;
+    std::array<char, 65536> block;
+    for (ssize_t count = 0;
+         (count = ::pread(file_, block.data(), block.size(), static_cast<off_t>(text.size()))) != 0;) {
+      TORCH_CHECK(count > 0 || errno == EINTR, "cannot read ", path_.string(), ": ", std::strerror(errno));
+      text.append(block.data(), count > 0 ? static_cast<size_t>(count) : 0);
+    }
+    return text;
+  }
+
+  void write(const std::string& lines) {
+    if (!mixmatch::detail::write_all(file_, lines)) {
+      const int error = errno;
+      static_cast<void>(::ftruncate(file_, static_cast<off_t>(text_.size())));  // no half row
+      mixmatch::detail::throw_cannot_write(path_, error);
+    }
+    text_ += lines;
   }
 
   std::filesystem::path path_;
   std::vector<std::string> columns_;
+  std::string text_;
   int file_ = -1;
-  int64_t bytes_ = 0;
+  bool restored_ = false;
 };
 
 /// Median of the last `n` values (all, if there are fewer; the mean of the middle two for an even count). NaN

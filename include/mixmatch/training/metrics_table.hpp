@@ -50,13 +50,11 @@ inline std::vector<std::string_view> split_cells(std::string_view line) {
 
 }  // namespace detail
 
-/// What MetricsCsv wrote: a line of column names, then lines of numbers between commas; an empty cell is NaN.
-/// A last line without its line break is a row that is being written, and left out. Throws c10::Error in one
-/// line that names the file, and the line where it can: not readable, no header, a column without a name or
-/// twice, a row with another number of cells, a cell that is no number.
-inline MetricsTable read_metrics(const std::filesystem::path& path) {
-  const std::string text = mixmatch::detail::read_whole_file(path);
-  std::string_view rest = text;
+/// What MetricsCsv wrote, `name` being the file's: a line of column names, then lines of numbers between
+/// commas; an empty cell is NaN. A last line without its line break is a row that is being written, and left
+/// out. Throws c10::Error in one line that names the file, and the line where it can: no header, a column
+/// without a name or twice, a row with another number of cells, a cell that is no number.
+inline MetricsTable parse_metrics(std::string_view rest, const std::string& name) {
   MetricsTable table;
   for (int64_t number = 1; rest.find('\n') != std::string_view::npos; ++number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -64,14 +62,14 @@ inline MetricsTable read_metrics(const std::filesystem::path& path) {
     const auto cells = detail::split_cells(line);
     if (number == 1) {
       for (const auto cell : cells) {
-        TORCH_CHECK(!cell.empty(), path.string(), " line 1: a column has no name");
-        TORCH_CHECK(std::find(table.columns.begin(), table.columns.end(), cell) == table.columns.end(),
-                    path.string(), " line 1: column \"", std::string(cell), "\" is there twice");
+        TORCH_CHECK(!cell.empty(), name, " line 1: a column has no name");
+        TORCH_CHECK(std::find(table.columns.begin(), table.columns.end(), cell) == table.columns.end(), name,
+                    " line 1: column \"", std::string(cell), "\" is there twice");
         table.columns.emplace_back(cell);
       }
       continue;
     }
-    TORCH_CHECK(cells.size() == table.columns.size(), path.string(), " line ", number, ": expected ",
+    TORCH_CHECK(cells.size() == table.columns.size(), name, " line ", number, ": expected ",
                 table.columns.size(), " cells, got ", cells.size());
     std::vector<double> row;
     for (size_t i = 0; i < cells.size(); ++i) {
@@ -79,15 +77,20 @@ inline MetricsTable read_metrics(const std::filesystem::path& path) {
       if (!cells[i].empty()) {
         const char* end = cells[i].data() + cells[i].size();
         const auto parsed = std::from_chars(cells[i].data(), end, value);
-        TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, path.string(), " line ", number, ": ",
+        TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, name, " line ", number, ": ",
                     table.columns[i], " must be a number or nothing, got \"", std::string(cells[i]), "\"");
       }
       row.push_back(value);
     }
     table.rows.push_back(std::move(row));
   }
-  TORCH_CHECK(!table.columns.empty(), path.string(), " has no header line of column names");
+  TORCH_CHECK(!table.columns.empty(), name, " has no header line of column names");
   return table;
+}
+
+/// The same from the file. Throws also where it cannot be read.
+inline MetricsTable read_metrics(const std::filesystem::path& path) {
+  return parse_metrics(mixmatch::detail::read_whole_file(path), path.string());
 }
 
 }  // namespace mixmatch::training

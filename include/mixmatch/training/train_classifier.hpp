@@ -14,7 +14,7 @@
 #include <mixmatch/workspace.hpp>
 
 #include <memory>
-#include <string_view>
+#include <optional>
 
 namespace mixmatch::training {
 
@@ -52,16 +52,17 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
   return loss;
 }
 
-/// A whole run: trains a Wide ResNet on `data` until o.steps, into the run directory o.out, or goes on with
-/// the one that is there (o.resume). `config` is config_of(o), and what the program adds. Returns 0, or 130
-/// after an interrupt, with a checkpoint saved. `state` then holds the trained model and its averages.
+/// A whole run: trains a Wide ResNet on `data` until o.steps, into the run directory o.out, or goes on in
+/// `resumed` (of adopt_run). `config` is config_of(o), and what the program adds. Returns 0, or the status of
+/// TrainingRun::leave after an interrupt, with a checkpoint saved. `state` then holds the trained model and
+/// its averages.
 inline int train_classifier(const TrainingOptions& o, const Config& config, const TrainingData& data,
                             TrainState<models::WideResNet>& state, torch::Device device,
-                            std::string_view program) {
-  TrainingRun run(o.resume ? RunDirectory::open(o.out) : RunDirectory::create(o.out),
+                            const std::optional<RunDirectory>& resumed) {
+  TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
                   training_run_options(o, config, data, device), state.step);
   state.register_in(run.checkpoint());
-  if (o.resume) {
+  if (resumed.has_value()) {
     run.resume();
   } else {
     data::save_split(run.directory().split(), data.split, data.pool.size());
@@ -79,10 +80,9 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
     run.finish_step();
   }
   if (run.interrupted()) {
-    return run.leave(program);
+    return run.leave();
   }
-  finish_run(run, o, state, data, device);
-  return 0;
+  return finish_run(run, o, state, data, device);
 }
 
 }  // namespace mixmatch::training

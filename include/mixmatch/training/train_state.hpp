@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/training/checkpoint.hpp>
@@ -45,7 +46,14 @@ struct TrainState {
         unlabeled(unlabeled_stream(unlabeled_rows, options)),
         model(std::move(network)),
         ema(model, options.ema()),
-        optimizer(model, FusedAdamOptions(options.learning_rate())) {}
+        optimizer(model, FusedAdamOptions(options.learning_rate())) {
+    for (const auto& parameter : model->parameters()) {
+      if (!parameter.is_cpu()) {
+        device_generator = at::globalContext().defaultGenerator(parameter.device());
+        break;
+      }
+    }
+  }
   TrainState(const TrainState&) = delete;
   TrainState& operator=(const TrainState&) = delete;
 
@@ -55,7 +63,11 @@ struct TrainState {
         .add("ema", ema)
         .add("optimizer", optimizer)
         .add("labeled", labeled)
-        .add("generator", generator);
+        .add("generator", generator)
+        .add("default_generator", default_generator);
+    if (device_generator.defined()) {
+      checkpoint.add("device_generator", device_generator);
+    }
     if (unlabeled.has_value()) {
       checkpoint.add("unlabeled", *unlabeled);
     }
@@ -72,6 +84,10 @@ struct TrainState {
 
   int64_t step = 0;         ///< optimiser steps done; TrainingRun puts it into the checkpoint
   at::Generator generator;  ///< of MixUp, and of augmentation that draws no seed of its own
+  /// LibTorch's own, of the CPU and of the model's device if that is another: layers such as Dropout draw
+  /// from them.
+  at::Generator default_generator = at::globalContext().defaultGenerator(at::kCPU);
+  at::Generator device_generator;
   data::BatchStream labeled;
   std::optional<data::BatchStream> unlabeled;
   Model model;

@@ -5,6 +5,7 @@
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/split_file.hpp>
+#include <mixmatch/detail/shell_quote.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/presets.hpp>
@@ -47,6 +48,7 @@ struct TrainingOptions {
 
   // Where from and where to.
   std::string data, out, eval, split;
+  std::string program;  ///< how it was called, for the command that resumes a run
   bool resume = false;
   // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` and `threads`
   // may change.
@@ -145,7 +147,10 @@ inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config 
       .values(StepLoss::columns())
       .errors({"validation_error", "test_error", "ema_test_error"})
       .config(std::move(config))
-      .surroundings({{"data", o.data}, {"device", device.str()}});
+      .surroundings({{"data", o.data}, {"device", device.str()}})
+      .resume_command(fmt::format("{} --data {} --out {} --resume", mixmatch::detail::shell_quote(o.program),
+                                  mixmatch::detail::shell_quote(o.data),
+                                  mixmatch::detail::shell_quote(o.out)));
 }
 
 inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device device) {

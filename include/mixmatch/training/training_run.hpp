@@ -4,19 +4,24 @@
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
 #include <mixmatch/training/metrics.hpp>
+#include <mixmatch/training/metrics_table.hpp>
 #include <mixmatch/training/progress.hpp>
 #include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/standard_streams.hpp>
 #include <mixmatch/training/tensorboard.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -46,6 +51,8 @@ struct TrainingRunOptions {
   TORCH_ARG(Config, config);
   /// More for config.json: where the data is, the device.
   TORCH_ARG(Config, surroundings);
+  /// The command that continues the run, as a shell takes it: said after an interrupt.
+  TORCH_ARG(std::string, resume_command);
 };
 
 /// The bookkeeping of one run, for a loop that the caller writes:
@@ -61,10 +68,10 @@ struct TrainingRunOptions {
 ///       }
 ///       run.finish_step();                           // metrics.csv, TensorBoard, checkpoint, progress
 ///     }
-///     if (run.interrupted()) { return run.leave("my program"); }
+///     if (run.interrupted()) { return run.leave(); }
 ///
-/// Knows no method, model or data set. Ctrl-C and SIGTERM end the loop between two steps. A resumed run's
-/// metrics.csv equals that of a run never stopped.
+/// Knows no method, model or data set. From its construction to finish(), Ctrl-C, SIGTERM and SIGHUP end the
+/// loop between two steps. A resumed run's metrics.csv equals that of a run never stopped.
 class TrainingRun {
  public:
   /// `step` counts the optimiser steps done; the caller's loop increments it, `resume` sets it.
@@ -96,41 +103,51 @@ class TrainingRun {
   Checkpoint& checkpoint() { return checkpoint_; }
   const RunDirectory& directory() const { return directory_; }
 
-  /// Begins a new run: its first files.
+  /// Begins a new run: its first files. Throws where the disk has no room for its checkpoints.
   void start() {
-    open_metrics();
+    write_config();
+    metrics_ = std::make_unique<MetricsCsv>(directory_.metrics(), columns());
+    checkpoint_.add("metrics", *metrics_);
     save();
+    check_free_space();
     begin();
   }
 
-  /// Goes on where the run directory's checkpoint stands. Throws, changing nothing, if it does not fit what
-  /// is registered or the configuration (see find_changed_setting), has done more than `steps`, or
-  /// metrics.csv is gone.
+  /// Goes on where the run directory's last checkpoint stands, or the previous one where the last is damaged,
+  /// which a message on stderr says. Throws, changing nothing, if it does not fit what is registered or the
+  /// configuration (see find_changed_setting), or has done more than `steps`. metrics.csv is made what it was
+  /// then.
   void resume() {
-    std::error_code no_error;
-    TORCH_CHECK(std::filesystem::exists(directory_.metrics(), no_error), directory_.metrics().string(),
-                " is missing: the run directory was changed, and cannot be resumed");
-    open_metrics();
-    checkpoint_.load([this](const Config& stored) {
+    metrics_ = MetricsCsv::unopened(directory_.metrics(), columns());
+    checkpoint_.add("metrics", *metrics_);
+    const std::string damaged = checkpoint_.load([this](const Config& stored) {
       const auto changed = find_changed_setting(stored, options_.config());
       TORCH_CHECK(!changed.has_value(), directory_.path().string(), ": ", changed->name, " is ", changed->now,
                   " now, but the run was started with ", changed->stored);
     });
+    if (!damaged.empty()) {
+      print_message(stderr, "{}; going on from {} of step {}\n", damaged,
+                    directory_.previous_checkpoint().string(), *step_.value);
+    }
+    if (metrics_->was_restored()) {
+      print_message(stderr, "{} was not what the checkpoint counts on, and was written anew from it\n",
+                    directory_.metrics().string());
+    }
     saved_step_ = *step_.value;
+    write_config();
     begin();
   }
 
   /// Whether there are steps to do and no one has asked to stop.
   bool running() const { return *step_.value < options_.steps() && !interrupted(); }
-  bool interrupted() const {
-    return *step_.value < options_.steps() && interrupt_.has_value() && interrupt_->interrupted();
-  }
+  bool interrupted() const { return interrupt_.has_value() && interrupt_->interrupted(); }
 
   /// The values of the step just done. A first value that is not finite, or `finite` false (a gradient that
   /// overflowed), throws NonFiniteError with the step and the last good checkpoint's name.
   void record(const std::vector<double>& values, bool finite = true) {
     TORCH_CHECK(values.size() == sums_.size(), "TrainingRun: record: expected ", sums_.size(),
                 " values, got ", values.size());
+    progress_->count(*step_.value);
     if (!finite || !std::isfinite(values[0])) {
       progress_->finish();
       throw NonFiniteError(fmt::format(
@@ -177,6 +194,7 @@ class TrainingRun {
     if (due || *step_.value == options_.steps()) {
       save();
     }
+    progress_->restart_clock();
   }
 
   void save() {
@@ -189,20 +207,30 @@ class TrainingRun {
     saved_at_ = std::chrono::steady_clock::now();
   }
 
-  /// Ends the progress display, and Ctrl-C ends the program again; nothing more will be recorded.
+  /// Ends the progress display; nothing more will be recorded. What follows, a last evaluation or a report,
+  /// can still ask interrupted().
+  void finish_steps() { progress_->finish(); }
+
+  /// The end: the signals end the program again, as before.
   void finish() {
-    progress_->finish();
+    finish_steps();
     interrupt_.reset();
   }
 
-  /// Saves an interrupted run and says how to go on; returns the exit status for it, 130.
-  int leave(std::string_view program) {
+  /// Saves an interrupted run and says how it goes on; returns the exit status for it: 128 and the signal's
+  /// number, 130 after Ctrl-C.
+  int leave() {
+    save();  // before a word is said: the terminal may be gone
+    const int status = 128 + interrupt_->signal_number();
     finish();
-    save();
-    fmt::print(stderr, "{}: interrupted at step {}; go on with --resume --out {}\n", program, *step_.value,
-               directory_.path().string());
-    return 130;
+    const auto& command = options_.resume_command();
+    print_message(stderr, "interrupted at step {}{}{}\n", *step_.value,
+                  command.empty() ? "" : "; go on with: ", command);
+    return status;
   }
+
+  /// The rows of metrics.csv so far, those before a resume included.
+  MetricsTable metrics() const { return parse_metrics(metrics_->text(), directory_.metrics().string()); }
 
   /// One column of the evaluations so far, those before a resume included.
   std::vector<double> errors(const std::string& column) const {
@@ -241,29 +269,42 @@ class TrainingRun {
     }
   };
 
-  void open_metrics() {
+  std::vector<std::string> columns() const {
     std::vector<std::string> columns{"step"};
     columns.insert(columns.end(), options_.values().begin(), options_.values().end());
     columns.insert(columns.end(), options_.errors().begin(), options_.errors().end());
-    metrics_.emplace(directory_.metrics(), std::move(columns));
-    checkpoint_.add("metrics", *metrics_);
+    return columns;
+  }
+
+  void write_config() const {
+    JsonObject config;
+    for (const auto* settings : {&options_.config(), &options_.surroundings()}) {
+      for (const auto& [name, value] : *settings) {
+        config.set(name, value);
+      }
+    }
+    write_file_atomically(directory_.config(), config.str());
+  }
+
+  /// While a checkpoint is written there are three; the files of the end are smaller.
+  void check_free_space() const {
+    std::error_code error;
+    const auto size = std::filesystem::file_size(directory_.checkpoint(), error);
+    const auto space = std::filesystem::space(directory_.path(), error);
+    constexpr double megabyte = 1e6;
+    TORCH_CHECK(error || space.available >= 2 * size, directory_.path().string(), ": the run needs about ",
+                std::ceil(3 * static_cast<double>(size) / megabyte), " MB, but its disk has only ",
+                std::floor(static_cast<double>(space.available) / megabyte), " MB more");
   }
 
   void begin() {
-    JsonObject config;
     std::string table = "| option | value |\n|---|---|\n";
     for (const auto& [name, value] : options_.config()) {
-      config.set(name, value);
       table += fmt::format("| {} | {} |\n", name, value);
     }
-    for (const auto& [name, value] : options_.surroundings()) {
-      config.set(name, value);
-    }
-    write_file_atomically(directory_.config(), config.str());
     board_.emplace(directory_.path(), *step_.value);
     board_->text("configuration", table, *step_.value);
     saved_at_ = std::chrono::steady_clock::now();
-    interrupt_.emplace();
     progress_.emplace(options_.label(), options_.steps(), *step_.value);
   }
 
@@ -286,11 +327,14 @@ class TrainingRun {
   std::string status() const {
     std::string text;
     for (size_t i = 0; i < std::min<size_t>(latest_.size(), 3); ++i) {
+      if (std::isnan(latest_[i])) {
+        continue;
+      }
       std::string_view name = options_.values()[i];
       if (i > 0 && name.starts_with("loss_")) {
         name.remove_prefix(5);
       }
-      text += fmt::format("{}{} {:.4g}", i == 0 ? "" : ", ", name, latest_[i]);
+      text += fmt::format("{}{} {:.4g}", text.empty() ? "" : ", ", name, latest_[i]);
     }
     // The last column with a value: a set without test images has a validation error at most.
     for (size_t i = 0; i < options_.errors().size() && i < errors_.size(); ++i) {
@@ -306,9 +350,9 @@ class TrainingRun {
   TrainingRunOptions options_;
   StepCounter step_;
   Checkpoint checkpoint_;
-  std::optional<MetricsCsv> metrics_;
+  std::unique_ptr<MetricsCsv> metrics_;
   std::optional<TensorBoardWriter> board_;
-  std::optional<InterruptGuard> interrupt_;
+  std::optional<InterruptGuard> interrupt_{std::in_place};
   std::optional<Progress> progress_;
   // Of the row of metrics.csv that is being filled:
   std::vector<double> sums_, counts_, latest_, new_errors_;
