@@ -25,6 +25,15 @@ need() {
   $sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 }
 
+# What builds: Debian's packages, or what CXX (a compiler) and CMAKE_PREFIX_PATH (the folder of PyPI's torch) name.
+toolchain=""
+if [ -z "${CXX:-}" ]; then
+  toolchain="g++"
+fi
+if ! [ -f "${CMAKE_PREFIX_PATH:-}/share/cmake/Torch/TorchConfig.cmake" ]; then
+  toolchain="$toolchain libtorch-dev"
+fi
+
 # A translation unit with torch.h takes up to 2 GB.
 jobs=$(nproc)
 fit=$(awk '/MemAvailable/ {print int($2 / 2000000) + 1}' /proc/meminfo)

@@ -4,8 +4,7 @@
 #if __has_include(<catch2/catch_all.hpp>)
 #include <catch2/catch_all.hpp>
 using Catch::Approx;
-using Catch::Matchers::ContainsSubstring;
-inline ContainsSubstring contains(const std::string& text) { return ContainsSubstring(text); }
+inline auto contains(const std::string& text) { return Catch::Matchers::ContainsSubstring(text); }
 #else
 #include <catch2/catch.hpp>
 inline auto contains(const std::string& text) { return Catch::Matchers::Contains(text); }

@@ -3,16 +3,16 @@
 #include <torch/cuda.h>
 #include <mixmatch/detail/cuda.hpp>
 
-#include <iostream>
+#include "skip.hpp"
 
 /// Whether a test that needs a GPU must be left out here; says why.
 inline bool skip_without_cuda() {
   if (!mixmatch::detail::has_cuda) {
-    std::cout << "SKIPPED: this build has no CUDA\n";
+    skip("this build has no CUDA");
     return true;
   }
   if (!torch::cuda::is_available()) {
-    std::cout << "SKIPPED: no CUDA device\n";
+    skip("no CUDA device");
     return true;
   }
   return false;

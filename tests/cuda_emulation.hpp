@@ -34,7 +34,7 @@ struct Index {
 };
 inline thread_local Index threadIdx, blockIdx;
 inline Index blockDim, gridDim;
-inline std::barrier<>* block_barrier = nullptr;
+inline thread_local std::barrier<>* block_barrier = nullptr;  // of the launch that this thread belongs to
 
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 [[noreturn]] inline void __trap() { std::abort(); }
@@ -51,12 +51,12 @@ inline float sqrtf(float value) { return std::sqrt(value); }
 template <class Kernel, class... Arguments>
 void launch(unsigned blocks_x, unsigned blocks_y, unsigned threads, Kernel kernel, Arguments... arguments) {
   std::barrier<> barrier(static_cast<std::ptrdiff_t>(threads));
-  block_barrier = &barrier;
   gridDim = {blocks_x, blocks_y, 1};
   blockDim = {threads, 1, 1};
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t) {
-    running.emplace_back([=] {
+    running.emplace_back([=, &barrier] {
+      block_barrier = &barrier;
       threadIdx = {t, 0, 0};
       for (unsigned y = 0; y < blocks_y; ++y) {
         for (unsigned x = 0; x < blocks_x; ++x) {

@@ -7,9 +7,9 @@
 #include <mixmatch/detail/cuda_shuffle.hpp>
 
 #include "catch.hpp"
+#include "skip.hpp"
 #include "test_util.hpp"
 
-#include <iostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -33,9 +33,9 @@ const CudaCompiler& compiler() {
   return instance;
 }
 
-bool skip() {
+bool skip_without_nvrtc() {
   if (!compiler().can_compile()) {
-    std::cout << "SKIPPED: no NVRTC on this machine: " << compiler().why_not() << '\n';
+    skip("no NVRTC on this machine: " + compiler().why_not());
   }
   return !compiler().can_compile();
 }
@@ -70,7 +70,7 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
 }  // namespace
 
 TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
-  if (skip()) {
+  if (skip_without_nvrtc()) {
     return;
   }
   for (const auto& kernel : all_kernels()) {
@@ -89,7 +89,7 @@ TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
 }
 
 TEST_CASE("the first NVRTC that compiles serves") {
-  if (skip()) {
+  if (skip_without_nvrtc()) {
     return;
   }
   auto libraries = nvrtc_places();
@@ -98,7 +98,7 @@ TEST_CASE("the first NVRTC that compiles serves") {
 }
 
 TEST_CASE("a device newer than NVRTC gets PTX") {
-  if (skip()) {
+  if (skip_without_nvrtc()) {
     return;
   }
   const auto program =
@@ -107,7 +107,7 @@ TEST_CASE("a device newer than NVRTC gets PTX") {
 }
 
 TEST_CASE("an error in a kernel shows NVRTC's log") {
-  if (skip()) {
+  if (skip_without_nvrtc()) {
     return;
   }
   const CudaSource wrong{"wrong.cu",

@@ -1,5 +1,5 @@
 # cmake -DSOURCE=… -DWORK=… -DCASE=installed|examples|subdirectory|fetchcontent -DCOMPILER=… -DTORCH=… [-DLINKER_FLAGS=…]
-#   -P package_test.cmake
+#   [-DWERROR=ON] -P package_test.cmake
 # Whole small projects that use the library as other people's do.
 function(run)
   execute_process(COMMAND ${ARGV} RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE output)
@@ -47,8 +47,11 @@ elseif(CASE STREQUAL "examples")
     endif()
   endforeach()
   file(WRITE ${WORK}/copied/CMakeLists.txt "${project}")
-  configure(${WORK}/copied ${WORK}/build -DCMAKE_PREFIX_PATH=${prefix}
-    "-DCMAKE_CXX_FLAGS=-Wall -Wextra -Wpedantic -Wshadow -Werror")
+  set(warnings "-Wall -Wextra -Wpedantic -Wshadow")
+  if(WERROR)
+    string(APPEND warnings " -Werror")
+  endif()
+  configure(${WORK}/copied ${WORK}/build -DCMAKE_PREFIX_PATH=${prefix} "-DCMAKE_CXX_FLAGS=${warnings}")
   run(${CMAKE_COMMAND} --build ${WORK}/build -j 2)
   run(${WORK}/build/quickstart --steps 1)
 else()

@@ -1,14 +1,22 @@
 #include <mixmatch/training/progress.hpp>
 
 #include "catch.hpp"
+#include "skip.hpp"
 #include "test_util.hpp"
 
 #include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cerrno>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <string>
 
 using mixmatch::training::Progress;
 
@@ -31,6 +39,7 @@ class Capture {
     window.ws_row = 24;
     REQUIRE(::ioctl(master_, TIOCSWINSZ, &window) == 0);
     stream_ = std::fopen(::ptsname(master_), "w");
+    REQUIRE(stream_ != nullptr);
   }
   ~Capture() {
     std::fclose(stream_);
@@ -68,6 +77,22 @@ class Capture {
   std::FILE* stream_ = nullptr;
   int master_ = -1;
 };
+
+/// Whether a test of a terminal must be left out here: a container or chroot may lack /dev/ptmx or /dev/pts.
+bool skip_without_terminals() {
+  const int master = ::posix_openpt(O_RDWR | O_NOCTTY);
+  const int opened = errno;
+  const char* name =
+      master >= 0 && ::grantpt(master) == 0 && ::unlockpt(master) == 0 ? ::ptsname(master) : nullptr;
+  const bool missing = name == nullptr || ::access(name, R_OK | W_OK) != 0;
+  if (missing) {
+    skip(std::string("no pseudo-terminal: ") + std::strerror(master < 0 ? opened : errno));
+  }
+  if (master >= 0) {
+    ::close(master);
+  }
+  return missing;
+}
 
 }  // namespace
 
@@ -176,6 +201,9 @@ TEST_CASE("print_line on a plain stream is a line", "[progress]") {
 }
 
 TEST_CASE("on a terminal one line is redrawn at most ten times a second", "[progress]") {
+  if (skip_without_terminals()) {
+    return;
+  }
   Capture out(/*terminal=*/true);
   double now = 0;
   {
@@ -198,6 +226,9 @@ TEST_CASE("on a terminal one line is redrawn at most ten times a second", "[prog
 }
 
 TEST_CASE("the bar fits the terminal's width", "[progress]") {
+  if (skip_without_terminals()) {
+    return;
+  }
   Capture out(/*terminal=*/true, 40);
   Progress progress("train", 1000, 0, out.stream());
   progress.update(1, std::string(200, 'x'));

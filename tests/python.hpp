@@ -1,8 +1,9 @@
 #pragma once
 
-#include <cstdio>
 #include <cstdlib>
 #include <string>
+
+#include "skip.hpp"
 
 /// The interpreter that CMake's MIXMATCH_PYTHON names (ctest hands it on in the environment). Without one the
 /// test case says that it is skipped, which ctest reports, and gets "":
@@ -14,6 +15,6 @@ inline std::string python_or_skip(const std::string& packages) {
   if (python != nullptr && *python != '\0') {
     return python;
   }
-  std::printf("SKIPPED: no MIXMATCH_PYTHON, an interpreter that has %s\n", packages.c_str());
+  skip("no MIXMATCH_PYTHON, an interpreter that has " + packages);
   return "";
 }

@@ -10,6 +10,10 @@ using ListenerBase = Catch::TestEventListenerBase;
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <cstdio>
+
+#include "skip.hpp"
+
 namespace {
 
 /// LibTorch seeds its default generator by chance: each test begins with the same one, alone or not.
@@ -26,5 +30,9 @@ CATCH_REGISTER_LISTENER(SeedListener)
 // Two threads, wherever the tests run, so that threaded paths are threaded.
 int main(int argc, char** argv) {
   at::set_num_threads(2);
-  return Catch::Session().run(argc, argv);
+  const int status = Catch::Session().run(argc, argv);
+  for (const auto& reason : skip_reasons()) {
+    std::printf("%s: %s\n", status == 0 ? "SKIPPED" : "left out", reason.c_str());
+  }
+  return status;
 }
