@@ -123,7 +123,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   while (run.running()) {
     const StepLoss loss = on_device.has_value() ? on_device->run(mm::training::steps_until_due(o, state.step))
                                                 : train_step(state, o, options, batches, criterion, device);
-    run.record(loss.values(), loss.finite);
+    run.record(loss.values(), loss.finite, loss.counts);
     if (run.evaluation_due()) {
       run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
                                                    mm::training::evaluate_options(o, device)));

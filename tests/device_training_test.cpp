@@ -1,4 +1,5 @@
 #include <mixmatch/training/device_training.hpp>
+#include <mixmatch/training/metrics_table.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"
@@ -122,4 +123,56 @@ TEST_CASE("an unknown label leaves the accuracy of guesses out") {
   const auto loss = training.run(2);
   CHECK(std::isnan(loss.guesses.accuracy));
   CHECK(std::isfinite(loss.total.item<double>()));
+}
+
+TEST_CASE("a row's mean weighs every step alike, however long the runs were that it comes from") {
+  const auto dir = temp_dir();
+  auto o = small_options();
+  o.steps = 10;
+  o.log_every = 5;
+  o.eval_every = 10;
+  const auto rows = [&](const std::string& name, int64_t checkpoint_every) {
+    o.checkpoint_every = checkpoint_every;
+    Program program(o);
+    mm::training::TrainingRun run(
+        mm::training::RunDirectory::create(dir / name),
+        mm::training::training_run_options(o, mm::training::config_of(o), program.data, torch::kCPU),
+        program.state.step);
+    run.start();
+    while (run.running()) {
+      const auto loss = program.training.run(mm::training::steps_until_due(o, program.state.step));
+      run.record(loss.values(), loss.finite, loss.counts);
+      run.finish_step();
+    }
+    run.finish();
+    return mm::training::read_metrics(run.directory().metrics());
+  };
+  // Runs of 3, 2, 1, 3, 1 steps, and of 5 and 5.
+  const auto cut = rows("cut", 3), whole = rows("whole", 10);
+  REQUIRE(cut.rows.size() == 2);
+  REQUIRE(whole.rows.size() == 2);
+  for (const auto& column : mm::training::StepLoss::columns()) {
+    INFO(column);
+    for (size_t row = 0; row < 2; ++row) {
+      CHECK(cut.column(column)[row] == Approx(whole.column(column)[row]).epsilon(1e-9));
+    }
+  }
+  CHECK(whole.column("lambda_u")[1] > whole.column("lambda_u")[0]);
+}
+
+TEST_CASE("TrainingRun::record: means are weighed by their counts, and a count of none adds nothing") {
+  const auto dir = temp_dir();
+  int64_t step = 0;
+  mm::training::TrainingRun run(
+      mm::training::RunDirectory::create(dir / "run"),
+      mm::training::TrainingRunOptions().steps(4).log_every(4).values({"loss", "accuracy"}), step);
+  run.start();
+  step = 3;
+  run.record({1, std::nan("")}, true, {3, 0});
+  run.finish_step();
+  step = 4;
+  run.record({5, 0.5}, true, {1, 1});
+  run.finish_step();
+  CHECK(read_file(dir / "run" / "metrics.csv") == "step,loss,accuracy\n4,2,0.5\n");
+  CHECK_THAT(error_of([&] { run.record({1, 2}, true, {1}); }), contains("expected 2 counts or none, got 1"));
 }

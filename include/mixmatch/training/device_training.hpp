@@ -46,7 +46,8 @@ inline int64_t steps_until_due(const TrainingOptions& o, int64_t done) {
 ///     TrainState state(…);
 ///     DeviceTraining on_device(state, o, data, device);
 ///     on_device.register_in(run.checkpoint());            // besides state.register_in()
-///     … run.record(on_device.run(steps_until_due(o, state.step)).values()) …
+///     … const StepLoss loss = on_device.run(steps_until_due(o, state.step));
+///     run.record(loss.values(), loss.finite, loss.counts); …
 ///
 /// `state` gives model, average and step and must outlive it; its streams, generator and optimiser are not
 /// used. The images are copied to the device, all of them. `o.graph` false runs the same steps without a
@@ -70,8 +71,8 @@ class DeviceTraining {
 
   void register_in(Checkpoint& checkpoint) { checkpoint.add("device_step", step_); }
 
-  /// `steps` steps; returns the means of their numbers. Waits for the device at its end, when state and
-  /// average are up to date.
+  /// `steps` steps; returns the means of their numbers, and of how many each is. Waits for the device at its
+  /// end, when state and average are up to date.
   StepLoss run(int64_t steps) {
     TORCH_CHECK(steps >= 1, "DeviceTraining: steps must be >= 1, got ", steps);
     if (!graphed_.has_value()) {
@@ -88,8 +89,10 @@ class DeviceTraining {
     }
     state_->step += steps;
     step_.synchronize(state_->ema);
-    const Tensor means = (sums_ / counts_).to(torch::kCPU);  // NaN where there was no number
+    const Tensor counts = counts_.to(torch::kCPU);
+    const Tensor means = sums_.to(torch::kCPU) / counts;  // NaN where there was no number
     StepLoss loss;
+    loss.counts.assign(counts.data_ptr<double>(), counts.data_ptr<double>() + kValues);
     loss.total = means[0];
     loss.labeled = means[1];
     loss.unlabeled = means[2];

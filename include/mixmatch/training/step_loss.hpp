@@ -17,6 +17,8 @@ struct StepLoss {
   GuessQuality guesses{std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::quiet_NaN(),
                        std::numeric_limits<double>::quiet_NaN()};
   bool finite = true;  ///< whether every gradient was
+  /// For means over several steps: of how many numbers each of values() is the mean; empty: of one.
+  std::vector<double> counts;
 
   /// The columns of metrics.csv that values() fills.
   static std::vector<std::string> columns() {

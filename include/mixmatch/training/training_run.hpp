@@ -142,12 +142,16 @@ class TrainingRun {
   bool running() const { return *step_.value < options_.steps() && !interrupted(); }
   bool interrupted() const { return interrupt_.has_value() && interrupt_->interrupted(); }
 
-  /// The values of the step just done. A first value that is not finite, or `finite` false (a gradient that
-  /// overflowed), throws NonFiniteError with the step and the last good checkpoint's name.
-  void record(const std::vector<double>& values, bool finite = true) {
+  /// The values of the step just done, or the means of several steps: `counts` then says of how many numbers
+  /// each is the mean, so that a row's mean weighs every step alike. A first value that is not finite, or
+  /// `finite` false (a gradient that overflowed), throws NonFiniteError with the step and the last good
+  /// checkpoint's name.
+  void record(const std::vector<double>& values, bool finite = true, const std::vector<double>& counts = {}) {
     TORCH_CHECK(values.size() == sums_.size(), "TrainingRun: record: expected ", sums_.size(),
                 " values, got ", values.size());
     progress_->count(*step_.value);
+    TORCH_CHECK(counts.empty() || counts.size() == values.size(), "TrainingRun: record: expected ",
+                values.size(), " counts or none, got ", counts.size());
     if (!finite || !std::isfinite(values[0])) {
       progress_->finish();
       throw NonFiniteError(fmt::format(
@@ -157,8 +161,9 @@ class TrainingRun {
     }
     for (size_t i = 0; i < values.size(); ++i) {
       if (!std::isnan(values[i])) {
-        sums_[i] += values[i];
-        counts_[i] += 1;
+        const double count = counts.empty() ? 1 : counts[i];
+        sums_[i] += count * values[i];
+        counts_[i] += count;
       }
     }
     latest_ = values;
