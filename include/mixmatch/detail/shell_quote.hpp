@@ -1,22 +1,40 @@
 #pragma once
 
+#include <mixmatch/detail/hex.hpp>
+#include <mixmatch/detail/utf8.hpp>
+
+#include <cstddef>
 #include <string>
 #include <string_view>
 
 namespace mixmatch::detail {
 
-/// The text as one word for a POSIX shell.
+/// The text as one word of a POSIX shell, as it is where no character of it has a meaning there. Control
+/// characters and bytes that are no UTF-8 are written as bash, ksh and zsh read them ($'\x0a'), so that none
+/// reaches a terminal.
 inline std::string shell_quote(std::string_view text) {
-  constexpr std::string_view plain =
-      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=./,:@%";
-  if (!text.empty() && text.find_first_not_of(plain) == std::string_view::npos) {
-    return std::string(text);
+  bool plain = !text.empty();
+  bool printable = true;
+  std::string quoted, escaped;  // within '' and within $''
+  while (!text.empty()) {
+    const char c = text.front();
+    const size_t length = utf8_length(text);
+    const bool c1_control = length == 2 && c == '\xC2' && (text[1] & 0xE0) == 0x80;
+    if (length == 0 || c1_control || static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+      plain = printable = false;
+      for (const char byte : text.substr(0, length == 0 ? 1 : length)) {
+        escaped += "\\x" + hex(static_cast<unsigned char>(byte));
+      }
+    } else {
+      const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
+      plain = plain && (letter || length > 1 || std::string_view("_-./:=@%+,").find(c) != text.npos);
+      quoted += c == '\'' ? "'\\''" : text.substr(0, length);
+      escaped += c == '\'' || c == '\\' ? "\\" : "";
+      escaped += text.substr(0, length);
+    }
+    text.remove_prefix(length == 0 ? 1 : length);
   }
-  std::string quoted = "'";
-  for (const char c : text) {
-    quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-  }
-  return quoted + "'";
+  return plain ? quoted : printable ? "'" + quoted + "'" : "$'" + escaped + "'";
 }
 
 }  // namespace mixmatch::detail
