@@ -285,6 +285,7 @@ TEST_CASE("cifar10: run directories that do not fit exit 2 and stay as they are"
 
   const std::string checkpoint = read_file(dir / "run" / "checkpoint.pt");
   write_file(dir / "run" / "checkpoint.pt", checkpoint.substr(0, checkpoint.size() / 2));
+  write_file(dir / "run" / "checkpoint.previous.pt", checkpoint.substr(0, checkpoint.size() / 2));
   check_refused(run(cifar10(dir / "run", {"--resume"})), "checkpoint.pt was cut short");
   check_refused(run({MIXMATCH_CIFAR10, "--data", data_dir().string(), "--eval", (dir / "run").string()}),
                 "was cut short");
