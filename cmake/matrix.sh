@@ -116,9 +116,20 @@ set_up() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $packages"
   copy /etc/ssl/certs/ca-certificates.crt
   if [ "$row" = pypi ]; then
-    # As a wheel is: the newest one that there is.
+    # The CMake files of a wheel with CUDA want a toolkit, found by the usual names: PyPI's is of the same version.
     in_row '[ -x /opt/torch/bin/pip ] || python3 -m venv --clear /opt/torch
-      /opt/torch/bin/pip install --no-cache-dir --disable-pip-version-check --upgrade torch'
+      pip="/opt/torch/bin/pip --no-cache-dir --disable-pip-version-check"
+      $pip install --upgrade torch
+      for toolkit in /opt/torch/lib/python3*/site-packages/nvidia/cu[0-9]*; do
+        if [ -d "$toolkit" ]; then
+          $pip install "cuda-toolkit[nvcc]"
+          for library in "$toolkit"/lib/*.so.*; do
+            ln -sf "${library##*/}" "${library%.so.*}.so"
+          done
+          ln -sfn lib "$toolkit/lib64"
+          ln -sfn "$toolkit" /usr/local/cuda
+        fi
+      done'
   fi
 }
 
@@ -129,7 +140,7 @@ try_row() {
   git -C "$root/src" checkout --quiet --detach "$commit"
   settings=""
   if [ "$row" = pypi ]; then
-    settings="export CXX=clang++ CMAKE_PREFIX_PATH=\$(echo /opt/torch/lib/python3*/site-packages/torch)"
+    settings="export PATH=\$PATH:/usr/local/cuda/bin CXX=clang++ CMAKE_PREFIX_PATH=\$(echo /opt/torch/lib/python3*/site-packages/torch)"
   fi
   if [ -n "$ccache" ]; then
     settings="$settings
