@@ -1,0 +1,157 @@
+// Pictures of each format, and folders of them.
+
+#include <mixmatch/data/image_folder.hpp>
+
+#include <cstring>
+
+#include "fuzz.hpp"
+#include "picture_seeds.hpp"
+
+namespace fs = std::filesystem;
+
+namespace fuzz {
+
+#ifdef MIXMATCH_HAS_STB_IMAGE
+
+namespace {
+
+/// One target a format: what one teaches is of no use for another.
+void add_format(std::vector<Target>& targets, const std::string& name,
+                const std::vector<std::string_view>& seeds, std::vector<std::string> dictionary) {
+  Target target{name, {"picture"}, {}, std::move(dictionary), [](const fs::path& dir, const Input&) {
+                  const auto image = mixmatch::data::decode_image(dir / "picture", 8);
+                  digest(image.data_ptr<uint8_t>(), static_cast<size_t>(image.numel()));
+                }};
+  for (const auto seed : seeds) {
+    target.seeds.push_back({from_hex(seed)});
+  }
+  targets.push_back(std::move(target));
+}
+
+/// Makes what the lines say below `root`: a kind (p a picture, t a text, l a link to nothing, d a directory,
+/// c a link to the root) and a path.
+void make_tree(const fs::path& root, const std::string& listing) {
+  const std::string picture = "P6 1 1 255\nabc";
+  std::error_code ignored;
+  size_t lines = 0;
+  for (size_t begin = 0; begin < listing.size() && lines < 32; ++lines) {
+    const size_t end = std::min(listing.find('\n', begin), listing.size());
+    const std::string line = listing.substr(begin, end - begin);
+    begin = end + 1;
+    if (line.size() < 2 || line.size() > 200 || line.find('\0') != std::string::npos ||
+        line.find("..") != std::string::npos || line[1] == '/') {
+      continue;  // nothing outside of the root
+    }
+    const fs::path path = root / line.substr(1);
+    fs::create_directories(line[0] == 'd' ? path : path.parent_path(), ignored);
+    if (line[0] == 'p' || line[0] == 't') {
+      std::FILE* file = std::fopen(path.c_str(), "wb");
+      if (file != nullptr) {
+        std::fputs(line[0] == 'p' ? picture.c_str() : "text", file);
+        std::fclose(file);
+      }
+    } else if (line[0] == 'l') {
+      fs::create_symlink("nothing", path, ignored);
+    } else if (line[0] == 'c') {
+      fs::create_directory_symlink(root, path, ignored);
+    }
+  }
+}
+
+void read_folder(const fs::path&, const Input& input) {
+  const fs::path root = scratch() / "tree";
+  std::error_code ignored;
+  fs::remove_all(root, ignored);
+  fs::create_directory(root);
+  make_tree(root, input[0]);
+  const auto folder = mixmatch::data::load_image_folder(root, 8);
+  expect(folder.files.size() == static_cast<size_t>(folder.size()), "another number of files than of images");
+  for (const auto& name : folder.class_names) {
+    expect_clean(name, "a class name");
+  }
+  for (const auto& file : folder.files) {
+    digest_text(file);
+  }
+  for (const auto& file : folder.unreadable) {
+    digest_text(file.file);
+    expect_clean(file.reason, "a reason");
+  }
+  // What strict takes is all that there is.
+  const auto strict =
+      mixmatch::data::load_image_folder(root, 8, mixmatch::data::ImageFolderOptions().strict(true));
+  expect(strict.files == folder.files && folder.unreadable.empty(), "strict takes what was left out");
+}
+
+}  // namespace
+
+void add_picture_targets(std::vector<Target>& targets) {
+  const auto bytes = [](std::initializer_list<std::string_view> digits) {
+    std::vector<std::string> words;
+    for (const auto text : digits) {
+      words.push_back(from_hex(text));
+    }
+    return words;
+  };
+  add_format(targets, "jpeg", pictures::jpeg,
+             bytes({"ffd8",
+                    "ffd9",
+                    "ffda",
+                    "ffc0",
+                    "ffc1",
+                    "ffc2",
+                    "ffc4",
+                    "ffdb",
+                    "ffdd0004",
+                    "ffe0",
+                    "ffe1",
+                    "ffee",
+                    "ffd0",
+                    "ff00",
+                    "ffff",
+                    "fffe0002",
+                    "41646f626500",
+                    "4578696600004d4d002a00000008",
+                    "457869660000",
+                    "49492a0008000000",
+                    "0112000300000001",
+                    "0800080008",
+                    "03011100021101031101",
+                    "2200",
+                    "003f00"}));
+  add_format(
+      targets, "png", pictures::png,
+      bytes({"49484452", "49444154", "49454e44", "504c5445", "74524e53", "43674249", "00000000", "789c",
+             "7801", "01000100feff00", "0001ffff", "edc1", "0000000d", "1006", "0803", "0103"}));
+  add_format(targets, "gif", pictures::gif,
+             bytes({"474946383761", "474946383961", "2c", "21f90405", "21ff0b4e45545343415045322e30", "3b",
+                    "00", "ffff", "0c", "08", "21fe"}));
+  add_format(targets, "bmp", pictures::bmp,
+             bytes({"424d",     "28000000", "0c000000", "38000000", "6c000000", "7c000000", "40000000",
+                    "ffffffff", "00000080", "0100",     "0400",     "0800",     "1000",     "1800",
+                    "2000",     "01000000", "03000000", "ff000000", "0000",     "0001"}));
+  add_format(targets, "tga", pictures::tga,
+             bytes({"0002", "000a", "0101", "0109", "0003", "000b", "08", "0f", "10", "18", "20", "ff", "80",
+                    "ffff"}));
+  add_format(targets, "pnm", pictures::pnm,
+             {"P1", "P2",  "P3",  "P4",    "P5",    "P6", "P7", "#",          "\n",
+              " ",  "255", "256", "65535", "65536", "0",  "-1", "4294967296", "99999999999999999999",
+              "Pf", "PF"});
+  targets.push_back({"image_folder",
+                     {"listing"},
+                     {{"plabeled/cat/1.png\nplabeled/dog/1.jpg\npunlabeled/1.ppm\n"},
+                      {"plabeled/a/b/1.png\nplabeled/b/2.PNG\nplabeled/b/3.gif\n"},
+                      {"plabeled/a/1.bmp\nplabeled/b/2.tga\ndunlabeled\n"}},
+                     {"\n",        "/",         "plabeled/",  "punlabeled/", "dlabeled/",    "llabeled/",
+                      "clabeled/", "tlabeled/", "lunlabeled", ".png",        ".webp",        ".tiff",
+                      ".jfif",     ".",         "@eaDir/",    "Thumbs.db",   "punlabelled/", "ptest/",
+                      "\xff",      "\x1b[2J",   "\xc2\x9b",   "\xc3\xa9",    "\"",           ","},
+                     read_folder});
+}
+
+#else
+
+void add_picture_targets(std::vector<Target>&) {}
+
+#endif
+
+}  // namespace fuzz
