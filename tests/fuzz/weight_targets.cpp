@@ -1,0 +1,336 @@
+// Weights and checkpoints: safetensors files, classifiers, LibTorch's archives.
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/container/sequential.h>
+#include <torch/nn/modules/linear.h>
+#include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/ema_model.hpp>
+#include <mixmatch/models/classifier_file.hpp>
+#include <mixmatch/safetensors.hpp>
+#include <mixmatch/training/checkpoint.hpp>
+#include <mixmatch/training/fused_adam.hpp>
+
+#include <optional>
+
+#include "fuzz.hpp"
+
+namespace fs = std::filesystem;
+
+namespace fuzz {
+
+namespace {
+
+void look_at(const at::Tensor& tensor) {
+  const auto whole = tensor.contiguous();
+  digest(whole.data_ptr(), whole.nbytes());
+}
+
+// safetensors
+
+torch::nn::Sequential small_model() {
+  torch::manual_seed(1);
+  return torch::nn::Sequential(torch::nn::Linear(3, 2), torch::nn::BatchNorm1d(2));
+}
+
+void read_weights(const fs::path& dir, const Input& input) {
+  const fs::path path = dir / "weights.safetensors";
+  size_t bytes = 0;
+  for (const auto& [name, tensor] : mixmatch::read_safetensors(path)) {
+    digest_text(name);
+    look_at(tensor);
+    bytes += tensor.nbytes();
+  }
+  expect(bytes <= input[0].size(), "more bytes of tensors than of file");
+  for (const auto& [key, value] : mixmatch::read_safetensors_metadata(path)) {
+    digest_text(key);
+    digest_text(value);
+  }
+}
+
+void load_weights(const fs::path& dir, const Input&) {
+  static auto model = small_model();
+  const auto options = mixmatch::LoadSafetensorsOptions().allow_cast(true);
+  mixmatch::load_safetensors(dir / "weights.safetensors", model,
+                             mixmatch::LoadSafetensorsOptions(options).strict(false));
+  for (const auto& parameter : model->parameters()) {
+    look_at(parameter);
+  }
+  mixmatch::load_safetensors(dir / "weights.safetensors", model, options);
+}
+
+std::string saved_weights() {
+  const fs::path path = scratch() / "seed.safetensors";
+  auto model = small_model();
+  mixmatch::save_safetensors(path, model, {{"format", "pt"}, {"note", "\xC3\xA9\n"}});
+  return read(path);
+}
+
+std::string all_kinds() {
+  const fs::path path = scratch() / "seed.safetensors";
+  mixmatch::NamedTensors tensors;
+  for (const auto& known : mixmatch::detail::safetensors_types) {
+    tensors.emplace_back(std::string(known.name), at::ones({2, 1}, known.type));
+  }
+  tensors.emplace_back("none", at::ones({0, 3}));
+  tensors.emplace_back("scalar", at::ones({}));
+  mixmatch::write_safetensors(path, tensors);
+  return read(path);
+}
+
+void load_classifier(const fs::path& dir, const Input&) {
+  const auto classifier = mixmatch::models::load_classifier(dir / "model.safetensors");
+  expect(!classifier.class_names.empty(), "no classes");
+  for (const auto& parameter : classifier.model->parameters()) {
+    look_at(parameter);
+  }
+  for (const auto& name : classifier.class_names) {
+    digest_text(name);
+  }
+}
+
+std::string saved_classifier(int64_t scales) {
+  const fs::path path = scratch() / "seed.safetensors";
+  torch::manual_seed(1);
+  mixmatch::models::WideResNet model(
+      mixmatch::models::WideResNetOptions(2).depth(10).widen_factor(1).filters(1).scales(scales));
+  mixmatch::EmaModel ema(model);
+  mixmatch::models::save_classifier(path, model, ema, {"cat", "dog"}, 8);
+  return read(path);
+}
+
+// Checkpoints
+
+/// One object of each kind that a training run registers.
+struct State {
+  State() { register_in(); }
+  State(const State&) = delete;
+  State& operator=(const State&) = delete;
+
+  void register_in() {
+    // An optimizer's moments and a tensor that is not the seed's zeros.
+    model->forward(at::ones({2, 3})).sum().backward();
+    optimizer.step();
+    checkpoint.add("step", step)
+        .add("name", name)
+        .add("done", done)
+        .add("sums", sums)
+        .add("tensor", tensor)
+        .add("generator", generator)
+        .add("stream", stream)
+        .add("model", model)
+        .add("ema", ema)
+        .add("optimizer", optimizer);
+    checkpoint.set_config({{"method", "mixmatch"}, {"seed", "1"}});
+  }
+
+  int64_t step = 7;
+  std::string name = "a name";
+  bool done = false;
+  std::vector<double> sums{1, 2.5};
+  at::Tensor tensor = at::arange(6, at::kLong).view({2, 3});
+  at::Generator generator = at::detail::createCPUGenerator(3);
+  mixmatch::data::BatchStream stream{at::arange(5), 2, 9};
+  torch::nn::Sequential model = small_model();
+  mixmatch::EmaModel<torch::nn::Sequential> ema{model};
+  mixmatch::training::FusedAdam optimizer{model};
+  mixmatch::training::Checkpoint checkpoint{scratch() / "checkpoint.pt"};
+};
+
+State& state() {
+  static State instance;
+  return instance;
+}
+
+std::string saved_checkpoint() {
+  state().checkpoint.save();
+  return read(state().checkpoint.path());
+}
+
+/// Loads the bytes into the state, and looks at it.
+void load_checkpoint(const std::string& bytes) {
+  auto& s = state();
+  write("checkpoint.pt", bytes);
+  s.checkpoint.load([](const mixmatch::training::Config& config) {
+    for (const auto& [key, value] : config) {
+      digest_text(key);
+      digest_text(value);
+    }
+  });
+  digest_value(s.step);
+  digest_text(s.name);
+  for (const double value : s.sums) {
+    digest_value(value);
+  }
+  look_at(s.tensor);
+  look_at(s.stream.next());
+  for (const auto& parameter : s.model->parameters()) {
+    look_at(parameter);
+  }
+}
+
+/// The bytes with a checksum that fits.
+std::string seal(std::string bytes) {
+  using namespace mixmatch::training::detail;
+  if (bytes.size() >= 2) {
+    bytes.replace(bytes.size() - 2, 2, {static_cast<char>(checkpoint_comment_size), '\0'});
+  }
+  const uint32_t crc = mixmatch::detail::crc32c(bytes);
+  bytes.append(checkpoint_seal).append(mixmatch::detail::hex(crc));
+  return bytes;
+}
+
+std::string unsealed(const std::string& bytes) {
+  std::string archive = bytes.substr(0, bytes.size() - mixmatch::training::detail::checkpoint_comment_size);
+  archive.replace(archive.size() - 2, 2, 2, '\0');
+  return archive;
+}
+
+uint64_t number_at(std::string_view bytes, size_t at, size_t size) {
+  uint64_t value = 0;
+  for (size_t i = 0; i < size; ++i) {
+    value |= uint64_t{static_cast<unsigned char>(bytes[at + i])} << (8 * i);
+  }
+  return value;
+}
+
+std::string little_endian(uint64_t value, size_t size) {
+  std::string bytes;
+  for (size_t i = 0; i < size; ++i) {
+    bytes += static_cast<char>(value >> (8 * i));
+  }
+  return bytes;
+}
+
+/// Names and contents of an archive whose entries are stored as they are, by its central directory.
+std::vector<std::pair<std::string, std::string>> unzip(const std::string& bytes) {
+  std::vector<std::pair<std::string, std::string>> entries;
+  const size_t end = bytes.rfind("PK\5\6");
+  size_t at = number_at(bytes, end + 16, 4);
+  while (bytes.compare(at, 4, "PK\1\2") == 0) {
+    const size_t name = number_at(bytes, at + 28, 2), extra = number_at(bytes, at + 30, 2),
+                 comment = number_at(bytes, at + 32, 2), size = number_at(bytes, at + 24, 4),
+                 local = number_at(bytes, at + 42, 4);
+    const size_t data = local + 30 + number_at(bytes, local + 26, 2) + number_at(bytes, local + 28, 2);
+    entries.emplace_back(bytes.substr(at + 46, name), bytes.substr(data, size));
+    at += 46 + name + extra + comment;
+  }
+  return entries;
+}
+
+/// An archive of stored entries, with checksums that fit.
+std::string zip(const std::vector<std::string>& names, const Input& contents) {
+  std::string bytes, directory;
+  for (size_t i = 0; i < names.size(); ++i) {
+    const std::string common = little_endian(0, 2) + little_endian(0, 2) + little_endian(0, 4) +
+                               little_endian(mixmatch::detail::crc32(contents[i]), 4) +
+                               little_endian(contents[i].size(), 4) + little_endian(contents[i].size(), 4) +
+                               little_endian(names[i].size(), 2);
+    directory += "PK\1\2" + little_endian(20, 2) + little_endian(20, 2) + common + std::string(12, '\0') +
+                 little_endian(bytes.size(), 4) + names[i];
+    bytes += "PK\3\4" + little_endian(20, 2) + common + little_endian(0, 2) + names[i] + contents[i];
+  }
+  return bytes + directory + "PK\5\6" + little_endian(0, 4) + little_endian(names.size(), 2) +
+         little_endian(names.size(), 2) + little_endian(directory.size(), 4) +
+         little_endian(bytes.size(), 4) + little_endian(0, 2);
+}
+
+void add_checkpoint_targets(std::vector<Target>& targets) {
+  const std::string whole = saved_checkpoint();
+  targets.push_back({"checkpoint",
+                     {"checkpoint.pt"},
+                     {{whole}},
+                     {"PK", "mixmatch checkpoint crc32c "},
+                     [whole](const fs::path&, const Input& input) {
+                       load_checkpoint(input[0]);
+                       expect(input[0] == whole, "a changed checkpoint was taken");
+                     }});
+  targets.push_back(
+      {"checkpoint_archive",
+       {"archive"},
+       {{unsealed(whole)}},
+       {"PK\3\4", "PK\1\2", "PK\5\6", "PK\6\6", "PK\6\7", std::string("\1\0", 2), "\xff\xff\xff\xff"},
+       [](const fs::path&, const Input& input) { load_checkpoint(seal(input[0])); }});
+  const auto entries = unzip(whole);
+  Target target{"checkpoint_entries", {}, {{}}, {}, {}};
+  std::vector<std::string> names;
+  for (const auto& [name, content] : entries) {
+    names.push_back(name);
+    target.parts.push_back("entry" + std::to_string(names.size()));
+    target.seeds[0].push_back(content);
+  }
+  expect(names.size() > 4, "no entries of a checkpoint");
+  target.dictionary = {"entry_step",
+                       "config",
+                       "class ",
+                       "__torch__",
+                       "Tensor",
+                       "List[str]",
+                       "def __setstate__",
+                       "return ",
+                       "ctorch._utils\n_rebuild_tensor_v2\n",
+                       "FloatStorage",
+                       "LongStorage",
+                       "cpu",
+                       "meta",
+                       "cuda:0",
+                       "\x80\x02",
+                       "q\x01",
+                       "K\x01",
+                       "X\x04",
+                       "(",
+                       "t",
+                       "R",
+                       "}",
+                       "]",
+                       "Q",
+                       "c",
+                       "b",
+                       "."};
+  target.run = [names](const fs::path&, const Input& input) { load_checkpoint(seal(zip(names, input))); };
+  targets.push_back(std::move(target));
+}
+
+}  // namespace
+
+void add_weight_targets(std::vector<Target>& targets) {
+  const std::vector<std::string> words{"{",
+                                       "}",
+                                       "[",
+                                       "]",
+                                       ",",
+                                       ":",
+                                       "\"",
+                                       "\"dtype\":\"F32\"",
+                                       "\"shape\":[",
+                                       "\"data_offsets\":[0,4]",
+                                       "F64",
+                                       "I8",
+                                       "BOOL",
+                                       "F8_E4M3",
+                                       "U16",
+                                       "__metadata__",
+                                       "0.weight",
+                                       "1.running_var",
+                                       "\\u0000",
+                                       "\\ud800",
+                                       "1e9",
+                                       "-1",
+                                       "18446744073709551615",
+                                       "\x1b",
+                                       "\xff"};
+  targets.push_back(
+      {"safetensors", {"weights.safetensors"}, {{saved_weights()}, {all_kinds()}}, words, read_weights});
+  targets.push_back({"load_safetensors", {"weights.safetensors"}, {{saved_weights()}}, words, load_weights});
+  auto names = words;
+  names.insert(names.end(), {"depth", "widen_factor", "filters", "scales", "num_classes", "image_size",
+                             "class_0", "in_channels", "1000", "100000", "16384", "10"});
+  targets.push_back({"classifier",
+                     {"model.safetensors"},
+                     {{saved_classifier(1)}, {saved_classifier(3)}},
+                     names,
+                     load_classifier});
+  add_checkpoint_targets(targets);
+}
+
+}  // namespace fuzz
