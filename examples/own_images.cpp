@@ -63,7 +63,10 @@ int train_run(CLI::App& app, Options& o) {
   const auto folder =
       mm::data::load_image_folder(o.data, o.size, mm::data::ImageFolderOptions().strict(o.strict));
   for (const auto& file : folder.unreadable) {
-    mm::training::print_message(stderr, "own_images: left out {}: {}\n", file.file, file.reason);
+    mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(file));
+  }
+  for (const auto& entries : folder.left_out) {
+    mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(entries));
   }
   auto split = split_pictures(o, folder.labels);
   mm::training::print_message(
@@ -117,7 +120,7 @@ int main(int argc, char** argv) {
   app.add_option("--size", options.size, "Pixels of the square that pictures are resized and cropped to")
       ->check(CLI::Range(8, 1024))
       ->capture_default_str();
-  app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
+  app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
   return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });

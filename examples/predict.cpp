@@ -28,30 +28,43 @@ struct Options {
 };
 
 /// The pictures that the arguments name: files as they are, folders by what they hold.
-std::vector<std::string> find_pictures(const std::vector<std::string>& inputs) {
+std::vector<std::string> find_pictures(const std::vector<std::string>& inputs, bool strict) {
   std::vector<std::string> files;
   for (const auto& input : inputs) {
     if (!fs::is_directory(input)) {
       files.push_back(input);
       continue;
     }
-    const auto found = mm::data::list_images(input);
-    TORCH_CHECK(!found.empty(), input, " holds no pictures");
-    for (const auto& file : found) {
+    const auto found = mm::data::find_images(input);
+    for (const auto& entries : found.left_out) {
+      TORCH_CHECK(!strict || entries.incidental, input, ": ", mm::data::describe(entries));
+      mm::training::print_message(stderr, "predict: {}: {}\n", input, mm::data::describe(entries));
+    }
+    TORCH_CHECK(!found.files.empty(), input, " holds no pictures");
+    for (const auto& file : found.files) {
       files.push_back((fs::path(input) / file).string());
     }
   }
   return files;
 }
 
+/// The file of weights that `--model` names.
+fs::path find_weights(const std::string& model) {
+  if (!fs::is_directory(model)) {
+    return model;
+  }
+  auto weights = mm::training::RunDirectory::open(model).weights();
+  TORCH_CHECK(fs::exists(weights), model,
+              " is not finished: it has no model.safetensors yet; continue the run with --resume");
+  return weights;
+}
+
 int predict(const Options& o) {
-  const fs::path path =
-      fs::is_directory(o.model) ? mm::training::RunDirectory::open(o.model).weights() : fs::path(o.model);
-  auto classifier = mm::models::load_classifier(path);
+  auto classifier = mm::models::load_classifier(find_weights(o.model));
   const auto device = mm::training::parse_device(o.device);
   classifier.model->to(device);
   mm::training::to_channels_last(classifier.model);
-  const auto files = find_pictures(o.inputs);
+  const auto files = find_pictures(o.inputs, o.strict);
   if (!o.out.empty()) {
     const auto folder = fs::absolute(o.out).parent_path();
     TORCH_CHECK(fs::is_directory(folder), "--out: there is no directory ", folder.string());
@@ -59,7 +72,9 @@ int predict(const Options& o) {
 
   std::vector<std::string> readable;
   std::vector<Tensor> probabilities{torch::empty({0, static_cast<int64_t>(classifier.class_names.size())})};
-  const auto batch = static_cast<size_t>(o.batch);
+  // Decoded pictures wait for their batch: at most 256 MB of them.
+  const int64_t bytes = 3 * classifier.image_size * classifier.image_size;
+  const auto batch = static_cast<size_t>(std::clamp<int64_t>((int64_t{1} << 28) / bytes, 1, o.batch));
   for (size_t begin = 0; begin < files.size(); begin += batch) {
     std::vector<Tensor> images;
     for (size_t i = begin; i < std::min(begin + batch, files.size()); ++i) {
@@ -109,7 +124,7 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--threads", options.threads, "CPU threads; 0 = one a processor, at most 16")
       ->check(CLI::Range(0, 1024));
-  app.add_flag("--strict", options.strict, "Stop at a picture that cannot be read");
+  app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);
     return predict(options);

@@ -1,5 +1,10 @@
 #include <mixmatch/models/classifier_file.hpp>
 
+#include <cmath>
+#include <map>
+#include <string>
+#include <vector>
+
 #include "catch.hpp"
 #include "test_util.hpp"
 
@@ -49,8 +54,98 @@ TEST_CASE("classifier file: other files are refused in one line that names the f
   std::map<std::string, std::string> metadata{
       {"architecture", "WideResNet"}, {"image_size", "32"}, {"num_classes", "-2"}};
   mixmatch::write_safetensors(path, {{"x", torch::ones({1})}}, metadata);
-  CHECK_THAT(refused(), contains("\"num_classes\" must be a number up to 100000, got \"-2\""));
+  CHECK_THAT(refused(), contains("\"num_classes\" must be a number from 1 to 100000, got \"-2\""));
   metadata["architecture"] = "Transformer";
   mixmatch::write_safetensors(path, {{"x", torch::ones({1})}}, metadata);
   CHECK_THAT(refused(), contains("holds a Transformer, expected a WideResNet"));
+}
+
+TEST_CASE("classifier file: a network of gigabytes in a few bytes is refused before it is built") {
+  TempDir dir;
+  const auto path = dir / "m.safetensors";
+  const std::map<std::string, std::string> metadata{{"architecture", "WideResNet"},
+                                                    {"num_classes", "2"},
+                                                    {"class_0", "a"},
+                                                    {"class_1", "b"},
+                                                    {"depth", "1000"},
+                                                    {"widen_factor", "20"},
+                                                    {"filters", "0"},
+                                                    {"scales", "3"},
+                                                    {"in_channels", "3"},
+                                                    {"image_size", "32"}};
+  mixmatch::write_safetensors(path, {}, metadata);
+  const std::string error = error_of([&] { load_classifier(path); });
+  CHECK(error.find('\n') == std::string::npos);
+  CHECK_THAT(error,
+             contains(path.string() + " holds 0 numbers, but the network that its metadata describes has "));
+  CHECK_THAT(error, contains("(depth 1000, widen_factor 20, filters 0, scales 3)"));
+  auto largest = metadata;
+  largest["widen_factor"] = "100";
+  largest["scales"] = "10";
+  largest["filters"] = "4096";
+  mixmatch::write_safetensors(path, {}, largest);
+  CHECK_THAT(error_of([&] { load_classifier(path); }), contains("holds 0 numbers"));
+  for (const std::string key : {"depth", "widen_factor", "scales", "in_channels", "image_size"}) {
+    for (const std::string value : {"0", "-1", "99999999999999999999", "1e3", "", "a\x1b[2J"}) {
+      auto wrong = metadata;
+      wrong[key] = value;
+      mixmatch::write_safetensors(path, {}, wrong);
+      CHECK_THAT(error_of([&] { load_classifier(path); }), contains("\"" + key + "\" must be a number from"));
+      CHECK(error_of([&] { load_classifier(path); }).find('\x1b') == std::string::npos);
+    }
+  }
+}
+
+TEST_CASE("classifier file: the count of a network's numbers is that of the network") {
+  for (const auto& options : {WideResNetOptions(10), WideResNetOptions(3).depth(10).widen_factor(1),
+                              WideResNetOptions(2).depth(16).filters(5),
+                              WideResNetOptions(7).depth(10).filters(16).scales(1).in_channels(1),
+                              WideResNetOptions(4).depth(10).filters(8).scales(4)}) {
+    WideResNet model(options);
+    int64_t numbers = 0;
+    for (const auto& item : mixmatch::detail::model_state(model)) {
+      numbers += item.tensor.numel();
+    }
+    CHECK(mixmatch::models::detail::wide_resnet_numbers(options) == numbers);
+  }
+}
+
+TEST_CASE("classifier file: changed weights are refused, and those that are not finite") {
+  torch::manual_seed(2);
+  TempDir dir;
+  const auto path = dir / "m.safetensors";
+  WideResNet model(WideResNetOptions(2).depth(10).filters(4).scales(1));
+  EmaModel ema(model);
+  save_classifier(path, model, ema, {"a", "b"}, 8);
+  CHECK(mixmatch::read_safetensors_metadata(path).count("mixmatch_crc32c") == 1);
+  const std::string whole = read_file(path);
+  for (const size_t from_end : {size_t{1}, size_t{100}, whole.size() / 2}) {
+    std::string bytes = whole;
+    bytes[bytes.size() - from_end] = static_cast<char>(bytes[bytes.size() - from_end] ^ 4);
+    write_file(path, bytes);
+    const std::string error = error_of([&] { load_classifier(path); });
+    CHECK_THAT(error, contains(path.string() + ": damaged: its content does not fit its checksum"));
+    CHECK(error.find('\n') == std::string::npos);
+  }
+  // A class's name is part of what is checked.
+  std::string renamed = whole;
+  renamed[renamed.find("\"class_0\":\"a\"") + 11] = 'c';
+  write_file(path, renamed);
+  CHECK_THAT(error_of([&] { load_classifier(path); }), contains("damaged"));
+
+  // Files of before, and of others, have no checksum.
+  write_file(path, whole);
+  auto metadata = mixmatch::read_safetensors_metadata(path);
+  auto tensors = mixmatch::read_safetensors(path);
+  metadata.erase("mixmatch_crc32c");
+  mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK(load_classifier(path).class_names == std::vector<std::string>{"a", "b"});
+  for (auto& [name, tensor] : tensors) {
+    if (name == "fc.bias") {
+      tensor[1] = NAN;
+    }
+  }
+  mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK_THAT(error_of([&] { load_classifier(path); }),
+             contains(path.string() + ": tensor \"fc.bias\" holds a value that is not finite"));
 }

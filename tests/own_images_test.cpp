@@ -53,10 +53,16 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   TempDir dir;
   write_pictures(dir / "data");
   write_file(dir / "data" / "unlabeled" / "broken.jpg", "no picture");
+  const std::string webp("RIFF\x9A\0\0\0WEBPVP8 ", 16);
+  write_file(dir / "data" / "unlabeled" / "x.webp", webp);
+  fs::create_directories(dir / "data" / "unlabelled");
   const auto finished = run(own_images(dir / "data", dir / "run", {"--validation", "6"}));
   INFO(finished.err);
   REQUIRE(finished.status == 0);
-  CHECK_THAT(finished.err, contains("left out unlabeled/broken.jpg"));
+  CHECK_THAT(finished.err, contains("own_images: left out unlabeled/broken.jpg: not a picture"));
+  CHECK_THAT(finished.err,
+             contains("own_images: left out: 1 WebP file (not a format that is read): unlabeled/x.webp"));
+  CHECK_THAT(finished.err, contains("own_images: left out: 1 folder \"unlabelled\""));
   for (const std::string file : {"model.safetensors", "report.html", "predictions.csv", "checkpoint.pt",
                                  "metrics.csv", "summary.json", "config.json", "split.txt"}) {
     INFO(file);
@@ -78,6 +84,10 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   INFO(predicted.err);
   REQUIRE(predicted.status == 0);
   CHECK_THAT(predicted.err, contains("broken.jpg"));
+  CHECK_THAT(predicted.err, contains("left out: 1 WebP file (not a format that is read): x.webp"));
+  check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--strict", "--threads", "1",
+                     (dir / "data" / "unlabeled").string()}),
+                "left out: 1 WebP file");
   // The same classes, file by file.
   const auto classes = [](const std::vector<std::string>& lines) {
     std::set<std::string> all;
@@ -138,11 +148,21 @@ TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   check_refused(run(own_images(dir / "data", out, {"--eval", out.string()})), "--eval");
   write_file(dir / "data" / "labeled" / "c" / "broken.png", "");
   check_refused(run(own_images(dir / "data", out, {"--strict"})), "broken.png");
+  fs::remove(dir / "data" / "labeled" / "c" / "broken.png");
+  fs::create_directory(dir / "data" / "unlabelled");
+  check_refused(run(own_images(dir / "data", out, {"--strict"})), "\"unlabelled\"");
+  fs::rename(dir / "data" / "unlabelled", dir / "data" / "labeled" / "gr\xfc\xdf");
+  check_refused(run(own_images(dir / "data", out)), "gr\\xfc\\xdf: its name is not UTF-8");
+  fs::remove(dir / "data" / "labeled" / "gr\xfc\xdf");
   CHECK_FALSE(fs::exists(out));
 
   const std::string picture = (dir / "data" / "labeled" / "c").string();
   check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "none").string(), picture}), "none");
   check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "empty").string(), picture}), "holds no run");
+  fs::create_directories(dir / "unfinished");
+  write_file(dir / "unfinished" / "config.json", "{}");
+  check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "unfinished").string(), picture}),
+                "unfinished is not finished: it has no model.safetensors");
   write_file(dir / "bad.safetensors", "short");
   check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "bad.safetensors").string(), picture}),
                 "bad.safetensors");

@@ -1,7 +1,12 @@
 #include <mixmatch/data/svhn.hpp>
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <vector>
 
@@ -98,8 +103,30 @@ std::string matrix(const std::string& name, const std::vector<uint32_t>& shape, 
                          element(2, bytes));
 }
 
+/// Most memory that this process has had at a time, in MB.
+int64_t peak_memory() {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) {
+      return std::stoll(line.substr(6)) / 1024;
+    }
+  }
+  return -1;
+}
+
+/// The message, and nothing but it: matio must not print by itself.
 std::string error_in(const fs::path& dir) {
+  const auto printed = temp_dir();
+  std::fflush(stderr);
+  const int kept = ::dup(2);
+  const int file = ::open((printed / "err").c_str(), O_WRONLY | O_CREAT, 0666);
+  ::dup2(file, 2);
   const auto message = error_of([&] { load_svhn(dir, Split::train); });
+  std::fflush(stderr);
+  ::dup2(kept, 2);
+  ::close(kept);
+  ::close(file);
+  CHECK(read_file(printed / "err").empty());
   CHECK(message.find("load_svhn: ") == 0);
   CHECK(message.find('\n') == std::string::npos);
   return message;
@@ -229,6 +256,36 @@ TEST_CASE("load_svhn refuses in one line that names the file") {
     write({images(1),
            {"y", MAT_C_DOUBLE, MAT_T_DOUBLE, {1, 1}, std::string(reinterpret_cast<const char*>(&half), 8)}});
     CHECK_THAT(error_in(dir.path()), contains("has label 1.5 in row 0"));
+  }
+  SECTION("sizes that the file cannot hold") {
+    std::string begin = "MATLAB 5.0 MAT-file";
+    begin.resize(124, ' ');
+    begin += std::string("\x00\x01", 2) + "IM";
+    const auto y = matrix("y", {2, 1}, "\x0a\x04");
+    // 4 GB of images, which an element of some 6 KB claims.
+    write_file(path, begin + matrix("X", {32, 32, 3, 1398101}, x_bytes(2)) + y);
+    const int64_t before = peak_memory();
+    CHECK_THAT(error_in(dir.path()), contains("X of " + path.string() +
+                                              " claims 32 x 32 x 3 x 1398101 numbers, which the file's "));
+    write_file(path,
+               begin + matrix("X", {32, 32, 3, 2}, x_bytes(2)) + matrix("y", {4000000000, 1}, "\x0a\x04"));
+    CHECK_THAT(error_in(dir.path()), contains("y of " + path.string() + " claims 4000000000 x 1 numbers"));
+    write({images(2), labels("\x01\x01")});
+    CHECK(peak_memory() - before < 64);
+    // What is claimed and could be, but is not there.
+    write_file(path, begin + matrix("X", {32, 32, 3, 3}, x_bytes(2)) + y);
+    CHECK_THAT(error_in(dir.path()), contains(path.string()));
+  }
+  SECTION("MATLAB files of other versions") {
+    std::string file = "MATLAB 7.3 MAT-file";
+    file.resize(124, ' ');
+    write_file(path, file + std::string("\x00\x02", 2) + "IM" + std::string(384, '\0') + "\x89HDF\r\n\x1a\n");
+    CHECK_THAT(error_in(dir.path()), contains("is a MATLAB 7.3 (HDF5) file; save it again"));
+    write_file(path, std::string(200, '\0'));
+    CHECK_THAT(error_in(dir.path()), contains("is no MATLAB file of version 5 to 7"));
+    file = file.substr(0, 124) + std::string("\x00\x01", 2) + "IM";
+    write_file(path, file + element(3, "12345678"));
+    CHECK_THAT(error_in(dir.path()), contains("an element of it is no variable"));
   }
   SECTION("other counts") {
     write({images(2), labels("\x01\x02\x03")});

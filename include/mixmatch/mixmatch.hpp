@@ -31,11 +31,13 @@
 #include <mixmatch/data/cifar10.hpp>
 #include <mixmatch/data/cifar100.hpp>
 #include <mixmatch/data/data_checksum.hpp>
+#include <mixmatch/data/decode_image.hpp>
 #include <mixmatch/data/device_batch_stream.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/list_images.hpp>
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/stl10.hpp>

@@ -1,274 +1,59 @@
 #pragma once
 
-#include <c10/core/ScalarType.h>
 #include <torch/arg.h>
+#include <torch/types.h>
 #include <mixmatch/atomic_file.hpp>
-#include <mixmatch/detail/json_cursor.hpp>
 #include <mixmatch/detail/json_quote.hpp>
-#include <mixmatch/detail/utf8.hpp>
+#include <mixmatch/detail/printable.hpp>
+#include <mixmatch/detail/safetensors_header.hpp>
+#include <mixmatch/detail/safetensors_reader.hpp>
 #include <mixmatch/model.hpp>
 
 #include <algorithm>
-#include <array>
-#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <limits>
 #include <map>
 #include <string>
 #include <string_view>
-#include <system_error>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 namespace mixmatch {
 
-namespace detail {
-
-struct SafetensorsType {
-  std::string_view name;
-  at::ScalarType type;
-};
-
-inline constexpr std::array<SafetensorsType, 10> safetensors_types{{{"F64", at::kDouble},
-                                                                    {"F32", at::kFloat},
-                                                                    {"F16", at::kHalf},
-                                                                    {"BF16", at::kBFloat16},
-                                                                    {"I64", at::kLong},
-                                                                    {"I32", at::kInt},
-                                                                    {"I16", at::kShort},
-                                                                    {"I8", at::kChar},
-                                                                    {"U8", at::kByte},
-                                                                    {"BOOL", at::kBool}}};
-inline constexpr std::string_view safetensors_type_names =
-    "F64, F32, F16, BF16, I64, I32, I16, I8, U8 or BOOL";
-
-/// The format's longest header and, against sizes that LibTorch's own functions do not expect, its most
-/// dimensions.
-inline constexpr uint64_t safetensors_longest_header = 100'000'000;
-inline constexpr size_t safetensors_most_dimensions = 64;
-
-inline constexpr const char* safetensors_metadata_key = "__metadata__";
-
-/// The format's name of a dtype, "" where it has none.
-inline std::string_view safetensors_type_name(at::ScalarType type) {
-  const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
-                                   [&](const auto& item) { return item.type == type; });
-  return known == safetensors_types.end() ? std::string_view() : known->name;
-}
-
-/// "F32 [10, 128]"
-inline std::string describe_tensor(at::ScalarType type, at::IntArrayRef shape) {
-  const auto name = safetensors_type_name(type);
-  return c10::str(name.empty() ? std::string(c10::toString(type)) : std::string(name), " ", shape);
-}
-
-struct SafetensorsEntry {
-  std::string name;
-  at::ScalarType type;
-  std::vector<int64_t> shape;
-  uint64_t begin, end;  // bytes, from where the data begins
-};
-
-/// Entries are in the order of their data.
-struct SafetensorsHeader {
-  std::vector<SafetensorsEntry> entries;
-  std::map<std::string, std::string> metadata;
-};
-
-/// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
-inline std::string quote_for_message(std::string_view text) {
-  constexpr size_t longest = 120;
-  return json_quote(text.substr(0, longest)) + (text.size() > longest ? "…" : "");
-}
-
-inline void check_little_endian(const std::string& context) {
-  TORCH_CHECK(std::endian::native == std::endian::little, context,
-              "the format is little-endian, and this machine is not");
-}
-
-inline bool is_utf8(std::string_view text) {
-  while (!text.empty()) {
-    const size_t length = mixmatch::detail::utf8_length(text);
-    if (length == 0) {
-      return false;
-    }
-    text.remove_prefix(length);
-  }
-  return true;
-}
-
-/// The value that follows a tensor's name.
-inline SafetensorsEntry parse_safetensors_entry(JsonCursor& json, std::string name,
-                                                const std::string& context) {
-  SafetensorsEntry entry{std::move(name), at::kFloat, {}, 0, 0};
-  const std::string tensor = context + "tensor " + quote_for_message(entry.name) + ": ";
-  std::array<bool, 3> seen{};
-  json.object([&](const std::string& key) {
-    constexpr std::array<std::string_view, 3> keys{"dtype", "shape", "data_offsets"};
-    const auto which = static_cast<size_t>(std::find(keys.begin(), keys.end(), key) - keys.begin());
-    TORCH_CHECK(which < keys.size(), tensor, "unknown key ", quote_for_message(key));
-    TORCH_CHECK(!std::exchange(seen[which], true), tensor, key, " stands there twice");
-    if (which == 0) {
-      const std::string type = json.string();
-      const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
-                                       [&](const auto& item) { return item.name == type; });
-      TORCH_CHECK(known != safetensors_types.end(), tensor, "dtype ", quote_for_message(type),
-                  " is none of those that can be read: ", safetensors_type_names);
-      entry.type = known->type;
-    } else if (which == 1) {
-      json.array([&] {
-        const uint64_t size = json.integer();
-        TORCH_CHECK(size <= uint64_t{std::numeric_limits<int64_t>::max()}, tensor, "size ", size,
-                    " is out of range");
-        TORCH_CHECK(entry.shape.size() < safetensors_most_dimensions, tensor, "more than ",
-                    safetensors_most_dimensions, " dimensions");
-        entry.shape.push_back(static_cast<int64_t>(size));
-      });
-    } else {
-      size_t count = 0;
-      json.array([&] {
-        const uint64_t offset = json.integer();
-        TORCH_CHECK(count < 2, tensor, "data_offsets must be [begin, end], got more numbers");
-        (count++ == 0 ? entry.begin : entry.end) = offset;
-      });
-      TORCH_CHECK(count == 2, tensor, "data_offsets must be [begin, end], got ", count, " numbers");
-    }
-  });
-  TORCH_CHECK(seen[0] && seen[1] && seen[2], tensor, "must have dtype, shape and data_offsets");
-  return entry;
-}
-
-/// Throws unless the size of the entry's data is that of its shape and dtype.
-inline void check_safetensors_size(const SafetensorsEntry& entry, const std::string& context) {
-  // Strides are products of sizes too, where a size of 0 counts as 1: they must not overflow either.
-  uint64_t strides = c10::elementSize(entry.type);
-  bool empty = false;
-  for (const int64_t size : entry.shape) {
-    const auto factor = static_cast<uint64_t>(std::max<int64_t>(size, 1));
-    TORCH_CHECK(strides <= uint64_t{std::numeric_limits<int64_t>::max()} / factor, context, "tensor ",
-                quote_for_message(entry.name), ": shape ", at::IntArrayRef(entry.shape), " is too large");
-    strides *= factor;
-    empty = empty || size == 0;
-  }
-  const uint64_t bytes = empty ? 0 : strides;
-  TORCH_CHECK(entry.begin <= entry.end && entry.end - entry.begin == bytes, context, "tensor ",
-              quote_for_message(entry.name), ": ", describe_tensor(entry.type, entry.shape), " takes ", bytes,
-              " bytes, but data_offsets are [", entry.begin, ", ", entry.end, "]");
-}
-
-/// Parses and checks a header whose file has `data_size` bytes after it: every byte belongs to one tensor.
-inline SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_t data_size,
-                                                  const std::string& context) {
-  SafetensorsHeader header;
-  auto& entries = header.entries;
-  bool has_metadata = false;
-  JsonCursor json(text, context + "header, ");
-  TORCH_CHECK(text.starts_with('{'), context, "the header does not begin with '{'");
-  json.object([&](std::string name) {
-    if (name != safetensors_metadata_key) {
-      entries.push_back(parse_safetensors_entry(json, std::move(name), context));
-      return;
-    }
-    TORCH_CHECK(!std::exchange(has_metadata, true), context, safetensors_metadata_key, " stands there twice");
-    json.object([&](std::string key) {
-      const std::string shown = quote_for_message(key);
-      TORCH_CHECK(header.metadata.emplace(std::move(key), json.string()).second, context,
-                  safetensors_metadata_key, ": ", shown, " stands there twice");
-    });
-  });
-  json.finish();
-
-  std::vector<std::string_view> names;
-  for (const auto& entry : entries) {
-    check_safetensors_size(entry, context);
-    names.push_back(entry.name);
-  }
-  std::sort(names.begin(), names.end());
-  const auto twice = std::adjacent_find(names.begin(), names.end());
-  TORCH_CHECK(twice == names.end(), context, "tensor ", quote_for_message(*twice), " stands there twice");
-
-  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
-    return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
-  });
-  uint64_t covered = 0;
-  for (const auto& entry : entries) {
-    TORCH_CHECK(entry.end <= data_size, context, "tensor ", quote_for_message(entry.name), ": data_offsets [",
-                entry.begin, ", ", entry.end, "] reach beyond the file's ", data_size, " bytes of data");
-    TORCH_CHECK(entry.begin == covered, context, "tensor ", quote_for_message(entry.name),
-                ": data begins at ", entry.begin, ", expected ", covered,
-                ": tensors must follow each other without gap or overlap");
-    covered = entry.end;
-  }
-  TORCH_CHECK(covered == data_size, context, data_size - covered, " bytes at the end belong to no tensor");
-  return header;
-}
-
-/// A safetensors file whose header has been read and checked.
-class SafetensorsReader {
- public:
-  SafetensorsReader(const std::string& function, const std::filesystem::path& path)
-      : context_(function + ": " + path.string() + ": ") {
-    check_little_endian(context_);
-    std::error_code error;
-    const auto status = std::filesystem::status(path, error);
-    TORCH_CHECK(std::filesystem::exists(status), context_, "there is no such file");
-    TORCH_CHECK(std::filesystem::is_regular_file(status), context_, "not a regular file");
-    file_.open(path, std::ios::binary);
-    const uint64_t size = std::filesystem::file_size(path, error);
-    TORCH_CHECK(file_ && !error, context_, "cannot be read");
-    TORCH_CHECK(size >= 8, context_, "cut short: ", size, " bytes, expected 8 for the header's length");
-    std::array<unsigned char, 8> length_bytes{};
-    read(length_bytes.data(), length_bytes.size());
-    uint64_t length = 0;
-    for (size_t i = 8; i-- > 0;) {
-      length = length << 8 | length_bytes[i];
-    }
-    TORCH_CHECK(length <= safetensors_longest_header, context_, "header of ", length,
-                " bytes, expected at most ", safetensors_longest_header, "; is it a safetensors file?");
-    TORCH_CHECK(length <= size - 8, context_, "cut short, or no safetensors file: header of ", length,
-                " bytes, but only ", size - 8, " follow");
-    std::string text(length, '\0');
-    read(text.data(), length);
-    data_begin_ = 8 + length;
-    header_ = parse_safetensors_header(text, size - data_begin_, context_);
-  }
-
-  const SafetensorsHeader& header() const { return header_; }
-  const std::string& context() const { return context_; }
-
-  Tensor read_tensor(const SafetensorsEntry& entry) {
-    const bool is_bool = entry.type == at::kBool;
-    const Tensor tensor = at::empty(entry.shape, is_bool ? at::kByte : entry.type);
-    file_.seekg(static_cast<std::streamoff>(data_begin_ + entry.begin));
-    read(tensor.data_ptr(), entry.end - entry.begin);
-    // A bool of another byte than 0 and 1 is undefined behaviour.
-    return is_bool ? tensor.ne(0) : tensor;
-  }
-
- private:
-  void read(void* to, uint64_t bytes) {
-    if (bytes > 0) {
-      file_.read(static_cast<char*>(to), static_cast<std::streamsize>(bytes));
-    }
-    TORCH_CHECK(file_.good(), context_, "cannot be read");
-  }
-
-  std::string context_;
-  std::ifstream file_;
-  SafetensorsHeader header_;
-  uint64_t data_begin_ = 0;
-};
-
-}  // namespace detail
-
 /// Tensors by name, in an order.
 using NamedTensors = std::vector<std::pair<std::string, Tensor>>;
 /// What a safetensors file says about itself: text by name.
 using SafetensorsMetadata = std::map<std::string, std::string>;
+
+namespace detail {
+
+inline std::string_view bytes_of_tensor(const Tensor& contiguous) {
+  return {static_cast<const char*>(contiguous.data_ptr()), contiguous.nbytes()};
+}
+
+/// The checksum of tensors, of which `values` are contiguous copies.
+inline std::string checksum_of(const std::vector<const NamedTensors::value_type*>& tensors,
+                               const std::vector<Tensor>& values, const SafetensorsMetadata& metadata) {
+  std::map<std::string_view, const Tensor*> by_name;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    by_name.emplace(tensors[i]->first, &values[i]);
+  }
+  SafetensorsChecksum checksum(metadata);
+  for (const auto& [name, tensor] : by_name) {
+    checksum.add_tensor(name, safetensors_type_name(tensor->scalar_type()), tensor->sizes());
+    checksum.add_bytes(bytes_of_tensor(*tensor));
+  }
+  return checksum.text();
+}
+
+}  // namespace detail
+
+struct WriteSafetensorsOptions {
+  /// Adds a checksum of tensors and metadata to the metadata ("mixmatch_crc32c"): read_safetensors() and
+  /// load_safetensors() then refuse the file if a bit of it has changed. Other readers take no notice.
+  TORCH_ARG(bool, checksum) = false;
+};
 
 /// Writes a safetensors file (https://github.com/huggingface/safetensors), or leaves the old one as it was:
 ///
@@ -282,9 +67,10 @@ using SafetensorsMetadata = std::map<std::string, std::string>;
 /// equals. Throws c10::Error in one line on another dtype, a sparse tensor, a name that stands there twice,
 /// is "__metadata__" or is no UTF-8, and where the file cannot be written.
 inline void write_safetensors(const std::filesystem::path& path, const NamedTensors& tensors,
-                              const SafetensorsMetadata& metadata = {}) {
+                              const SafetensorsMetadata& metadata = {},
+                              const WriteSafetensorsOptions& options = {}) {
   using detail::json_quote;
-  const std::string context = "write_safetensors: " + path.string() + ": ";
+  const std::string context = "write_safetensors: " + detail::printable(path) + ": ";
   detail::check_little_endian(context);
   std::vector<std::string_view> names;
   for (const auto& [name, tensor] : tensors) {
@@ -311,9 +97,17 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     return a->second.element_size() > b->second.element_size();
   });
 
+  std::vector<Tensor> values;
+  for (const auto* item : ordered) {
+    values.push_back(item->second.detach().to(at::kCPU).resolve_neg().contiguous());
+  }
+  SafetensorsMetadata all_metadata = metadata;
+  if (options.checksum()) {
+    all_metadata[detail::safetensors_checksum_key] = detail::checksum_of(ordered, values, metadata);
+  }
   std::string header;
-  if (!metadata.empty()) {
-    for (const auto& [key, value] : metadata) {
+  if (!all_metadata.empty()) {
+    for (const auto& [key, value] : all_metadata) {
       TORCH_CHECK(detail::is_utf8(key) && detail::is_utf8(value), context, "metadata ",
                   detail::quote_for_message(key), " is not UTF-8");
       header += (header.empty() ? "" : ",") + json_quote(key) + ":" + json_quote(value);
@@ -344,30 +138,47 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     bytes += static_cast<char>(header.size() >> shift & 0xFF);
   }
   bytes += header;
-  for (const auto* item : ordered) {
-    const Tensor values = item->second.detach().to(at::kCPU).resolve_neg().contiguous();
-    bytes.append(static_cast<const char*>(values.data_ptr()), values.nbytes());
+  for (const auto& tensor : values) {
+    bytes += detail::bytes_of_tensor(tensor);
   }
   write_file_atomically(path, bytes);
 }
+
+struct ReadSafetensorsOptions {
+  /// False: tensors of a dtype that cannot be read are left out. (Their names stand in a strict error, and in
+  /// what load_safetensors() with strict(false) returns.)
+  TORCH_ARG(bool, strict) = true;
+};
 
 /// The tensors of a safetensors file, on the CPU and contiguous, in the order of their data.
 ///
 /// Trusts nothing: throws c10::Error in one line that names the file, and the tensor, where the file cannot
 /// be read or is cut short, where the header is longer than 100 MB or than the file or is not the JSON above,
-/// where a name stands there twice, a dtype is none of write_safetensors', a shape's size overflows or is not
-/// that of its data, and where tensors overlap or leave bytes uncovered. Allocates no more than the file is
-/// long.
-inline NamedTensors read_safetensors(const std::filesystem::path& path) {
+/// where a name stands there twice, a shape's size overflows or is not that of its data, and where tensors
+/// overlap or leave bytes uncovered; on a tensor whose dtype is none of write_safetensors' (F8_E4M3, U16, …),
+/// unless strict(false); and where the file has a checksum (see WriteSafetensorsOptions) that does not fit.
+/// Names what else the file is: a Git-LFS pointer, the index of several files, a zip archive of torch.save, …
+/// Allocates no more than the file is long.
+inline NamedTensors read_safetensors(const std::filesystem::path& path,
+                                     const ReadSafetensorsOptions& options = {}) {
   detail::SafetensorsReader reader("read_safetensors", path);
+  for (const auto& entry : reader.header().entries) {
+    if (options.strict()) {
+      reader.check_readable(entry);
+    }
+  }
+  reader.verify_checksum();
   NamedTensors tensors;
   for (const auto& entry : reader.header().entries) {
-    tensors.emplace_back(entry.name, reader.read_tensor(entry));
+    if (entry.readable()) {
+      tensors.emplace_back(entry.name, reader.read_tensor(entry));
+    }
   }
   return tensors;
 }
 
-/// The "__metadata__" of a safetensors file; empty if it has none. Throws as read_safetensors does.
+/// The "__metadata__" of a safetensors file; empty if it has none. Throws as read_safetensors does, but looks
+/// at the header alone, whatever the dtypes in it.
 inline SafetensorsMetadata read_safetensors_metadata(const std::filesystem::path& path) {
   return detail::SafetensorsReader("read_safetensors_metadata", path).header().metadata;
 }
@@ -381,7 +192,7 @@ inline SafetensorsMetadata read_safetensors_metadata(const std::filesystem::path
 /// confused with training::Checkpoint, which holds all that a run needs to go on.
 template <class Model>
 void save_safetensors(const std::filesystem::path& path, Model& model,
-                      const SafetensorsMetadata& metadata = {}) {
+                      const SafetensorsMetadata& metadata = {}, const WriteSafetensorsOptions& options = {}) {
   static_assert(ModuleModel<Model>,
                 "mixmatch: save_safetensors needs a module with parameters, not a plain callable");
   std::vector<detail::NamedTensor> unique;
@@ -392,11 +203,12 @@ void save_safetensors(const std::filesystem::path& path, Model& model,
   for (auto& item : unique) {
     tensors.emplace_back(std::move(item.name), std::move(item.tensor));
   }
-  write_safetensors(path, tensors, metadata);
+  write_safetensors(path, tensors, metadata, options);
 }
 
 struct LoadSafetensorsOptions {
-  /// Every tensor of the model must be in the file, and the other way round. False: those in both are loaded.
+  /// Every tensor of the model must be in the file, and the other way round. False: those in both are loaded,
+  /// but for those in the file whose dtype cannot be read, which count as missing and as unexpected.
   TORCH_ARG(bool, strict) = true;
   /// Converts dtypes: between floating-point ones with rounding, others where every value stays what it is.
   /// (LibTorch's Module::to(dtype), unlike PyTorch's, makes num_batches_tracked floating point as well.)
@@ -410,6 +222,13 @@ struct LoadSafetensorsResult {
 };
 
 namespace detail {
+
+/// "F32 [10, 128]"
+inline std::string describe_tensor(const Tensor& tensor) {
+  const auto name = safetensors_type_name(tensor.scalar_type());
+  return c10::str(name.empty() ? std::string(c10::toString(tensor.scalar_type())) : std::string(name), " ",
+                  tensor.sizes());
+}
 
 /// "tensor "a" (F32 [3]) PROBLEM, and 2 more"; "" if there are none.
 inline std::string describe_names(const std::vector<std::string>& names, const std::string& kind,
@@ -444,7 +263,9 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
     if (target == targets.end()) {
       target = targets.insert(target, {item, {}});
     }
-    if (const auto found = in_file.find(item.name); found != in_file.end()) {
+    const auto found = in_file.find(item.name);
+    if (found != in_file.end() && (found->second->readable() || options.strict())) {
+      reader.check_readable(*found->second);
       target->sources.push_back(found->second);
       in_file.erase(found);
     }
@@ -456,14 +277,14 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
     if (target.sources.empty()) {
       result.missing.push_back(target.item.name);
       if (missing_kind.empty()) {
-        missing_kind = describe_tensor(target.item.tensor.scalar_type(), target.item.tensor.sizes());
+        missing_kind = describe_tensor(target.item.tensor);
       }
     }
   }
   for (const auto& [name, entry] : in_file) {
     result.unexpected.emplace_back(name);
     if (unexpected_kind.empty()) {
-      unexpected_kind = describe_tensor(entry->type, entry->shape);
+      unexpected_kind = describe_tensor(*entry);
     }
   }
   TORCH_CHECK(!options.strict() || (result.missing.empty() && result.unexpected.empty()), reader.context(),
@@ -475,12 +296,12 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
     for (const auto* entry : sources) {
       const bool same_shape = item.tensor.sizes() == at::IntArrayRef(entry->shape);
       TORCH_CHECK(same_shape && (entry->type == type || options.allow_cast()), reader.context(), "tensor ",
-                  quote_for_message(entry->name), " is ", describe_tensor(type, item.tensor.sizes()),
-                  " in the model, but ", describe_tensor(entry->type, entry->shape), " in the file",
-                  same_shape ? " (allow_cast(true) converts)" : "");
+                  quote_for_message(entry->name), " is ", describe_tensor(item.tensor), " in the model, but ",
+                  describe_tensor(*entry), " in the file", same_shape ? " (allow_cast(true) converts)" : "");
     }
   }
 
+  reader.verify_checksum();
   // The whole file is read before the first tensor changes.
   std::vector<std::pair<Tensor, Tensor>> copies;
   for (const auto& [item, sources] : targets) {

@@ -45,8 +45,8 @@ inline Tensor read_stl10_labels(const char* loader, const std::filesystem::path&
   auto* label = bytes.data_ptr<uint8_t>();
   mixmatch::detail::InputFile(loader, path).read(label, count);
   for (int64_t i = 0; i < count; ++i) {
-    TORCH_CHECK(label[i] >= 1 && label[i] <= 10, loader, ": ", path.string(), " record ", i, " has label ",
-                static_cast<int>(label[i]), ", expected 1 to 10");
+    TORCH_CHECK(label[i] >= 1 && label[i] <= 10, loader, ": ", mixmatch::detail::printable(path), " record ",
+                i, " has label ", static_cast<int>(label[i]), ", expected 1 to 10");
   }
   return bytes.to(at::kLong).sub_(1);
 }
@@ -84,8 +84,9 @@ inline ImageDataset load_stl10(const std::filesystem::path& dir, Split split) {
     dataset.labels = at::full({count}, -1, at::kLong);
   } else {
     dataset.labels = detail::read_stl10_labels(loader, place / files[1]);
-    TORCH_CHECK(dataset.labels.size(0) == count, loader, ": ", images.string(), " has ", count,
-                " images, but ", (place / files[1]).string(), " ", dataset.labels.size(0), " labels");
+    TORCH_CHECK(dataset.labels.size(0) == count, loader, ": ", mixmatch::detail::printable(images), " has ",
+                count, " images, but ", mixmatch::detail::printable(place / files[1]), " ",
+                dataset.labels.size(0), " labels");
   }
   dataset.class_names = mixmatch::detail::read_class_names(
       loader, place / "class_names.txt",
@@ -104,8 +105,8 @@ inline std::vector<Tensor> load_stl10_folds(const std::filesystem::path& dir) {
   constexpr const char* loader = "load_stl10_folds";
   const auto path = detail::find_stl10(loader, dir, {"fold_indices.txt"}) / "fold_indices.txt";
   const auto lines = mixmatch::detail::read_lines(loader, path);
-  TORCH_CHECK(lines.size() == 10, loader, ": ", path.string(), " must hold ten lines, one a fold, got ",
-              lines.size());
+  TORCH_CHECK(lines.size() == 10, loader, ": ", mixmatch::detail::printable(path),
+              " must hold ten lines, one a fold, got ", lines.size());
   std::vector<Tensor> folds;
   for (const std::string_view line : lines) {
     std::vector<int64_t> fold;
@@ -116,11 +117,12 @@ inline std::vector<Tensor> load_stl10_folds(const std::filesystem::path& dir) {
       int64_t index = -1;
       const auto* end = word.data() + word.size();
       const auto [parsed, error] = std::from_chars(word.data(), end, index);
-      TORCH_CHECK(error == std::errc() && parsed == end && index >= 0, loader, ": ", path.string(), " line ",
-                  folds.size() + 1, " has \"", word, "\", expected indices >= 0");
+      TORCH_CHECK(error == std::errc() && parsed == end && index >= 0, loader, ": ",
+                  mixmatch::detail::printable(path), " line ", folds.size() + 1, " has \"",
+                  mixmatch::detail::printable(word.substr(0, 40)), "\", expected indices >= 0");
       fold.push_back(index);
     }
-    TORCH_CHECK(!fold.empty(), loader, ": ", path.string(), " line ", folds.size() + 1,
+    TORCH_CHECK(!fold.empty(), loader, ": ", mixmatch::detail::printable(path), " line ", folds.size() + 1,
                 " is empty, expected indices");
     folds.push_back(at::tensor(fold, at::kLong));
   }

@@ -11,11 +11,11 @@
 #include <matio.h>
 #include <mixmatch/detail/parallel.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <memory>
-#include <system_error>
 #include <utility>
 #include <vector>
 #endif
@@ -31,38 +31,49 @@ using SvhnVariable = std::unique_ptr<matvar_t, void (*)(matvar_t*)>;
 /// The named variable's type and shape, without its data.
 inline SvhnVariable find_svhn_variable(mat_t* file, const std::filesystem::path& path, const char* name) {
   SvhnVariable variable(Mat_VarReadInfo(file, name), Mat_VarFree);
-  TORCH_CHECK(variable != nullptr, "load_svhn: ", path.string(), " has no variable ", name,
-              ": it is cut short, or not of SVHN's format 2 (cropped digits)");
+  TORCH_CHECK(variable != nullptr, "load_svhn: ", mixmatch::detail::printable(path), " has no variable ",
+              name, ": it is cut short, or not of SVHN's format 2 (cropped digits)");
   return variable;
 }
 
-/// Whether the file is as long as its parts claim: matio takes what is missing for zeros. A MATLAB 5 file is
-/// a header of 128 bytes and then elements: type, length, content. Others (HDF5) are left to matio.
-inline bool svhn_file_is_whole(const std::filesystem::path& path) {
+/// What is wrong with a file that should be of MATLAB's level 5, else "": matio takes what is missing for
+/// zeros, and memory for what a file claims. Such a file is a header of 128 bytes and then elements: type,
+/// length, content. Other levels are not read: level 4 has no mark of its own, and 7.3 is HDF5.
+inline std::string svhn_file_problem(const std::filesystem::path& path, uint64_t size) {
   mixmatch::detail::InputFile file("load_svhn", path);
-  std::error_code ignored;
-  const auto size = static_cast<uint64_t>(std::filesystem::file_size(path, ignored));
   std::array<uint8_t, 128> header{};
   if (size <= header.size()) {
-    return false;
+    return "is cut short, or no MATLAB file";
   }
   file.read(header.data(), static_cast<int64_t>(header.size()));
-  const bool little_endian = header[126] == 'I';
-  if (header[little_endian ? 125 : 124] != 1) {
-    return true;
+  const bool little_endian = header[126] == 'I' && header[127] == 'M';
+  const uint8_t version = header[little_endian ? 125 : 124];
+  if (!little_endian && (header[126] != 'M' || header[127] != 'I')) {
+    return "is no MATLAB file of version 5 to 7";
+  }
+  if (version != 1) {
+    return version == 2 ? "is a MATLAB 7.3 (HDF5) file; save it again in MATLAB with save(…, '-v7')"
+                        : "is no MATLAB file of version 5 to 7";
   }
   uint64_t position = header.size();
   std::array<uint8_t, 8> tag{};
+  const auto number = [&](size_t begin) {
+    uint64_t value = 0;
+    for (size_t i = 0; i < 4; ++i) {
+      value |= static_cast<uint64_t>(tag[begin + i]) << (8 * (little_endian ? i : 3 - i));
+    }
+    return value;
+  };
   while (position + tag.size() <= size) {
     file.skip_to(static_cast<int64_t>(position));
     file.read(tag.data(), static_cast<int64_t>(tag.size()));
-    uint64_t length = 0;
-    for (size_t i = 0; i < 4; ++i) {
-      length |= static_cast<uint64_t>(tag[4 + i]) << (8 * (little_endian ? i : 3 - i));
+    constexpr uint64_t matrix = 14, compressed = 15;
+    if (number(0) != matrix && number(0) != compressed) {
+      return "is damaged: an element of it is no variable";
     }
-    position += tag.size() + length;
+    position += tag.size() + number(4);
   }
-  return position <= size;
+  return position <= size ? "" : "is cut short, or no MATLAB file";
 }
 
 inline std::string svhn_shape(const matvar_t& variable) {
@@ -73,13 +84,26 @@ inline std::string svhn_shape(const matvar_t& variable) {
   return text;
 }
 
+/// Throws if the variable claims more than a file of that size can hold: deflate makes at most 1,032 bytes of
+/// one.
+inline void check_svhn_size(const matvar_t& variable, const std::filesystem::path& path, uint64_t file_size) {
+  const uint64_t element = std::max<size_t>(Mat_SizeOfClass(variable.class_type), 1);
+  uint64_t left = file_size * 1032 / element;
+  for (int i = 0; i < variable.rank; ++i) {
+    TORCH_CHECK(variable.dims[i] <= left, "load_svhn: ", variable.name, " of ",
+                mixmatch::detail::printable(path), " claims ", svhn_shape(variable),
+                " numbers, which the file's ", file_size, " bytes cannot hold");
+    left /= std::max<size_t>(variable.dims[i], 1);
+  }
+}
+
 inline void read_svhn_data(mat_t* file, const std::filesystem::path& path, matvar_t& variable) {
   TORCH_CHECK(Mat_VarReadDataAll(file, &variable) == 0 && variable.data != nullptr, "load_svhn: cannot read ",
-              variable.name, " of ", path.string(), ": it is cut short or damaged");
+              variable.name, " of ", mixmatch::detail::printable(path), ": it is cut short or damaged");
 }
 
 /// X, uint8 32 x 32 x 3 x N in MATLAB's order (y fastest), as a tensor over the library's own memory.
-inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path) {
+inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path, uint64_t file_size) {
   constexpr int64_t side = 32;
   constexpr int64_t plane = side * side;
   auto variable = find_svhn_variable(file, path, "X");
@@ -88,9 +112,11 @@ inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path) {
                     (variable->rank == 3 || variable->rank == 4) && variable->dims[0] == side &&
                     variable->dims[1] == side && variable->dims[2] == 3;
   const auto count = fits && variable->rank == 4 ? static_cast<int64_t>(variable->dims[3]) : 1;
-  TORCH_CHECK(fits, "load_svhn: X of ", path.string(), " must be uint8 32 x 32 x 3 x N, got ",
+  TORCH_CHECK(fits, "load_svhn: X of ", mixmatch::detail::printable(path),
+              " must be uint8 32 x 32 x 3 x N, got ",
               variable->class_type == MAT_C_UINT8 ? "uint8 " : "another type, ", svhn_shape(*variable));
-  TORCH_CHECK(count > 0, "load_svhn: ", path.string(), " holds no images");
+  TORCH_CHECK(count > 0, "load_svhn: ", mixmatch::detail::printable(path), " holds no images");
+  check_svhn_size(*variable, path, file_size);
   read_svhn_data(file, path, *variable);
   auto* bytes = static_cast<uint8_t*>(variable->data);
   // Square planes turn in place: the extra images alone are 1.6 GB.
@@ -109,12 +135,14 @@ inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path) {
 }
 
 /// y, N numbers 1 to 10 of any type, as labels: 10 stands for the digit 0.
-inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path) {
+inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path, uint64_t file_size) {
   auto variable = find_svhn_variable(file, path, "y");
   TORCH_CHECK(variable->rank == 2 && (variable->dims[0] == 1 || variable->dims[1] == 1) &&
                   variable->isComplex == 0 && variable->class_type >= MAT_C_DOUBLE &&
                   variable->class_type <= MAT_C_UINT64,
-              "load_svhn: y of ", path.string(), " must be N x 1 numbers, got ", svhn_shape(*variable));
+              "load_svhn: y of ", mixmatch::detail::printable(path), " must be N x 1 numbers, got ",
+              svhn_shape(*variable));
+  check_svhn_size(*variable, path, file_size);
   read_svhn_data(file, path, *variable);
   const auto count = static_cast<int64_t>(variable->dims[0] * variable->dims[1]);
   Tensor labels = at::empty({count}, at::kLong);
@@ -122,8 +150,9 @@ inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path) {
   const auto take = [&](const auto* values) {
     for (int64_t i = 0; i < count; ++i) {
       const auto value = static_cast<double>(values[i]);
-      TORCH_CHECK(value >= 1 && value <= 10 && std::floor(value) == value, "load_svhn: y of ", path.string(),
-                  " has label ", value, " in row ", i, ", expected 1 to 10");
+      TORCH_CHECK(value >= 1 && value <= 10 && std::floor(value) == value, "load_svhn: y of ",
+                  mixmatch::detail::printable(path), " has label ", value, " in row ", i,
+                  ", expected 1 to 10");
       label[i] = static_cast<int64_t>(value) % 10;
     }
   };
@@ -170,7 +199,7 @@ inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path) {
 ///
 /// Reads train_32x32.mat, test_32x32.mat or extra_32x32.mat (Split::extra, 531,131 images in 1.6 GB of
 /// memory) from `dir` or `dir`/svhn: MATLAB files with X, uint8 32 x 32 x 3 x N, and y, N labels 1 to 10 of
-/// which 10 stands for the digit 0. Any positive N.
+/// which 10 stands for the digit 0. Any positive N. Of versions 5 to 7, compressed or not.
 ///
 /// Needs the matio library (Debian: libmatio-dev): mixmatch's CMake package uses it where it finds it;
 /// without CMake define MIXMATCH_HAS_MATIO and link with -lmatio. Without it this function throws and says
@@ -190,21 +219,21 @@ inline ImageDataset load_svhn(const std::filesystem::path& dir, Split split) {
           loader, dir, "svhn", {name},
           "download it from http://ufldl.stanford.edu/housenumbers/ (format 2, cropped digits)") /
       name;
-  mixmatch::detail::count_records(loader, path, 1, "");
-  TORCH_CHECK(detail::svhn_file_is_whole(path), loader, ": ", path.string(),
-              " is cut short, or no MATLAB file");
+  const auto size = static_cast<uint64_t>(mixmatch::detail::count_records(loader, path, 1, ""));
+  const std::string problem = detail::svhn_file_problem(path, size);
+  TORCH_CHECK(problem.empty(), loader, ": ", mixmatch::detail::printable(path), " ", problem);
   const detail::SvhnFile file(Mat_Open(path.c_str(), MAT_ACC_RDONLY), Mat_Close);
-  TORCH_CHECK(file != nullptr, loader, ": ", path.string(), " is no MATLAB file");
+  TORCH_CHECK(file != nullptr, loader, ": ", mixmatch::detail::printable(path), " is no MATLAB file");
   ImageDataset dataset;
-  dataset.labels = detail::read_svhn_labels(file.get(), path);
-  dataset.images = detail::read_svhn_images(file.get(), path);
-  TORCH_CHECK(dataset.labels.size(0) == dataset.size(), loader, ": ", path.string(), " has ", dataset.size(),
-              " images in X, but ", dataset.labels.size(0), " labels in y");
+  dataset.labels = detail::read_svhn_labels(file.get(), path, size);
+  dataset.images = detail::read_svhn_images(file.get(), path, size);
+  TORCH_CHECK(dataset.labels.size(0) == dataset.size(), loader, ": ", mixmatch::detail::printable(path),
+              " has ", dataset.size(), " images in X, but ", dataset.labels.size(0), " labels in y");
   dataset.class_names = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
   return dataset;
 #else
   TORCH_CHECK(
-      false, loader, ": cannot read ", dir.string(),
+      false, loader, ": cannot read ", mixmatch::detail::printable(dir),
       ": this program was built without the matio library; install Debian's libmatio-dev and configure "
       "again");
 #endif

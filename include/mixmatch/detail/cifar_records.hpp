@@ -49,7 +49,7 @@ inline data::ImageDataset read_cifar_records(const char* loader,
         for (int64_t k = 0; k < labels; ++k) {
           const auto& expected = label_bytes[static_cast<size_t>(k)];
           const int label = bytes[record * record_bytes + k];
-          TORCH_CHECK(label < expected.classes, loader, ": ", paths[i].string(), " record ", first + record,
+          TORCH_CHECK(label < expected.classes, loader, ": ", printable(paths[i]), " record ", first + record,
                       " has ", expected.name, "label ", label, ", expected 0 to ", expected.classes - 1);
         }
       }

@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 #include <fcntl.h>
 #include <unistd.h>
+#include <mixmatch/detail/printable.hpp>
 
 #include <algorithm>
 #include <cerrno>
@@ -26,7 +27,7 @@ inline bool data_file_exists(const char* loader, const std::filesystem::path& pa
   const bool exists = std::filesystem::exists(std::filesystem::status(path, error));
   TORCH_CHECK(exists || !error || error == std::errc::no_such_file_or_directory ||
                   error == std::errc::not_a_directory,
-              loader, ": cannot read ", path.string(), ": ", error.message());
+              loader, ": cannot read ", printable(path), ": ", error.message());
   return exists;
 }
 
@@ -41,22 +42,22 @@ inline std::filesystem::path find_data_files(const char* loader, const std::file
       }
     }
   }
-  TORCH_CHECK(false, loader, ": no ", files.front(), " in ", dir.string(), " or ", (dir / folder).string(),
+  TORCH_CHECK(false, loader, ": no ", files.front(), " in ", printable(dir), " or ", printable(dir / folder),
               "; ", advice);
 }
 
 /// The number of whole records in the file, at least one. `kind` names what the file should be.
 inline int64_t count_records(const char* loader, const std::filesystem::path& path, int64_t record_bytes,
                              const char* kind) {
-  TORCH_CHECK(data_file_exists(loader, path), loader, ": ", path.string(),
+  TORCH_CHECK(data_file_exists(loader, path), loader, ": ", printable(path),
               " is missing, though other files of the set are there; unpack the archive again");
   std::error_code error;
-  TORCH_CHECK(std::filesystem::is_regular_file(path, error), loader, ": ", path.string(),
+  TORCH_CHECK(std::filesystem::is_regular_file(path, error), loader, ": ", printable(path),
               " is not a regular file");
   const auto size = static_cast<int64_t>(std::filesystem::file_size(path, error));
-  TORCH_CHECK(!error, loader, ": cannot read ", path.string(), ": ", error.message());
-  TORCH_CHECK(size > 0, loader, ": ", path.string(), " is empty");
-  TORCH_CHECK(size % record_bytes == 0, loader, ": ", path.string(), " has ", size,
+  TORCH_CHECK(!error, loader, ": cannot read ", printable(path), ": ", error.message());
+  TORCH_CHECK(size > 0, loader, ": ", printable(path), " is empty");
+  TORCH_CHECK(size % record_bytes == 0, loader, ": ", printable(path), " has ", size,
               " bytes, which is no multiple of a record's ", record_bytes, ": it is cut short, or not ",
               kind);
   return size / record_bytes;
@@ -100,7 +101,7 @@ class InputFile {
   }
 
   [[noreturn]] void fail(const char* reason) const {
-    TORCH_CHECK(false, loader_, ": cannot read ", path_.string(), ": ", reason);
+    TORCH_CHECK(false, loader_, ": cannot read ", printable(path_), ": ", reason);
   }
 
  private:
@@ -112,11 +113,11 @@ class InputFile {
 /// The file's lines without blanks at their ends, and without empty lines at the file's end.
 inline std::vector<std::string> read_lines(const char* loader, const std::filesystem::path& path) {
   std::error_code error;
-  TORCH_CHECK(std::filesystem::is_regular_file(path, error), loader, ": ", path.string(),
+  TORCH_CHECK(std::filesystem::is_regular_file(path, error), loader, ": ", printable(path),
               " is not a regular file");
   InputFile file(loader, path);
   const auto size = std::filesystem::file_size(path, error);
-  TORCH_CHECK(!error, loader, ": cannot read ", path.string(), ": ", error.message());
+  TORCH_CHECK(!error, loader, ": cannot read ", printable(path), ": ", error.message());
   std::string text(size, '\0');
   file.read(reinterpret_cast<uint8_t*>(text.data()), static_cast<int64_t>(size));
   std::vector<std::string> lines;
@@ -141,8 +142,12 @@ inline std::vector<std::string> read_class_names(const char* loader, const std::
   }
   auto names = read_lines(loader, path);
   names.erase(std::remove(names.begin(), names.end(), std::string()), names.end());
-  TORCH_CHECK(names.size() == standard.size(), loader, ": ", path.string(), " must hold ", standard.size(),
+  TORCH_CHECK(names.size() == standard.size(), loader, ": ", printable(path), " must hold ", standard.size(),
               " class names, one a line, got ", names.size());
+  for (const auto& name : names) {  // they go into files of text that are UTF-8
+    TORCH_CHECK(is_utf8(name), loader, ": ", printable(path), " has the class name \"", printable(name),
+                "\", which is not UTF-8");
+  }
   return names;
 }
 

@@ -27,21 +27,153 @@
 #include <emmintrin.h>
 #endif
 
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+
+// stb_image takes what a file asks for, as a few bytes that unpack to gigabytes: its memory comes from here.
+namespace mixmatch::detail::stb_memory {
+
+/// What a thread's decoder may still take, and whether it was refused something.
+struct Budget {
+  size_t left = 0;
+  bool exceeded = false;
+};
+inline thread_local Budget budget;
+
+/// In front of each block, as aligned as malloc's.
+struct alignas(alignof(std::max_align_t)) Block {
+  size_t size;
+};
+
+/// Zeroed, so that what a damaged picture leaves out is the same at each read.
+inline void* allocate(size_t size) {
+  Block* block = nullptr;
+  if (size <= budget.left) {
+    block = static_cast<Block*>(std::calloc(1, sizeof(Block) + size));
+  }
+  if (block == nullptr) {
+    budget.exceeded = true;
+    return nullptr;
+  }
+  budget.left -= size;
+  block->size = size;
+  return block + 1;
+}
+
+inline void release(void* memory) {
+  if (memory != nullptr) {
+    Block* block = static_cast<Block*>(memory) - 1;
+    budget.left += block->size;
+    std::free(block);
+  }
+}
+
+inline void* reallocate(void* memory, size_t size) {
+  if (memory == nullptr) {
+    return allocate(size);
+  }
+  Block* block = static_cast<Block*>(memory) - 1;
+  const size_t before = block->size;
+  Block* moved = nullptr;
+  if (size <= before || size - before <= budget.left) {
+    moved = static_cast<Block*>(std::realloc(block, sizeof(Block) + size));
+  }
+  if (moved == nullptr) {
+    budget.exceeded = true;
+    return nullptr;
+  }
+  budget.left += before;
+  budget.left -= size;
+  moved->size = size;
+  return moved + 1;
+}
+
+}  // namespace mixmatch::detail::stb_memory
+
+// The program's own settings of stb_image are put aside.
 #pragma push_macro("STBI_INCLUDE_STB_IMAGE_H")
-#pragma push_macro("STB_IMAGE_IMPLEMENTATION")
-#pragma push_macro("STB_IMAGE_STATIC")
-#pragma push_macro("STBIDEF")
-#pragma push_macro("STBI_NO_STDIO")
-#pragma push_macro("stbi__err")  // a function of the same name comes before the macro
 #undef STBI_INCLUDE_STB_IMAGE_H
+#pragma push_macro("STB_IMAGE_IMPLEMENTATION")
 #undef STB_IMAGE_IMPLEMENTATION
+#pragma push_macro("STB_IMAGE_STATIC")
 #undef STB_IMAGE_STATIC
+#pragma push_macro("STBIDEF")
 #undef STBIDEF
+#pragma push_macro("STBI_NO_STDIO")
 #undef STBI_NO_STDIO
+#pragma push_macro("STBI_ONLY_JPEG")
+#undef STBI_ONLY_JPEG
+#pragma push_macro("STBI_ONLY_PNG")
+#undef STBI_ONLY_PNG
+#pragma push_macro("STBI_ONLY_BMP")
+#undef STBI_ONLY_BMP
+#pragma push_macro("STBI_ONLY_PSD")
+#undef STBI_ONLY_PSD
+#pragma push_macro("STBI_ONLY_TGA")
+#undef STBI_ONLY_TGA
+#pragma push_macro("STBI_ONLY_GIF")
+#undef STBI_ONLY_GIF
+#pragma push_macro("STBI_ONLY_HDR")
+#undef STBI_ONLY_HDR
+#pragma push_macro("STBI_ONLY_PIC")
+#undef STBI_ONLY_PIC
+#pragma push_macro("STBI_ONLY_PNM")
+#undef STBI_ONLY_PNM
+#pragma push_macro("STBI_ONLY_ZLIB")
+#undef STBI_ONLY_ZLIB
+#pragma push_macro("STBI_NO_JPEG")
+#undef STBI_NO_JPEG
+#pragma push_macro("STBI_NO_PNG")
+#undef STBI_NO_PNG
+#pragma push_macro("STBI_NO_BMP")
+#undef STBI_NO_BMP
+#pragma push_macro("STBI_NO_PSD")
+#undef STBI_NO_PSD
+#pragma push_macro("STBI_NO_TGA")
+#undef STBI_NO_TGA
+#pragma push_macro("STBI_NO_GIF")
+#undef STBI_NO_GIF
+#pragma push_macro("STBI_NO_HDR")
+#undef STBI_NO_HDR
+#pragma push_macro("STBI_NO_PIC")
+#undef STBI_NO_PIC
+#pragma push_macro("STBI_NO_PNM")
+#undef STBI_NO_PNM
+#pragma push_macro("STBI_NO_ZLIB")
+#undef STBI_NO_ZLIB
+#pragma push_macro("STBI_NO_LINEAR")
+#undef STBI_NO_LINEAR
+#pragma push_macro("STBI_SUPPORT_ZLIB")
+#undef STBI_SUPPORT_ZLIB
+#pragma push_macro("STBI_NO_FAILURE_STRINGS")
+#undef STBI_NO_FAILURE_STRINGS
+#pragma push_macro("STBI_FAILURE_USERMSG")
+#undef STBI_FAILURE_USERMSG
+#pragma push_macro("STBI_MALLOC")
+#undef STBI_MALLOC
+#pragma push_macro("STBI_REALLOC")
+#undef STBI_REALLOC
+#pragma push_macro("STBI_REALLOC_SIZED")
+#undef STBI_REALLOC_SIZED
+#pragma push_macro("STBI_FREE")
+#undef STBI_FREE
+#pragma push_macro("STBI_MAX_DIMENSIONS")
+#undef STBI_MAX_DIMENSIONS
+#pragma push_macro("stbi__err")  // a function of the same name comes before the macro
 #undef stbi__err
 #define STB_IMAGE_IMPLEMENTATION
 #define STB_IMAGE_STATIC
 #define STBI_NO_STDIO  // FILE would find the global functions beside these
+// Only formats that are documented; PNM is read without it.
+#define STBI_NO_PSD
+#define STBI_NO_HDR
+#define STBI_NO_PIC
+#define STBI_NO_PNM
+#define STBI_NO_LINEAR
+#define STBI_MALLOC(size) ::mixmatch::detail::stb_memory::allocate(size)
+#define STBI_REALLOC(memory, size) ::mixmatch::detail::stb_memory::reallocate(memory, size)
+#define STBI_FREE(memory) ::mixmatch::detail::stb_memory::release(memory)
 
 // Those that end up in the program: being extern "C", their names would be the same in any namespace.
 #define stbi_load_from_callbacks mixmatch_stbi_load_from_callbacks
@@ -74,6 +206,35 @@ namespace mixmatch::detail::stb {
 #pragma pop_macro("STB_IMAGE_STATIC")
 #pragma pop_macro("STBIDEF")
 #pragma pop_macro("STBI_NO_STDIO")
+#pragma pop_macro("STBI_ONLY_JPEG")
+#pragma pop_macro("STBI_ONLY_PNG")
+#pragma pop_macro("STBI_ONLY_BMP")
+#pragma pop_macro("STBI_ONLY_PSD")
+#pragma pop_macro("STBI_ONLY_TGA")
+#pragma pop_macro("STBI_ONLY_GIF")
+#pragma pop_macro("STBI_ONLY_HDR")
+#pragma pop_macro("STBI_ONLY_PIC")
+#pragma pop_macro("STBI_ONLY_PNM")
+#pragma pop_macro("STBI_ONLY_ZLIB")
+#pragma pop_macro("STBI_NO_JPEG")
+#pragma pop_macro("STBI_NO_PNG")
+#pragma pop_macro("STBI_NO_BMP")
+#pragma pop_macro("STBI_NO_PSD")
+#pragma pop_macro("STBI_NO_TGA")
+#pragma pop_macro("STBI_NO_GIF")
+#pragma pop_macro("STBI_NO_HDR")
+#pragma pop_macro("STBI_NO_PIC")
+#pragma pop_macro("STBI_NO_PNM")
+#pragma pop_macro("STBI_NO_ZLIB")
+#pragma pop_macro("STBI_NO_LINEAR")
+#pragma pop_macro("STBI_SUPPORT_ZLIB")
+#pragma pop_macro("STBI_NO_FAILURE_STRINGS")
+#pragma pop_macro("STBI_FAILURE_USERMSG")
+#pragma pop_macro("STBI_MALLOC")
+#pragma pop_macro("STBI_REALLOC")
+#pragma pop_macro("STBI_REALLOC_SIZED")
+#pragma pop_macro("STBI_FREE")
+#pragma pop_macro("STBI_MAX_DIMENSIONS")
 #pragma pop_macro("stbi__err")
 
 #endif
