@@ -4,6 +4,7 @@
 #include <mixmatch/detail/crc32c.hpp>
 #include <mixmatch/detail/exif.hpp>
 #include <mixmatch/detail/picture_header.hpp>
+#include <mixmatch/detail/printable.hpp>
 
 #include <cstdint>
 #include <string>
@@ -29,9 +30,11 @@ inline std::string read_png_header(std::string& bytes, PictureHeader& header) {
     if (at == 8 && (kind != "IHDR" || length != 13)) {
       return kind == "CgBI" ? "a PNG file in Apple's own variant (CgBI)" : "a damaged PNG file";
     }
-    const bool needed =
-        kind == "IHDR" || kind == "PLTE" || kind == "IDAT" || kind == "tRNS" || kind == "IEND";
-    if (needed && crc32(view.part(at + 4, 4 + length)) != view.big32(at + 8 + length)) {
+    const bool critical = (view.byte(at + 4) & 0x20U) == 0;
+    if (critical && kind != "IHDR" && kind != "PLTE" && kind != "IDAT" && kind != "IEND") {
+      return "a damaged PNG file, or of a kind that is not read (chunk \"" + printable(kind) + "\")";
+    }
+    if ((critical || kind == "tRNS") && crc32(view.part(at + 4, 4 + length)) != view.big32(at + 8 + length)) {
       return "a damaged PNG file (a checksum does not fit)";
     }
     if (kind == "IHDR" && at == 8) {
