@@ -106,7 +106,7 @@ TEST_CASE("TrainingRun: a run that cannot be resumed stays as it is") {
     int64_t other = 0;
     TrainingRun run(RunDirectory::resume(dir / "run"), options(5), other);
     CHECK_THAT(error_of([&] { run.resume(); }),
-               contains("the run has done 6 steps already, --steps asks for 5"));
+               contains("the run has done 6 steps already, more than the 5 asked for"));
     CHECK(other == 0);
   }
   {

@@ -21,6 +21,7 @@
 #include <mixmatch/safetensors.hpp>
 #include <mixmatch/schedules.hpp>
 #include <mixmatch/sharpen.hpp>
+#include <mixmatch/version.hpp>
 #include <mixmatch/weight_decay.hpp>
 #include <mixmatch/workspace.hpp>
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <torch/version.h>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
@@ -9,11 +10,13 @@
 #include <mixmatch/training/run_directory.hpp>
 #include <mixmatch/training/standard_streams.hpp>
 #include <mixmatch/training/tensorboard.hpp>
+#include <mixmatch/version.hpp>
 
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <filesystem>
 #include <limits>
 #include <memory>
@@ -49,7 +52,8 @@ struct TrainingRunOptions {
   TORCH_ARG(std::vector<std::string>, errors);
   /// What defines the run, for config.json and the checkpoint.
   TORCH_ARG(Config, config);
-  /// More for config.json: where the data is, the device.
+  /// More for config.json, to which the versions of this library and LibTorch are added: where the data is,
+  /// the device.
   TORCH_ARG(Config, surroundings);
   /// The command that continues the run, as a shell takes it: said after an interrupt.
   TORCH_ARG(std::string, resume_command);
@@ -269,7 +273,7 @@ class TrainingRun {
       c10::IValue stored;
       archive.read("value", stored);
       TORCH_CHECK(stored.toInt() <= limit, "the run has done ", stored.toInt(),
-                  " steps already, --steps asks for ", limit);
+                  " steps already, more than the ", limit, " asked for");
       *value = stored.toInt();
     }
   };
@@ -288,6 +292,7 @@ class TrainingRun {
         config.set(name, value);
       }
     }
+    config.set("mixmatch-version", MIXMATCH_VERSION).set("libtorch-version", TORCH_VERSION);
     write_file_atomically(directory_.config(), config.str());
   }
 
