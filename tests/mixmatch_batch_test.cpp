@@ -1,3 +1,5 @@
+#include <mixmatch/interleave.hpp>
+#include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 
 #include "catch.hpp"
@@ -20,8 +22,7 @@ MixMatchBatch run(const Inputs& in, MixMode mode, uint64_t seed = 1) {
   auto model = [](const Tensor& x) { return x.narrow(1, 0, kClasses); };
   auto identity = [](const Tensor& x) { return x; };
   return mixmatch_batch(model, identity, in.x, in.labels, in.u,
-                        MixMatchOptions().num_augmentations(kK).mix_mode(mode),
-                        seeded(seed));
+                        MixMatchOptions().num_augmentations(kK).mix_mode(mode), seeded(seed));
 }
 
 }  // namespace
@@ -175,4 +176,111 @@ TEST_CASE("mixmatch_batch: bad input") {
   CHECK_THAT(call(in.x, in.labels, MixMatchOptions().alpha(-1)),
              contains("alpha must be finite and >= 0, got -1"));
   CHECK_THAT(call(in.x, in.labels, MixMatchOptions().temperature(-1)), contains("temperature"));
+}
+
+TEST_CASE("mixmatch_batch and its parts: errors name the function that was called, and its argument") {
+  const Inputs in;
+  auto model = [](const Tensor& x) { return x.narrow(1, 0, kClasses); };
+  auto identity = [](const Tensor& x) { return x; };
+  const Tensor narrow = torch::rand({kU, 2}), targets = torch::rand({kB, kClasses}),
+               guesses = torch::rand({kU, kClasses});
+  const auto refused = [](const auto& call, const std::string& begin) {
+    const std::string error = error_of(call);
+    INFO(error);
+    CHECK(error.rfind(begin, 0) == 0);
+    CHECK(error.find('\n') == std::string::npos);
+  };
+  // Rows of x and u that do not fit each other.
+  refused([&] { mixmatch_batch(model, identity, in.x, in.labels, narrow); },
+          "mixmatch_batch: unlabeled must have rows like those of labeled [6, 3], got [5, 2]");
+  refused([&] { augment_and_guess(model, identity, in.x, in.labels, narrow); },
+          "augment_and_guess: unlabeled must have rows like those of labeled [6, 3], got [5, 2]");
+  refused(
+      [&] {
+        with_guessed_labels(model, in.x, in.labels, {narrow, narrow});
+      },
+      "with_guessed_labels: views must have rows like those of labeled_view [6, 3], got [5, 2]");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, targets, narrow, guesses});
+      },
+      "mix_labeled_unlabeled: unlabeled_inputs must have rows like those of labeled_inputs [6, 3], got [5, "
+      "2]");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, targets, in.u, torch::rand({kU, 3})});
+      },
+      "mix_labeled_unlabeled: targets of unlabeled_inputs must have as many classes as those of "
+      "labeled_inputs, 2, got 3");
+  // Where no row of one is mixed with the other, they need not fit.
+  const auto apart = MixMatchOptions().mix_mode(MixMode::xx_yy);
+  CHECK(mix_labeled_unlabeled({in.x, targets, narrow, guesses}, apart, seeded(1)).unlabeled_inputs.size(1) ==
+        2);
+
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, targets.narrow(0, 0, 2), in.u, guesses});
+      },
+      "mix_labeled_unlabeled: targets of labeled_inputs must be floating-point [6, L] as it has rows, got ");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, in.labels, in.u, guesses});
+      },
+      "mix_labeled_unlabeled: targets of labeled_inputs must be floating-point [6, L]");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x.to(at::kByte), targets, in.u, guesses});
+      },
+      "mix_labeled_unlabeled: labeled_inputs must be a floating-point [N, ...] tensor, got Byte [6, 3]");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, targets, {}, guesses});
+      },
+      "mix_labeled_unlabeled: unlabeled_inputs must be a floating-point [N, ...] tensor, got undefined");
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x, targets, in.u, guesses}, MixMatchOptions().alpha(-1));
+      },
+      "mix_labeled_unlabeled: alpha must be finite and >= 0, got -1");
+  refused([&] { with_guessed_labels(model, in.x, in.labels, {in.u}); },
+          "with_guessed_labels: expected num_augmentations = 2 views, got 1");
+  refused(
+      [&] {
+        with_guessed_labels(model, in.x, in.labels, {in.u, narrow});
+      },
+      "with_guessed_labels: all views of views must have one shape");
+  refused(
+      [&] {
+        with_guessed_labels(model, Tensor(), in.labels, {in.u, in.u});
+      },
+      "with_guessed_labels: labels must have one row for each row of labeled_view undefined, got [6]");
+  refused([&] { augmented_views(identity, in.u, 0); },
+          "augmented_views: num_augmentations must be >= 1, got 0");
+  refused([&] { mixmatch_batch(model, identity, in.x, in.labels.narrow(0, 0, 3), in.u); },
+          "mixmatch_batch: labels must have one row for each row of labeled [6, 3], got [3]");
+  const auto none = MixMatchOptions().mix_mode(MixMode::xx_yx);
+  refused(
+      [&] {
+        mix_labeled_unlabeled({in.x.narrow(0, 0, 0), targets.narrow(0, 0, 0), in.u, guesses}, none);
+      },
+      "mix_labeled_unlabeled: mode xx.yx mixes unlabeled rows with labeled ones, got none");
+
+  const auto forwarded = [&](const Tensor& x, const Tensor& u) {
+    return error_of([&] { forward_interleaved(model, x, u); });
+  };
+  CHECK_THAT(
+      forwarded(in.x, torch::rand({12, 2})),
+      contains("forward_interleaved: unlabeled must have rows like those of labeled [6, 3], got [12, 2]"));
+  CHECK_THAT(forwarded({}, in.u), contains("forward_interleaved: labeled must be [B, ...], got undefined"));
+  CHECK_THAT(forwarded(in.x, {}), contains("got undefined"));
+  CHECK_THAT(forwarded(in.x, in.u), contains("a multiple of the labeled batch's 6 rows"));
+
+  const RampedLoss criterion{RampedLossOptions()};
+  refused([&] { methods::mixmatch_loss(model, identity, in.x, in.labels, narrow, 0, criterion); },
+          "mixmatch_loss: unlabeled must have rows like those of labeled [6, 3], got [5, 2]");
+  refused(
+      [&] {
+        methods::mixmatch_loss_of_views(model, in.x, in.labels, {narrow, narrow}, 0, criterion);
+      },
+      "mixmatch_loss_of_views: views must have rows like those of labeled [6, 3], got [5, 2]");
 }

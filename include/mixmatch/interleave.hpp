@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <iterator>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -78,10 +79,22 @@ struct InterleavedLogits {
 /// The K + 1 forward passes of a MixMatch step: `labeled` [B, …] and `unlabeled` [K*B, …] to logits [B, L]
 /// and [K*B, L], interleaved so that the first pass, the only one to move batch-norm running statistics, sees
 /// labeled and unlabeled rows alike. Gradient to all; throws unless the unlabeled rows are a multiple of the
-/// labeled ones. `workspace`: as interleave() has it.
+/// labeled ones, and like them. `workspace`: as interleave() has it.
 template <class Model>
 InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled,
                                       Workspace* workspace = nullptr) {
+  const auto sizes = [](const Tensor& tensor) {
+    return tensor.defined() ? c10::str(tensor.sizes()) : std::string("undefined");
+  };
+  TORCH_CHECK(labeled.defined() && labeled.dim() >= 1, "forward_interleaved: labeled must be [B, ...], got ",
+              sizes(labeled));
+  TORCH_CHECK(
+      unlabeled.defined() && unlabeled.dim() >= 1 && unlabeled.sizes().slice(1) == labeled.sizes().slice(1),
+      "forward_interleaved: unlabeled must have rows like those of labeled ", labeled.sizes(), ", got ",
+      sizes(unlabeled));
+  TORCH_CHECK(unlabeled.device() == labeled.device(),
+              "forward_interleaved: unlabeled must be on the device of labeled, ", labeled.device(), ", got ",
+              unlabeled.device());
   const int64_t rows = labeled.size(0);
   TORCH_CHECK(rows > 0 && unlabeled.size(0) % rows == 0,
               "forward_interleaved: unlabeled must have a multiple of the labeled batch's ", rows,

@@ -8,6 +8,8 @@
 #include <mixmatch/workspace.hpp>
 
 #include <array>
+#include <cmath>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -91,6 +93,11 @@ struct MixMatchBatch {
 
 namespace detail {
 
+/// How errors call a function and its arguments: those of the one that the user called.
+struct BatchNames {
+  const char *function, *labeled, *unlabeled;
+};
+
 struct LabeledRows {
   Tensor inputs, targets;
 };
@@ -106,15 +113,15 @@ inline LabeledRows mixed(const LabeledRows& rows, const MixUpOptions& options,
 }
 
 /// y mixed with rows of x only: partners run through random orders of x until every row of y has one.
-inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, const MixUpOptions& options,
-                              const std::optional<at::Generator>& generator) {
+inline LabeledRows mixed_with(const BatchNames& names, const LabeledRows& y, const LabeledRows& x,
+                              const MixUpOptions& options, const std::optional<at::Generator>& generator) {
   const int64_t rows = y.inputs.size(0);
   const int64_t draws = options.per_sample() ? rows : 1;
   if (rows == 0) {
     return y;
   }
-  TORCH_CHECK(x.inputs.size(0) > 0,
-              "mixmatch_batch: mode xx.yx mixes unlabeled rows with labeled ones, got none");
+  TORCH_CHECK(x.inputs.size(0) > 0, names.function,
+              ": mode xx.yx mixes unlabeled rows with labeled ones, got none");
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor lambda = options.alpha() == 0 ? torch::ones({draws}, y.inputs.options().dtype(lambda_type))
                                        : sample_symmetric_beta(draws, options.alpha(), y.inputs.device(),
@@ -128,45 +135,69 @@ inline LabeledRows mixed_with(const LabeledRows& y, const LabeledRows& x, const 
     orders.push_back(random_permutation(x.inputs.size(0), x.inputs.device(), generator));
   }
   const Tensor partners = torch::cat(orders).narrow(0, 0, rows);
-  return {mix_rows(y.inputs, x.inputs, partners, lambda, "mixmatch_batch", options.workspace().get()),
-          mix_rows(y.targets, x.targets, partners, lambda, "mixmatch_batch")};
+  return {mix_rows(y.inputs, x.inputs, partners, lambda, names.function, options.workspace().get()),
+          mix_rows(y.targets, x.targets, partners, lambda, names.function)};
 }
 
 }  // namespace detail
 
-/// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
-/// with the labeled rows, nothing mixed yet; see mixmatch_batch(). `labeled_view` is [B, …], `views` are K
-/// augmentations of the same U rows. The guesses stand in the first U rows of `unlabeled_targets`, and again
-/// for each further view. Several views that follow each other in memory, as slices of one batch do, are
-/// joined without a copy: `unlabeled_inputs` is then that memory. So are the labeled rows with them, where
-/// they come right before.
+namespace detail {
+
+inline std::string sizes_text(const Tensor& tensor) {
+  return tensor.defined() ? c10::str(tensor.sizes()) : std::string("undefined");
+}
+
+/// Whether the mode makes one batch of labeled and unlabeled rows, or partners of them.
+inline bool joins_rows(MixMode mode) {
+  return mode != MixMode::none && mode != MixMode::xx && mode != MixMode::yy && mode != MixMode::xx_yy;
+}
+
+inline void check_rows_alike(const BatchNames& names, const Tensor& labeled, const Tensor& unlabeled) {
+  TORCH_CHECK(labeled.sizes().slice(1) == unlabeled.sizes().slice(1), names.function, ": ", names.unlabeled,
+              " must have rows like those of ", names.labeled, " ", labeled.sizes(), ", got ",
+              unlabeled.sizes());
+  TORCH_CHECK(labeled.device() == unlabeled.device(), names.function, ": ", names.unlabeled,
+              " must be on the device of ", names.labeled, ", ", labeled.device(), ", got ",
+              unlabeled.device());
+}
+
 template <class Model>
-MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, const Tensor& labels,
-                                  const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {
+MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const Tensor& labeled_view,
+                                  const Tensor& labels, const std::vector<Tensor>& views,
+                                  const MixMatchOptions& options) {
   TORCH_CHECK(!views.empty() && static_cast<int64_t>(views.size()) == options.num_augmentations(),
-              "mixmatch_batch: expected num_augmentations = ", options.num_augmentations(), " views, got ",
+              names.function, ": expected num_augmentations = ", options.num_augmentations(), " views, got ",
               views.size());
-  TORCH_CHECK(labeled_view.dim() >= 1 && labels.dim() >= 1 && labels.size(0) == labeled_view.size(0),
-              "mixmatch_batch: labels must have one row for each row of labeled ", labeled_view.sizes(),
-              ", got ", labels.sizes());
+  TORCH_CHECK(labeled_view.defined() && labeled_view.dim() >= 1 && labels.defined() && labels.dim() >= 1 &&
+                  labels.size(0) == labeled_view.size(0),
+              names.function, ": labels must have one row for each row of ", names.labeled, " ",
+              sizes_text(labeled_view), ", got ", sizes_text(labels));
+  for (const Tensor& view : views) {
+    TORCH_CHECK(view.defined() && view.dim() >= 1 && view.sizes() == views.front().sizes(), names.function,
+                ": all views of ", names.unlabeled, " must have one shape [U, ...], that of the first ",
+                sizes_text(views.front()), ", got ", sizes_text(view));
+  }
+  if (joins_rows(options.mix_mode())) {
+    check_rows_alike(names, labeled_view, views.front());
+  }
   const Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
   Tensor targets = labels;
   if (!at::isFloatingType(labels.scalar_type())) {
     targets = one_hot(labels, guess.size(1), guess.scalar_type());
   } else {
-    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1),
-                "mixmatch_batch: labels must be int64 [B] or [B, ", guess.size(1),
+    TORCH_CHECK(labels.dim() == 2 && labels.size(1) == guess.size(1), names.function,
+                ": labels must be int64 [B] or [B, ", guess.size(1),
                 "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return {labeled_view, targets, detail::join_rows(views, options.workspace().get()),
+  return {labeled_view, targets, join_rows(views, options.workspace().get()),
           guess.repeat({options.num_augmentations(), 1})};
 }
 
-/// Algorithm 1, line 5: K augmentations of the unlabeled rows.
 template <class Augment>
-std::vector<Tensor> augmented_views(Augment&& augment, const Tensor& unlabeled, int64_t num_augmentations) {
-  TORCH_CHECK(num_augmentations >= 1, "mixmatch_batch: num_augmentations must be >= 1, got ",
+std::vector<Tensor> augmented_views(const BatchNames& names, Augment&& augment, const Tensor& unlabeled,
+                                    int64_t num_augmentations) {
+  TORCH_CHECK(num_augmentations >= 1, names.function, ": num_augmentations must be >= 1, got ",
               num_augmentations);
   std::vector<Tensor> views;
   for (int64_t k = 0; k < num_augmentations; ++k) {
@@ -175,44 +206,72 @@ std::vector<Tensor> augmented_views(Augment&& augment, const Tensor& unlabeled, 
   return views;
 }
 
-/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows,
-/// and with_guessed_labels() of these.
 template <class Model, class Augment>
-MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
-                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
+MixMatchBatch augment_and_guess(const BatchNames& names, Model& model, Augment&& augment,
+                                const Tensor& labeled, const Tensor& labels, const Tensor& unlabeled,
+                                const MixMatchOptions& options) {
   const Tensor labeled_view = augment(labeled);
-  return with_guessed_labels(model, labeled_view, labels,
-                             augmented_views(augment, unlabeled, options.num_augmentations()), options);
+  const auto views = augmented_views(names, augment, unlabeled, options.num_augmentations());
+  return with_guessed_labels(names, model, labeled_view, labels, views, options);
 }
 
-/// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of
-/// nine modes: Algorithm 1, lines 10-14. Inputs are floating-point [N, …], targets [N, L]. Draws a
-/// permutation and lambdas from `generator` for each mixing that the mode asks for.
-inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const MixMatchOptions& options = {},
-                                           std::optional<at::Generator> generator = std::nullopt) {
-  const detail::LabeledRows x{unmixed.labeled_inputs, unmixed.labeled_targets};
-  const detail::LabeledRows y{unmixed.unlabeled_inputs, unmixed.unlabeled_targets};
+/// Throws unless the rows can be mixed by the options.
+inline void check_unmixed(const BatchNames& names, const LabeledRows& x, const LabeledRows& y,
+                          const MixMatchOptions& options) {
+  const auto check = [&names](const char* name, const LabeledRows& rows) {
+    TORCH_CHECK(
+        rows.inputs.defined() && rows.inputs.dim() >= 1 && at::isFloatingType(rows.inputs.scalar_type()),
+        names.function, ": ", name, " must be a floating-point [N, ...] tensor, got ",
+        rows.inputs.defined() ? c10::str(rows.inputs.scalar_type(), " ", rows.inputs.sizes())
+                              : std::string("undefined"));
+    TORCH_CHECK(rows.targets.defined() && rows.targets.dim() == 2 &&
+                    at::isFloatingType(rows.targets.scalar_type()) &&
+                    rows.targets.size(0) == rows.inputs.size(0),
+                names.function, ": targets of ", name, " must be floating-point [", rows.inputs.size(0),
+                ", L] as it has rows, got ",
+                rows.targets.defined() ? c10::str(rows.targets.scalar_type(), " ", rows.targets.sizes())
+                                       : std::string("undefined"));
+  };
+  check(names.labeled, x);
+  check(names.unlabeled, y);
+  if (joins_rows(options.mix_mode())) {
+    check_rows_alike(names, x.inputs, y.inputs);
+    TORCH_CHECK(x.targets.size(1) == y.targets.size(1), names.function, ": targets of ", names.unlabeled,
+                " must have as many classes as those of ", names.labeled, ", ", x.targets.size(1), ", got ",
+                y.targets.size(1));
+  }
+  for (const double alpha : {options.alpha(), options.alpha_unlabeled().value_or(options.alpha())}) {
+    TORCH_CHECK(alpha >= 0 && std::isfinite(alpha), names.function, ": alpha must be finite and >= 0, got ",
+                alpha);
+  }
+}
+
+inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMatchBatch& unmixed,
+                                           const MixMatchOptions& options,
+                                           const std::optional<at::Generator>& generator) {
+  const LabeledRows x{unmixed.labeled_inputs, unmixed.labeled_targets};
+  const LabeledRows y{unmixed.unlabeled_inputs, unmixed.unlabeled_targets};
+  check_unmixed(names, x, y, options);
   const double alpha_x = options.alpha();
   const double alpha_y = options.alpha_unlabeled().value_or(alpha_x);
   const int64_t num_labeled = x.inputs.size(0);
   const auto mixup_options = [&](double alpha) {
     return MixUpOptions().alpha(alpha).per_sample(options.per_sample()).workspace(options.workspace());
   };
-  const auto mix = [&](const detail::LabeledRows& rows, double alpha) {
-    return detail::mixed(rows, mixup_options(alpha), generator);
+  const auto mix = [&](const LabeledRows& rows, double alpha) {
+    return mixed(rows, mixup_options(alpha), generator);
   };
   const auto mix_all = [&] {
-    return mix(detail::joined(x, y, options.workspace().get()), 0.5 * (alpha_x + alpha_y));
+    return mix(joined(x, y, options.workspace().get()), 0.5 * (alpha_x + alpha_y));
   };
-  const auto head = [&](const detail::LabeledRows& rows) {
-    return detail::LabeledRows{rows.inputs.narrow(0, 0, num_labeled), rows.targets.narrow(0, 0, num_labeled)};
+  const auto head = [&](const LabeledRows& rows) {
+    return LabeledRows{rows.inputs.narrow(0, 0, num_labeled), rows.targets.narrow(0, 0, num_labeled)};
   };
-  const auto tail = [&](const detail::LabeledRows& rows) {
+  const auto tail = [&](const LabeledRows& rows) {
     const int64_t rest = rows.inputs.size(0) - num_labeled;
-    return detail::LabeledRows{rows.inputs.narrow(0, num_labeled, rest),
-                               rows.targets.narrow(0, num_labeled, rest)};
+    return LabeledRows{rows.inputs.narrow(0, num_labeled, rest), rows.targets.narrow(0, num_labeled, rest)};
   };
-  const auto batch = [](const detail::LabeledRows& labeled, const detail::LabeledRows& unlabeled) {
+  const auto batch = [](const LabeledRows& labeled, const LabeledRows& unlabeled) {
     return MixMatchBatch{labeled.inputs, labeled.targets, unlabeled.inputs, unlabeled.targets};
   };
   switch (options.mix_mode()) {
@@ -236,7 +295,7 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
     }
     case MixMode::xx_yx: {
       const auto labeled = mix(x, alpha_x);
-      return batch(labeled, detail::mixed_with(y, x, mixup_options(alpha_y), generator));
+      return batch(labeled, mixed_with(names, y, x, mixup_options(alpha_y), generator));
     }
     case MixMode::all: {
       const auto rows = mix_all();
@@ -244,7 +303,46 @@ inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const M
     }
   }
   // Not TORCH_CHECK, which unoptimised code is seen to come back from.
-  C10_THROW_ERROR(Error, "mixmatch_batch: mix_mode is not one of the nine modes");
+  C10_THROW_ERROR(Error, std::string(names.function) + ": mix_mode is not one of the nine modes");
+}
+}  // namespace detail
+
+/// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
+/// with the labeled rows, nothing mixed yet; see mixmatch_batch(). `labeled_view` is [B, …], `views` are K
+/// augmentations of the same U rows. The guesses stand in the first U rows of `unlabeled_targets`, and again
+/// for each further view. Several views that follow each other in memory, as slices of one batch do, are
+/// joined without a copy: `unlabeled_inputs` is then that memory. So are the labeled rows with them, where
+/// they come right before.
+template <class Model>
+MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, const Tensor& labels,
+                                  const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {
+  return detail::with_guessed_labels({"with_guessed_labels", "labeled_view", "views"}, model, labeled_view,
+                                     labels, views, options);
+}
+
+/// Algorithm 1, line 5: K augmentations of the unlabeled rows.
+template <class Augment>
+std::vector<Tensor> augmented_views(Augment&& augment, const Tensor& unlabeled, int64_t num_augmentations) {
+  return detail::augmented_views({"augmented_views", "labeled", "unlabeled"}, augment, unlabeled,
+                                 num_augmentations);
+}
+
+/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows,
+/// and with_guessed_labels() of these.
+template <class Model, class Augment>
+MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
+                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
+  return detail::augment_and_guess({"augment_and_guess", "labeled", "unlabeled"}, model, augment, labeled,
+                                   labels, unlabeled, options);
+}
+
+/// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of
+/// nine modes: Algorithm 1, lines 10-14. Inputs are floating-point [N, …], targets [N, L]. Draws a
+/// permutation and lambdas from `generator` for each mixing that the mode asks for.
+inline MixMatchBatch mix_labeled_unlabeled(const MixMatchBatch& unmixed, const MixMatchOptions& options = {},
+                                           std::optional<at::Generator> generator = std::nullopt) {
+  return detail::mix_labeled_unlabeled({"mix_labeled_unlabeled", "labeled_inputs", "unlabeled_inputs"},
+                                       unmixed, options, generator);
 }
 
 /// MixMatch's data augmentation, Algorithm 1 of the paper, whole:
@@ -262,8 +360,9 @@ template <class Model, class Augment>
 MixMatchBatch mixmatch_batch(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
                              const Tensor& unlabeled, const MixMatchOptions& options = {},
                              std::optional<at::Generator> generator = std::nullopt) {
-  return mix_labeled_unlabeled(augment_and_guess(model, augment, labeled, labels, unlabeled, options),
-                               options, std::move(generator));
+  constexpr detail::BatchNames names{"mixmatch_batch", "labeled", "unlabeled"};
+  const auto unmixed = detail::augment_and_guess(names, model, augment, labeled, labels, unlabeled, options);
+  return detail::mix_labeled_unlabeled(names, unmixed, options, generator);
 }
 
 }  // namespace mixmatch
