@@ -27,7 +27,9 @@ constexpr double none = std::numeric_limits<double>::quiet_NaN();
 struct Run {
   mm::training::RunRecord record;
   int64_t step = 0;  // where it is, or was stopped
-  double test_error = none, ema_test_error = none, median_error = none, seconds_per_step = none;
+  bool finished = false;
+  double test_error = none, ema_test_error = none, median_error = none, validation_error = none,
+         seconds_per_step = none;
 };
 
 std::string setting(const Run& run, const std::string& name) {
@@ -35,11 +37,14 @@ std::string setting(const Run& run, const std::string& name) {
   return value != nullptr ? *value : "-";
 }
 
-/// A number of summary.json; null is NaN.
-double summary_number(const Run& run, const std::string& name) {
+/// A number of summary.json; null is NaN, and so is one that an older run may be without.
+double summary_number(const Run& run, const std::string& name, bool required = true) {
   const std::string file = (run.record.path / "summary.json").string();
   const std::string* text = mm::training::find_setting(run.record.summary, name);
-  TORCH_CHECK(text != nullptr, file, " has no \"", name, "\"");
+  TORCH_CHECK(text != nullptr || !required, file, " has no \"", name, "\"");
+  if (text == nullptr) {
+    return none;
+  }
   double value = none;
   if (*text != "null") {
     const char* end = text->data() + text->size();
@@ -62,9 +67,15 @@ Run load_run(const std::string& path) {
   const auto whole = [](double step) { return std::isfinite(step) ? static_cast<int64_t>(step) : 0; };
   if (run.record.finished) {
     run.step = whole(summary_number(run, "steps"));
+    // A run that was finished, goes on to more steps, and has not done them yet still has its old summary.
+    const std::string steps = setting(run, "steps");
+    run.finished = steps == "-" || steps == fmt::format("{}", run.step);
+  }
+  if (run.finished) {
     run.test_error = summary_number(run, "test_error");
     run.ema_test_error = summary_number(run, "ema_test_error");
     run.median_error = summary_number(run, "median_last20_test_error");
+    run.validation_error = summary_number(run, "validation_error", /*required=*/false);
     run.seconds_per_step = summary_number(run, "seconds_per_step");
     return run;
   }
@@ -76,21 +87,28 @@ Run load_run(const std::string& path) {
   run.step = whole(last("step"));
   run.test_error = last("test_error");
   run.ema_test_error = last("ema_test_error");
+  run.validation_error = last("validation_error");
   run.median_error = mm::training::median_of_last(known_values(run.record.metrics, "ema_test_error"), 20);
   return run;
 }
 
-/// Runs whose configurations are the same but for the seed and what changes no more than rounding.
+/// What may differ between the runs of a group: the seed, and what changes no more than rounding. The table
+/// of runs shows it.
+bool is_told_apart_by_rows(const std::string& setting) {
+  return setting == "seed" || setting == "threads" || setting == "mixmatch-version" ||
+         setting == "libtorch-version";
+}
+
+/// Runs whose configurations are the same but for that.
 using Group = std::vector<const Run*>;
 
 std::vector<Group> group_by_config(const std::vector<Run>& runs) {
   std::vector<std::pair<mm::training::Config, Group>> groups;
   for (const Run& run : runs) {
     mm::training::Config key = run.record.config;
-    key.erase(
-        std::remove_if(key.begin(), key.end(),
-                       [](const auto& entry) { return entry.first == "seed" || entry.first == "threads"; }),
-        key.end());
+    key.erase(std::remove_if(key.begin(), key.end(),
+                             [](const auto& entry) { return is_told_apart_by_rows(entry.first); }),
+              key.end());
     std::sort(key.begin(), key.end());
     const auto known =
         std::find_if(groups.begin(), groups.end(), [&](const auto& group) { return group.first == key; });
@@ -127,6 +145,24 @@ std::vector<std::string> differing_settings(const std::vector<Run>& runs) {
   return names;
 }
 
+/// The errors that the tables show. A validation error stands in where a run has no test error.
+struct ErrorColumn {
+  const char* name;
+  double Run::*error;
+};
+
+std::vector<ErrorColumn> error_columns(const std::vector<Run>& runs) {
+  std::vector<ErrorColumn> columns{{"test_error", &Run::test_error},
+                                   {"ema_test_error", &Run::ema_test_error},
+                                   {"median_last20_test_error", &Run::median_error}};
+  if (std::any_of(runs.begin(), runs.end(), [](const Run& run) {
+        return std::isnan(run.ema_test_error) && !std::isnan(run.validation_error);
+      })) {
+    columns.push_back({"validation_error", &Run::validation_error});
+  }
+  return columns;
+}
+
 std::string number(double value, int digits) {
   return std::isnan(value) ? "-" : fmt::format("{:.{}f}", value, digits);
 }
@@ -155,20 +191,22 @@ Table run_table(const std::vector<Run>& runs) {
   const auto differing = differing_settings(runs);
   Table table{{"run", "method", "seed", "labels"}, {}};
   table.header.insert(table.header.end(), differing.begin(), differing.end());
-  for (const char* name :
-       {"steps", "test_error", "ema_test_error", "median_last20_test_error", "seconds_per_step"}) {
-    table.header.emplace_back(name);
+  table.header.emplace_back("steps");
+  const auto errors = error_columns(runs);
+  for (const auto& column : errors) {
+    table.header.emplace_back(column.name);
   }
+  table.header.emplace_back("seconds_per_step");
   for (const Run& run : runs) {
     std::vector<std::string> row{run.record.path.string(), setting(run, "method"), setting(run, "seed"),
                                  setting(run, "labels")};
     for (const auto& name : differing) {
       row.push_back(setting(run, name));
     }
-    row.push_back(run.record.finished ? fmt::format("{}", run.step)
-                                      : fmt::format("{} of {}, unfinished", run.step, setting(run, "steps")));
-    for (const double error : {run.test_error, run.ema_test_error, run.median_error}) {
-      row.push_back(number(error, 2));
+    row.push_back(run.finished ? fmt::format("{}", run.step)
+                               : fmt::format("{} of {}, unfinished", run.step, setting(run, "steps")));
+    for (const auto& column : errors) {
+      row.push_back(number(run.*column.error, 2));
     }
     row.push_back(number(run.seconds_per_step, 4));
     table.rows.push_back(std::move(row));
@@ -176,28 +214,31 @@ Table run_table(const std::vector<Run>& runs) {
   return table;
 }
 
-/// One row a group, over its finished runs.
+/// One row a group, over its finished runs: the mean of each run's own result, however many evaluations it
+/// is from. A run that has no such error does not count.
 Table group_table(const std::vector<Run>& runs, const std::vector<Group>& groups) {
-  const auto differing = differing_settings(runs);
+  auto differing = differing_settings(runs);
+  differing.erase(std::remove_if(differing.begin(), differing.end(), is_told_apart_by_rows), differing.end());
   Table table{{"method", "labels"}, {}};
   table.header.insert(table.header.end(), differing.begin(), differing.end());
-  for (const char* name : {"steps", "seeds", "test_error", "ema_test_error", "median_last20_test_error"}) {
-    table.header.emplace_back(name);
+  table.header.emplace_back("steps");
+  table.header.emplace_back("seeds");
+  const auto errors = error_columns(runs);
+  for (const auto& column : errors) {
+    table.header.emplace_back(column.name);
   }
   for (const Group& group : groups) {
     std::string seeds;
-    std::vector<double> raw, averaged, median;
-    const auto add = [](std::vector<double>& values, double value) {
-      if (!std::isnan(value)) {
-        values.push_back(value);
-      }
-    };
+    std::vector<std::vector<double>> values(errors.size());
     for (const Run* run : group) {
-      if (run->record.finished) {
+      if (run->finished) {
         seeds += (seeds.empty() ? "" : ", ") + setting(*run, "seed");
-        add(raw, run->test_error);
-        add(averaged, run->ema_test_error);
-        add(median, run->median_error);
+        for (size_t i = 0; i < errors.size(); ++i) {
+          const double error = run->*errors[i].error;
+          if (!std::isnan(error)) {
+            values[i].push_back(error);
+          }
+        }
       }
     }
     if (seeds.empty()) {
@@ -209,8 +250,8 @@ Table group_table(const std::vector<Run>& runs, const std::vector<Group>& groups
     }
     row.push_back(setting(*group[0], "steps"));
     row.push_back(seeds);
-    for (const auto* values : {&raw, &averaged, &median}) {
-      row.push_back(mean_and_deviation(*values));
+    for (const auto& of_column : values) {
+      row.push_back(mean_and_deviation(of_column));
     }
     table.rows.push_back(std::move(row));
   }

@@ -161,3 +161,71 @@ TEST_CASE("compare: what cannot be read exits 2 with one line and writes nothing
   CHECK_FALSE(fs::exists(out));
   check_refused(run({MIXMATCH_COMPARE, a, "--no-such-option"}), "--no-such-option");
 }
+
+TEST_CASE("compare: runs that have only validation errors show them, and their means") {
+  const TempDir dir;
+  const auto make = [&](const std::string& name, const std::string& seed, const std::string& error) {
+    const auto path = make_run(dir / name, seed, "250");
+    write_file(dir / name / "metrics.csv",
+               "step,loss,validation_error,test_error,ema_test_error\n100,2,50,,\n200,1," + error + ",,\n");
+    if (!error.empty()) {
+      write_file(dir / name / "summary.json",
+                 "{\"steps\": 300, \"test_error\": null, \"ema_test_error\": null, "
+                 "\"median_last20_test_error\": null, \"validation_error\": " +
+                     error + ", \"seconds_per_step\": 0.5}");
+    }
+    return path;
+  };
+  const auto a = make("a", "1", "12.5"), b = make("b", "2", "15.5"), c = make("c", "3", "");
+  const auto finished = run({MIXMATCH_COMPARE, a, b, c});
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  const auto lines = words_of(finished.out);
+  REQUIRE(lines.size() == 8);
+  CHECK(lines[0] == Words{"run", "method", "seed", "labels", "steps", "test_error", "ema_test_error",
+                          "median_last20_test_error", "validation_error", "seconds_per_step"});
+  CHECK(lines[1] == Words{a, "mixmatch", "1", "250", "300", "-", "-", "-", "12.50", "0.5000"});
+  CHECK(lines[3] ==
+        Words{c, "mixmatch", "3", "250", "200", "of", "300,", "unfinished", "-", "-", "-", "50.00", "-"});
+  CHECK(lines[6].back() == "validation_error");
+  CHECK(lines[7] == Words{"mixmatch", "250", "300", "1,", "2", "-", "-", "-", "14.00", "\u00B1", "2.12"});
+  // Beside a run with test errors, all errors are there.
+  const auto d = make_run(dir / "d", "4", "250", {12, 10, 11});
+  const auto both = words_of(run({MIXMATCH_COMPARE, a, d}).out);
+  CHECK(both.at(1) == Words{a, "mixmatch", "1", "250", "300", "-", "-", "-", "12.50", "0.5000"});
+  CHECK(both.at(2) == Words{d, "mixmatch", "4", "250", "300", "12.00", "10.00", "11.00", "-", "0.0671"});
+  // A mean is of the runs that have the error.
+  CHECK(both.at(6) == Words{"mixmatch", "250", "300", "1,", "4", "12.00", "10.00", "11.00", "12.50"});
+}
+
+TEST_CASE(
+    "compare: a finished run that goes on to more steps is unfinished, and in no mean until it is there") {
+  const TempDir dir;
+  const auto a = make_run(dir / "a", "1", "250", {12, 10, 11}),
+             b = make_run(dir / "b", "2", "250", {7, 7, 7});
+  // b's summary is of 300 steps, its configuration asks for 300 as a's does; now it is to do 600.
+  std::string config = read_file(dir / "b" / "config.json");
+  config.replace(config.find("\"300\""), 5, "\"600\"");
+  write_file(dir / "b" / "config.json", config);
+  const auto lines = words_of(run({MIXMATCH_COMPARE, a, b}).out);
+  REQUIRE(lines.size() == 7);
+  CHECK(lines[2] ==
+        Words{b, "mixmatch", "2", "250", "250", "of", "600,", "unfinished", "40.12", "30.00", "40.12", "-"});
+  CHECK(lines[6] == Words{"mixmatch", "250", "300", "1", "12.00", "10.00", "11.00"});
+}
+
+TEST_CASE("compare: runs of other versions are one group, and told apart in the table of runs") {
+  const TempDir dir;
+  const auto a = make_run(dir / "a", "1", "250", {12, 10, 11}),
+             b = make_run(dir / "b", "2", "250", {14, 13, 11});
+  std::string config = read_file(dir / "b" / "config.json");
+  config.replace(config.rfind("\n}"), 2, ",\n  \"mixmatch-version\": \"0.1.0\"\n}");
+  write_file(dir / "b" / "config.json", config);
+  const auto lines = words_of(run({MIXMATCH_COMPARE, a, b}).out);
+  REQUIRE(lines.size() == 7);
+  CHECK(lines[0][4] == "mixmatch-version");
+  CHECK(lines[1][4] == "-");
+  CHECK(lines[2][4] == "0.1.0");
+  CHECK(lines[6] == Words{"mixmatch", "250", "300", "1,", "2", "13.00", "\u00B1", "1.41", "11.50", "\u00B1",
+                          "2.12", "11.00", "\u00B1", "0.00"});
+}
