@@ -77,14 +77,13 @@ StepLoss train_step(State& state, const TrainingOptions& o, const mm::MixMatchOp
 TrainingData load(const TrainingOptions& o, torch::Device device) {
   const auto train = mm::data::load_cifar10(o.data, mm::data::Split::train);
   auto test = mm::data::load_cifar10(o.data, mm::data::Split::test);
-  auto split = mm::training::make_split(o, train.labels);
+  auto split = mm::training::make_split(o, mm::data::ImagePool({train}));
   auto validation = mm::data::take(train, split.validation);
   return {mm::data::ImagePool({mm::data::to_device(train, device)}), std::move(split), std::move(validation),
           std::move(test)};
 }
 
 int train_run(CLI::App& app, TrainingOptions& o) {
-  using mm::training::RunDirectory;
   const auto config = [&o] { return mm::training::config_of(o); };
   const auto resumed = mm::training::adopt_run(app, o, config);
   // Data and options are checked before anything is written.
@@ -103,7 +102,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
 
   auto run_config = config();
   run_config.emplace_back("step-on", on_device.has_value() ? "device" : "host");
-  mm::training::TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
+  mm::training::TrainingRun run(resumed.has_value() ? *resumed : mm::training::RunDirectory::create(o.out),
                                 mm::training::training_run_options(o, run_config, data, device), state.step);
   state.register_in(run.checkpoint());
   if (on_device.has_value()) {
@@ -112,7 +111,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   if (resumed.has_value()) {
     run.resume();
   } else {
-    mm::data::save_split(run.directory().split(), data.split, data.pool.size());
+    mm::training::save_split(run.directory().split(), o, data);
     run.start();
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }

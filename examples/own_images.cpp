@@ -41,14 +41,14 @@ mm::training::Config config_of(const Options& o) {
 }
 
 /// Of the pictures with a label, `--validation` are held out, and the others train with it, or `--labels` of
-/// them; the rest are unlabeled.
-mm::data::SslSplit split_pictures(const Options& o, const Tensor& labels) {
+/// them; the rest are unlabeled. Or as `--split` names them.
+mm::data::SslSplit split_pictures(const Options& o, const mm::data::ImageFolder& folder) {
   if (!o.split.empty()) {
-    return mm::data::load_split(o.split, labels.size(0));
+    return mm::training::read_split(o, mm::data::ImagePool({folder}), folder.files);
   }
-  auto split = mm::data::split_labels(labels, o.labels, o.validation, o.seed);
+  auto split = mm::data::split_labels(folder.labels, o.labels, o.validation, o.seed, folder.class_names);
   if (o.labels == 0) {
-    const Tensor known = labels.index_select(0, split.unlabeled).ge(0);
+    const Tensor known = folder.labels.index_select(0, split.unlabeled).ge(0);
     split.labeled = split.unlabeled.masked_select(known);
     split.unlabeled = split.unlabeled.masked_select(known.logical_not());
   }
@@ -68,11 +68,11 @@ int train_run(CLI::App& app, Options& o) {
   for (const auto& entries : folder.left_out) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(entries));
   }
-  auto split = split_pictures(o, folder.labels);
+  auto split = split_pictures(o, folder);
+  const int64_t known = split.labeled.size(0) + split.validation.size(0);
   mm::training::print_message(
-      stdout, "{} pictures with a label in {} classes ({} of them for validation), {} without\n",
-      split.labeled.size(0) + split.validation.size(0), folder.num_classes(), split.validation.size(0),
-      split.unlabeled.size(0));
+      stdout, "{} picture{} with a label in {} classes ({} of them for validation), {} without\n", known,
+      known == 1 ? "" : "s", folder.num_classes(), split.validation.size(0), split.unlabeled.size(0));
   if (split.unlabeled.size(0) == 0 && o.method != "supervised") {
     mm::training::print_message(stdout, "there are no unlabeled pictures: training is supervised\n");
     o.method = "supervised";
@@ -81,7 +81,8 @@ int train_run(CLI::App& app, Options& o) {
   const TrainingData data{mm::data::ImagePool({mm::data::to_device(folder, device)}),
                           std::move(split),
                           std::move(validation),
-                          {}};
+                          {},
+                          folder.files};
   mm::training::adopt_data(o, data);
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
@@ -117,9 +118,8 @@ int main(int argc, char** argv) {
       "own_images");
   options.program = argv[0];
   mm::training::add_training_options(app, options);
-  app.add_option("--size", options.size, "Pixels of the square that pictures are resized and cropped to")
-      ->check(CLI::Range(8, 1024))
-      ->capture_default_str();
+  mm::training::add_number<int64_t>(app, "--size", options.size,
+                                    "Pixels of the square that pictures are resized and cropped to", 8, 1024);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");

@@ -90,32 +90,31 @@ TrainingData load(const Options& o, torch::Device device) {
   mm::data::ImagePool pool({mm::data::to_device(train, device), mm::data::to_device(unlabeled, device)});
   auto split = o.fold >= 0 && o.split.empty()
                    ? mm::data::split_by_rows(pool.labels, mm::data::load_stl10_folds(o.data).at(o.fold),
-                                             o.validation, o.seed)
-                   : mm::training::make_split(o, pool.labels);
+                                             o.validation, o.seed, pool.class_names)
+                   : mm::training::make_split(o, pool);
   auto validation = mm::data::take(train, split.validation);
   return {std::move(pool), std::move(split), std::move(validation), std::move(test)};
 }
 
 int train_run(CLI::App& app, Options& o) {
-  using mm::training::RunDirectory;
   const auto config = [&o] { return config_of(o); };
   const auto resumed = mm::training::adopt_run(app, o, config);
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o, device);
-  mm::training::adopt_data(o, data);
+  mm::training::adopt_data(o, data, /*every_class=*/o.fold < 0);
   State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
 
-  mm::training::TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
+  mm::training::TrainingRun run(resumed.has_value() ? *resumed : mm::training::RunDirectory::create(o.out),
                                 mm::training::training_run_options(o, config(), data, device), state.step);
   state.register_in(run.checkpoint());
   if (resumed.has_value()) {
     run.resume();
   } else {
-    mm::data::save_split(run.directory().split(), data.split, data.pool.size());
+    mm::training::save_split(run.directory().split(), o, data);
     run.start();
     mm::training::log_example_images(run.board(), state.model, o, data, device);
   }
@@ -147,10 +146,9 @@ int main(int argc, char** argv) {
       "stl10");
   options.program = argv[0];
   mm::training::add_training_options(app, options);
-  app.add_option("--fold", options.fold,
-                 "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed")
-      ->check(CLI::Range(-1, 9))
-      ->capture_default_str();
+  mm::training::add_number<int64_t>(
+      app, "--fold", options.fold,
+      "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed", -1, 9);
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(

@@ -53,7 +53,7 @@ TrainingData load(const std::string& dataset, const TrainingOptions& o, torch::D
   auto sets = load_train(dataset, o.data);
   auto test = load_test(dataset, o.data);
   const mm::data::ImagePool in_memory(sets);
-  auto split = mm::training::make_split(o, in_memory.labels);
+  auto split = mm::training::make_split(o, in_memory);
   mm::data::ImageDataset validation{in_memory.gather(split.validation),
                                     in_memory.labels_of(split.validation, torch::kCPU),
                                     in_memory.class_names};

@@ -126,8 +126,8 @@ TEST_CASE("split_labels names what is wrong") {
   const auto message = [](const Tensor& tensor, int64_t labeled, int64_t validation) {
     return error_of([&] { split_labels(tensor, labeled, validation, 1); });
   };
-  CHECK_THAT(message(labels, 6, 0), contains("class 2 has 1 rows, too few for 2 labeled and 0 validation"));
-  CHECK_THAT(message(labels, 3, 3), contains("class 2 has 1 rows, too few for 1 labeled and 1 validation"));
+  CHECK_THAT(message(labels, 6, 0), contains("class 2 has 1 row, too few for 2 labeled and 0 validation"));
+  CHECK_THAT(message(labels, 3, 3), contains("class 2 has 1 row, too few for 1 labeled and 1 validation"));
   CHECK_THAT(message(labels, -1, 0), contains("num_labeled must be >= 0, got -1"));
   CHECK_THAT(message(labels, 0, -5), contains("num_validation must be >= 0, got -5"));
   CHECK_THAT(message(labels.to(at::kInt), 3, 0), contains("labels must be int64 [N], got Int"));
@@ -166,4 +166,16 @@ TEST_CASE("split_by_rows: rows that do not fit") {
   CHECK_THAT(refused(torch::tensor({1, 1}, at::kLong)), contains("labeled row 1 is given twice"));
   CHECK_THAT(refused(torch::tensor({0.}, at::kDouble)), contains("must be int64"));
   CHECK_THAT(refused(torch::tensor({0, 1}, at::kLong), 1), contains("no labeled row is left"));
+}
+
+TEST_CASE("split_labels: a class that has too few rows is named") {
+  const Tensor labels = torch::tensor({0, 0, 0, 1, -1}, torch::kLong);
+  const std::vector<std::string> names{"cat", "d\x1bg"};
+  CHECK_THAT(error_of([&] { split_labels(labels, 2, 2, 1, names); }),
+             contains("class \"d\\x1bg\" has 1 row, too few for 1 labeled and 1 validation rows"));
+  CHECK_THAT(error_of([&] { split_labels(labels, 2, 2, 1, {"cat"}); }), contains("class 1 has 1 row,"));
+  CHECK_THAT(error_of([&] {
+               mixmatch::data::split_by_rows(labels, torch::tensor({0, 1}), 4, 1, {"cat", "dog"});
+             }),
+             contains("class \"cat\" has 1 row, too few for 0 labeled and 2 validation"));
 }

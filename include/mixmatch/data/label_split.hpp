@@ -2,8 +2,10 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/counter_rng.hpp>
+#include <mixmatch/detail/printable.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -34,6 +36,12 @@ inline Tensor ascending(std::vector<int64_t> indices) {
   return at::tensor(indices, at::kLong);
 }
 
+/// A class for a message: its name, or its number where it has none.
+inline std::string class_text(size_t number, const std::vector<std::string>& class_names) {
+  return number < class_names.size() ? "\"" + mixmatch::detail::printable(class_names[number]) + "\""
+                                     : std::to_string(number);
+}
+
 }  // namespace detail
 
 /// Hides the labels of a labeled data set: chooses `num_labeled` rows that keep theirs and `num_validation`
@@ -44,9 +52,10 @@ inline Tensor ascending(std::vector<int64_t> indices) {
 /// does not divide, classes drawn from the seed have one more. The split is a pure function of its arguments
 /// on every machine. For one seed the labeled rows do not depend on num_validation nor the validation rows on
 /// num_labeled, and a balanced smaller labeled set is part of a larger one. Throws on other dtypes and
-/// shapes, on negative numbers, and where a class has too few rows.
-inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t num_validation,
-                             uint64_t seed) {
+/// shapes, on negative numbers, and where a class has too few rows; the message then has the class's name, if
+/// `class_names` has one.
+inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t num_validation, uint64_t seed,
+                             const std::vector<std::string>& class_names = {}) {
   TORCH_CHECK(
       labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong,
       "split_labels: labels must be int64 [N], got ",
@@ -83,8 +92,9 @@ inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t 
   for (size_t c = 0; c < members.size(); ++c) {
     auto& rows = members[c];
     const auto available = static_cast<int64_t>(rows.size());
-    TORCH_CHECK(labeled_shares[c] + validation_shares[c] <= available, "split_labels: class ", c, " has ",
-                available, " rows, too few for ", labeled_shares[c], " labeled and ", validation_shares[c],
+    TORCH_CHECK(labeled_shares[c] + validation_shares[c] <= available, "split_labels: class ",
+                detail::class_text(c, class_names), " has ", available, available == 1 ? " row" : " rows",
+                ", too few for ", labeled_shares[c], " labeled and ", validation_shares[c],
                 " validation rows (", num_labeled, " and ", num_validation, " over ", classes, " classes)");
     mixmatch::detail::CounterRng rng(seed, 1 + c);
     rng.shuffle(rows.data(), available);
@@ -103,7 +113,7 @@ inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t 
 ///
 /// `labeled`: int64 [M], each row at most once, of known label. Throws on other rows and as split_labels().
 inline SslSplit split_by_rows(const Tensor& labels, const Tensor& labeled, int64_t num_validation,
-                              uint64_t seed) {
+                              uint64_t seed, const std::vector<std::string>& class_names = {}) {
   TORCH_CHECK(labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
                   labeled.defined() && labeled.dim() == 1 && labeled.scalar_type() == at::kLong,
               "split_by_rows: labels and labeled must be int64 [N] and [M]");
@@ -123,7 +133,7 @@ inline SslSplit split_by_rows(const Tensor& labels, const Tensor& labeled, int64
   std::vector<int64_t> unlabeled;
   Tensor validation = at::empty({0}, at::kLong), rest = at::arange(hidden.numel(), at::kLong);
   if (hidden.numel() > 0 && hidden.max().item<int64_t>() >= 0) {
-    const SslSplit others = split_labels(hidden, 0, num_validation, seed);
+    const SslSplit others = split_labels(hidden, 0, num_validation, seed, class_names);
     validation = others.validation;
     rest = others.unlabeled;
   } else {

@@ -138,7 +138,7 @@ inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mod
     std::string line = kind + " error by class (averaged weights):";
     for (size_t i = 0; i < errors.size(); ++i) {
       line += fmt::format("{} {} ", i == 0 ? "" : ",", class_names[i]) +
-              (std::isnan(errors[i]) ? "none" : fmt::format("{:.1f} %", errors[i]));
+              (std::isnan(errors[i]) ? "has no images" : fmt::format("{:.1f} %", errors[i]));
     }
     print_message(stdout, line + "\n");
     report.confusion = confusion;

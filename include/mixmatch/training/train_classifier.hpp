@@ -65,7 +65,7 @@ inline int train_classifier(const TrainingOptions& o, const Config& config, cons
   if (resumed.has_value()) {
     run.resume();
   } else {
-    data::save_split(run.directory().split(), data.split, data.pool.size());
+    save_split(run.directory().split(), o, data);
     run.start();
     log_example_images(run.board(), state.model, o, data, device);
   }

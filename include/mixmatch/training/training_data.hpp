@@ -4,7 +4,8 @@
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
 
-#include <utility>
+#include <string>
+#include <vector>
 
 namespace mixmatch::training {
 
@@ -14,6 +15,9 @@ struct TrainingData {
   data::SslSplit split;           ///< rows of the pool: which have their labels, which train without
   data::ImageDataset validation;  ///< held out from training to choose by; may be empty
   data::ImageDataset test;        ///< looked at and never chosen by; may be empty
+  /// Of pictures in a folder, one a row of the pool: their names, relative to the folder. A run's split then
+  /// names them.
+  std::vector<std::string> files = {};
 };
 
 }  // namespace mixmatch::training

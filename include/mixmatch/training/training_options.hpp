@@ -5,6 +5,7 @@
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/split_file.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/detail/shell_quote.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
@@ -13,19 +14,27 @@
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/precision.hpp>
+#include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/training/run_record.hpp>
 #include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/train_state.hpp>
 #include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_run.hpp>
 
 #include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <optional>
 #include <string>
+#include <system_error>
 #include <utility>
+#include <vector>
 
 namespace mixmatch::training {
 
 /// What the training programs can be told, with a preset's numbers as defaults; command_line.hpp makes
-/// options of it. A plain struct: programs of one's own add to it what they need.
+/// options of it. A plain struct: programs of one's own add to it what they need. Errors of the functions of
+/// this header speak of these options as the command line does.
 struct TrainingOptions {
   TrainingOptions() = default;
   explicit TrainingOptions(const Preset& preset)
@@ -77,6 +86,45 @@ struct TrainingOptions {
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
 };
+
+namespace detail {
+
+/// What the config.json beside a run's split.txt says of the images that the run was trained on.
+inline std::optional<std::string> training_data_beside(const std::filesystem::path& split) {
+  const auto config = split.parent_path() / "config.json";
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(config, ignored)) {
+    return std::nullopt;
+  }
+  try {
+    const auto settings = read_json_object(config);
+    const auto* found = find_setting(settings, "training-data");
+    return found != nullptr ? std::optional(*found) : std::nullopt;
+  } catch (const c10::Error&) {  // another program's config.json
+    return std::nullopt;
+  }
+}
+
+/// " class NAME without …", of the first class that has images with its label but none that trains with it;
+/// "" if there is no such class.
+inline std::string class_without_labels(const TrainingData& data) {
+  const auto count = [&](const Tensor& labels) {
+    return at::bincount(labels.masked_select(labels.ge(0)), {}, data.pool.num_classes());
+  };
+  const Tensor known = count(data.pool.labels.cpu());
+  const Tensor trained = count(data.pool.labels_of(data.split.labeled, torch::kCPU));
+  for (int64_t c = 0; c < known.size(0); ++c) {
+    const auto images = known[c].item<int64_t>();
+    if (images > 0 && (c >= trained.size(0) || trained[c].item<int64_t>() == 0)) {
+      return fmt::format(" class {} without a labeled image to train with; {} {} its label",
+                         data::detail::class_text(static_cast<size_t>(c), data.pool.class_names), images,
+                         images == 1 ? "has" : "have");
+    }
+  }
+  return "";
+}
+
+}  // namespace detail
 
 /// What defines a run, by the names of the command line.
 inline Config config_of(const TrainingOptions& o) {
@@ -166,7 +214,9 @@ inline torch::Device choose_device(TrainingOptions& o) {
   if (o.precision == "auto") {
     o.precision = fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
   }
-  fmt::print("device {}, {} CPU threads, precision {}\n", device.str(), at::get_num_threads(), o.precision);
+  const int threads = at::get_num_threads();
+  print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
+                threads == 1 ? "" : "s", o.precision);
   return device;
 }
 
@@ -184,14 +234,50 @@ inline models::WideResNet make_wide_resnet(const TrainingOptions& o, int64_t num
   return network;
 }
 
-/// The rows of `labels` that train with labels, without, and not at all: from `--split`, or drawn by the
-/// seed. Throws where nothing is left to learn from.
-inline data::SslSplit make_split(const TrainingOptions& o, const Tensor& labels) {
-  const auto split = o.split.empty() ? data::split_labels(labels, o.labels, o.validation, o.seed)
-                                     : data::load_split(o.split, labels.size(0));
+/// The split that `--split` names, of `pool`, or of the pictures `files` in the folder o.data. Throws where
+/// it is of other images.
+///
+/// A split of old has neither names nor a checksum. That of a run is taken if the images have the checksum in
+/// the config.json beside it; another one by the number of images, and for a folder not at all.
+inline data::SslSplit read_split(const TrainingOptions& o, const data::ImagePool& pool,
+                                 const std::vector<std::string>& files = {}) {
+  const auto header = data::read_split_header(o.split);
+  if (header.by_name && !files.empty()) {
+    return data::load_split(o.split, {o.data, files, pool.labels});
+  }
+  if (header.by_name || !header.checksum.empty()) {
+    return data::load_split(o.split, pool.size(), data::data_checksum(pool));
+  }
+  const std::string checksum = "crc32c " + data::data_checksum(pool);
+  const auto run = detail::training_data_beside(o.split);
+  TORCH_CHECK(!run.has_value() || *run == checksum, o.split, " splits other images: its run was trained on ",
+              mixmatch::detail::printable(run.value_or("")), ", these have ", checksum);
+  TORCH_CHECK(
+      run.has_value() || files.empty(), o.split,
+      " numbers its images, and which pictures those were cannot be told: name them, as the split.txt "
+      "of a new run does");
+  return data::load_split(o.split, pool.size());
+}
+
+/// The rows of `pool` that train with labels, without, and not at all: from `--split`, or drawn by the seed.
+/// Throws where nothing is left to learn from.
+inline data::SslSplit make_split(const TrainingOptions& o, const data::ImagePool& pool) {
+  const auto split = o.split.empty()
+                         ? data::split_labels(pool.labels, o.labels, o.validation, o.seed, pool.class_names)
+                         : read_split(o, pool);
   TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0, "--labels ", o.labels,
-              " and --validation ", o.validation, " leave no unlabeled image of ", labels.size(0));
+              " and --validation ", o.validation, " leave no unlabeled image of ", pool.size());
   return split;
+}
+
+/// Writes a run's split.txt: by names where the images have files, else by rows with the data's checksum.
+inline void save_split(const std::filesystem::path& path, const TrainingOptions& o,
+                       const TrainingData& data) {
+  if (data.files.empty()) {
+    data::save_split(path, data.split, data.pool.size(), data::data_checksum(data.pool));
+  } else {
+    data::save_split(path, data.split, {o.data, data.files, data.pool.labels});
+  }
 }
 
 /// Throws on options that do not fit together, before anything is read or written.
@@ -202,9 +288,10 @@ inline void check_options(const TrainingOptions& o) {
   RampedLoss{ramped_loss_options(o)};
 }
 
-/// Throws where options and data do not fit, before anything is written; o.labels and o.validation then are
-/// how many there are, whoever drew them.
-inline void adopt_data(TrainingOptions& o, const TrainingData& data) {
+/// Throws where options and data do not fit, before anything is written: a class among them that has images
+/// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
+/// instead). o.labels and o.validation then are how many there are, whoever drew them.
+inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_class = true) {
   TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
               " must be less than the images' size, ", data.pool.image_size());
   for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
@@ -212,6 +299,15 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data) {
     const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();
     TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
                 rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
+  }
+  const auto lost = detail::class_without_labels(data);
+  if (!lost.empty()) {
+    const std::string text =
+        (o.split.empty() ? fmt::format("--labels {} and --validation {} leave", o.labels, o.validation)
+                         : o.split + " leaves") +
+        lost;
+    TORCH_CHECK(every_class, text);
+    std::fputs(("the fold leaves" + lost + "\n").c_str(), stderr);
   }
   o.labels = data.split.labeled.size(0);
   o.validation = data.split.validation.size(0);

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <charconv>
+#include <cmath>
+#include <concepts>
+#include <limits>
+#include <optional>
+#include <string_view>
+#include <system_error>
+
+namespace mixmatch::detail {
+
+/// The number that the whole text is, written as in C, whatever the locale; none for any other text and for
+/// numbers that T cannot hold. "1e3" is an integer too.
+template <class T>
+requires std::integral<T> || std::floating_point<T> std::optional<T> parse_number(std::string_view text) {
+  T number{};
+  const char* end = text.data() + text.size();
+  const auto parsed = std::from_chars(text.data(), end, number);
+  if (parsed.ec == std::errc() && parsed.ptr == end) {
+    return number;
+  }
+  if constexpr (std::integral<T>) {
+    constexpr double exact_integers = 9007199254740992.0;  // 2^53
+    const auto real = parse_number<double>(text);
+    if (real.has_value() && *real == std::trunc(*real) && std::abs(*real) <= exact_integers &&
+        *real >= static_cast<double>(std::numeric_limits<T>::min()) &&
+        *real <= static_cast<double>(std::numeric_limits<T>::max())) {
+      return static_cast<T>(*real);
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace mixmatch::detail
