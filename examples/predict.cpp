@@ -116,14 +116,12 @@ int main(int argc, char** argv) {
       ->required()
       ->check(CLI::ExistingPath);
   app.add_option("--out", options.out, "Write to this file, the least certain first");
-  app.add_option("--batch", options.batch, "Pictures at a time")
-      ->check(mm::training::positive_integer())
-      ->capture_default_str();
+  mm::training::add_number<int64_t>(app, "--batch", options.batch, "Pictures at a time", 1);
   app.add_option("--device", options.device)
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->capture_default_str();
-  app.add_option("--threads", options.threads, "CPU threads; 0 = one a processor, at most 16")
-      ->check(CLI::Range(0, 1024));
+  mm::training::add_number(app, "--threads", options.threads, "CPU threads; 0 = one a processor, at most 16",
+                           0, 1024);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(options.threads);

@@ -81,11 +81,10 @@ int main(int argc, char** argv) {
   uint64_t seed = 1;
   int threads = 0;
   CLI::App app("Trains on procedural shapes with 40 labels: supervised-only, then MixMatch.", "quickstart");
-  app.add_option("--steps", steps, "Optimiser steps of each")
-      ->capture_default_str()
-      ->check(CLI::PositiveNumber);
-  app.add_option("--seed", seed, "Seed of split, weights, batches and augmentation")->capture_default_str();
-  app.add_option("--threads", threads, "CPU threads; 0 = one a processor")->check(CLI::NonNegativeNumber);
+  mm::training::add_number<int64_t>(app, "--steps", steps, "Optimiser steps of each", 1);
+  mm::training::add_number<uint64_t>(app, "--seed", seed, "Seed of split, weights, batches and augmentation",
+                                     0);
+  mm::training::add_number(app, "--threads", threads, "CPU threads; 0 = one a processor", 0);
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(threads);
     const Task task;

@@ -7,8 +7,7 @@
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/training.hpp>
-
-#include <CLI/CLI.hpp>
+#include <mixmatch/training/command_line.hpp>
 
 #include <algorithm>
 #include <array>
@@ -183,22 +182,15 @@ int main(int argc, char** argv) try {
   app.add_option("--data", o.data, "Directory of CIFAR-10's binary version; procedural shapes by default");
   app.add_option("--out", o.out, "TorchScript file to write, in evaluation mode")->capture_default_str();
   app.add_option("--safetensors", o.safetensors, "File to write the averaged weights to as well");
-  app.add_option("--labels", o.labels, "Labeled images, class-balanced")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--steps", o.steps, "Optimiser steps")->check(CLI::PositiveNumber)->capture_default_str();
-  app.add_option("--batch", o.batch, "Labeled images a step, and unlabeled ones")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--seed", o.seed, "Seed of split, batches, augmentation and MixUp")->capture_default_str();
-  app.add_option("--lr", o.learning_rate, "Adam's learning rate")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  app.add_option("--lambda-u", o.lambda_u, "Weight of the unlabeled loss")
-      ->check(CLI::NonNegativeNumber)
-      ->capture_default_str();
+  mm::training::add_number<int64_t>(app, "--labels", o.labels, "Labeled images, class-balanced", 1);
+  mm::training::add_number<int64_t>(app, "--steps", o.steps, "Optimiser steps", 1);
+  mm::training::add_number<int64_t>(app, "--batch", o.batch, "Labeled images a step, and unlabeled ones", 1);
+  mm::training::add_number<uint64_t>(app, "--seed", o.seed, "Seed of split, batches, augmentation and MixUp",
+                                     0);
+  mm::training::add_number<double>(app, "--lr", o.learning_rate, "Adam's learning rate", 0);
+  mm::training::add_number<double>(app, "--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  app.add_option("--threads", o.threads, "CPU threads; 0 = one a processor")->check(CLI::NonNegativeNumber);
+  mm::training::add_number(app, "--threads", o.threads, "CPU threads; 0 = one a processor", 0);
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return fmt::format("torchscript: {} (--help lists the options)\n", error.what());
   });

@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 #include <signal.h>
+#include <mixmatch/detail/parse_number.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/memory.hpp>
 #include <mixmatch/training/standard_streams.hpp>
@@ -11,13 +13,13 @@
 
 #include <CLI/CLI.hpp>
 
-#include <cmath>
+#include <concepts>
 #include <cstdio>
-#include <cstdlib>
 #include <exception>
 #include <limits>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace mixmatch::training {
@@ -27,44 +29,48 @@ inline void take_last_of_repeated(CLI::App& app) {
   app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
 }
 
-/// Checks for add_option(…)->check(…).
-inline CLI::Validator positive_integer() {
-  return CLI::Range(int64_t{1}, std::numeric_limits<int64_t>::max());
-}
-inline CLI::Validator not_negative_integer() {
-  return CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max());
-}
-inline CLI::Validator not_negative_number() {
-  return {[](const std::string& text) {
-            char* end = nullptr;
-            const double value = std::strtod(text.c_str(), &end);
-            const bool fine = !text.empty() && *end == '\0' && std::isfinite(value) && value >= 0;
-            return fine ? std::string() : "expected a finite number >= 0, got " + text;
-          },
-          "NUMBER >= 0"};
+/// An option that takes a number in [least, most], written as in C whatever the program's locale is. A number
+/// out of range and a text that is no number are refused in a line that says what was expected.
+template <class T>
+CLI::Option* add_number(CLI::App& app, const std::string& name, T& target, const std::string& description,
+                        T least, T most = std::numeric_limits<T>::max()) {
+  const bool bounded = most < std::numeric_limits<T>::max();
+  const std::string range = bounded ? fmt::format("in [{}, {}]", least, most) : fmt::format(">= {}", least);
+  const auto take = [&target, name, range, bounded, least, most](const std::string& text) {
+    const auto number = mixmatch::detail::parse_number<T>(text);
+    // Not a number compares as false.
+    if (!number.has_value() || !(*number >= least && *number <= most)) {
+      const auto real = mixmatch::detail::parse_number<double>(text);
+      const bool too_large = std::integral<T> && real.has_value() && *real >= static_cast<double>(most);
+      throw CLI::ValidationError(
+          name, fmt::format("expected a {} number {}{}, got {}", std::integral<T> ? "whole" : "finite", range,
+                            too_large && !bounded ? fmt::format(" and <= {}", most) : std::string(),
+                            text.empty() ? "nothing" : mixmatch::detail::printable(text)));
+    }
+    target = *number;
+  };
+  return app.add_option_function<std::string>(name, take, description)
+      ->type_name(fmt::format("{} ({})", std::integral<T> ? "INT" : "NUMBER",
+                              bounded ? fmt::format("{} to {}", least, most) : range))
+      ->default_str(fmt::format("{}", target));
 }
 
 /// The options that every training program has, with what `o` holds as defaults.
 inline void add_training_options(CLI::App& app, TrainingOptions& o) {
   take_last_of_repeated(app);
-  const auto positive = positive_integer();
-  const auto not_negative = not_negative_integer();
-  const auto real = not_negative_number();
-  const auto number = [&](const std::string& name, auto& target, const std::string& text,
-                          const CLI::Validator& check) {
-    app.add_option(name, target, text)->check(check)->capture_default_str();
+  const auto number = [&app](const std::string& name, auto& target, const std::string& text, auto... range) {
+    add_number(app, name, target, text, std::remove_reference_t<decltype(target)>(range)...);
   };
   app.add_option("--data", o.data, "Directory of the data set")->required();
   // A program whose default is 0 has a meaning for it.
-  number("--labels", o.labels, "Labeled images, class-balanced", o.labels == 0 ? not_negative : positive);
-  number("--validation", o.validation, "Images held out from training", not_negative);
+  number("--labels", o.labels, "Labeled images, class-balanced", o.labels == 0 ? 0 : 1);
+  number("--validation", o.validation, "Images held out from training", 0);
   app.add_option(
       "--split", o.split,
       "File that says which images are labeled, as a run's split.txt, in place of --labels and --validation");
-  number("--steps", o.steps, "Optimiser steps", positive);
-  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", CLI::Range(1, 65536));
-  app.add_option("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp")
-      ->capture_default_str();
+  number("--steps", o.steps, "Optimiser steps", 1);
+  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", 1, 65536);
+  number("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp", 0);
   app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
   app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
@@ -76,35 +82,35 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
                  "bf16: autocast, weights stay fp32; auto: bf16 where the processor computes in it")
       ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
       ->capture_default_str();
-  number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", CLI::Range(0, 1024));
+  number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", 0, 1024);
   app.add_option("--prefetch", o.prefetch, "Augment the next batch on a thread of its own; changes no result")
       ->capture_default_str();
-  number("--depth", o.depth, "6 n + 4 layers", positive);
-  number("--widen", o.widen, "Widen factor", positive);
-  number("--filters", o.filters, "Filters of the first scale; 0 = 16 times the widen factor", not_negative);
-  number("--scales", o.scales, "Scales of the network, each half the size of the one before", positive);
-  number("--lr", o.learning_rate, "Adam's learning rate", real);
-  number("--weight-decay", o.weight_decay, "Decoupled, times the learning rate", real);
-  number("--lambda-u", o.lambda_u, "Weight of the unlabeled loss", real);
-  number("--rampup-steps", o.rampup_steps, "Steps until that weight", not_negative);
-  number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", real);
-  number("--temperature", o.temperature, "Sharpening", real);
-  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", CLI::Range(1, 1024));
+  number("--depth", o.depth, "6 n + 4 layers", 1);
+  number("--widen", o.widen, "Widen factor", 1);
+  number("--filters", o.filters, "Filters of the first scale; 0 = 16 times the widen factor", 0);
+  number("--scales", o.scales, "Scales of the network, each half the size of the one before", 1);
+  number("--lr", o.learning_rate, "Adam's learning rate", 0);
+  number("--weight-decay", o.weight_decay, "Decoupled, times the learning rate", 0);
+  number("--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
+  number("--rampup-steps", o.rampup_steps, "Steps until that weight", 0);
+  number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", 0);
+  number("--temperature", o.temperature, "Sharpening", 0);
+  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", 1, 1024);
   app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")
       ->capture_default_str();
-  number("--ema-decay", o.ema_decay, "Of the weights' moving average", CLI::Range(0.0, 1.0));
+  number("--ema-decay", o.ema_decay, "Of the weights' moving average", 0.0, 1.0);
   app.add_option("--warmup", o.warmup,
                  "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
                  "thousands of steps only. false = as in the paper")
       ->capture_default_str();
-  number("--padding", o.padding, "Pixels of reflection before the random crop", not_negative);
+  number("--padding", o.padding, "Pixels of reflection before the random crop", 0);
   app.add_option("--mirror", o.mirror, "Mirror at random")->capture_default_str();
-  number("--eval-every", o.eval_every, "Steps between evaluations", positive);
-  number("--log-every", o.log_every, "Steps between rows of metrics.csv", positive);
+  number("--eval-every", o.eval_every, "Steps between evaluations", 1);
+  number("--log-every", o.log_every, "Steps between rows of metrics.csv", 1);
   number("--checkpoint-every", o.checkpoint_every,
-         "Steps between checkpoints; 0 = at each evaluation, and each minute", not_negative);
+         "Steps between checkpoints; 0 = at each evaluation, and each minute", 0);
   number("--recalibrate", o.recalibrate,
-         "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", not_negative);
+         "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", 0);
 }
 
 /// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest
