@@ -102,7 +102,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
 
   auto run_config = config();
   run_config.emplace_back("step-on", on_device.has_value() ? "device" : "host");
-  mm::training::TrainingRun run(resumed.has_value() ? *resumed : mm::training::RunDirectory::create(o.out),
+  mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
                                 mm::training::training_run_options(o, run_config, data, device), state.step);
   state.register_in(run.checkpoint());
   if (on_device.has_value()) {

@@ -108,7 +108,7 @@ int train_run(CLI::App& app, Options& o) {
               mm::training::train_state_options(o));
   const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
 
-  mm::training::TrainingRun run(resumed.has_value() ? *resumed : mm::training::RunDirectory::create(o.out),
+  mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
                                 mm::training::training_run_options(o, config(), data, device), state.step);
   state.register_in(run.checkpoint());
   if (resumed.has_value()) {

@@ -149,10 +149,10 @@ TEST_CASE("options: errors of the library name no option; those of programs do")
   CHECK_THAT(too_far, contains("the run has done 3 steps already, more than the 2 asked for"));
   CHECK(too_far.find("--") == std::string::npos);
   auto o = small_options(dir / "run");
-  CHECK_THAT(error_of([&] { mm::training::run_directory(o); }),
+  CHECK_THAT(error_of([&] { mm::training::run_directory(o, std::nullopt); }),
              contains("already holds a run: continue it with --resume, or choose another --out"));
-  o.resume = true;
-  CHECK(mm::training::run_directory(o).path() == dir / "run");
+  const auto resumed = mm::training::RunDirectory::resume(o.out);
+  CHECK(mm::training::run_directory(o, resumed).path() == dir / "run");
 }
 
 TEST_CASE("options: config.json says which library and which LibTorch wrote it") {
@@ -280,9 +280,7 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
     }
     app.parse(static_cast<int>(argv.size()), argv.data());
     const auto config = [&o] { return mm::training::config_of(o); };
-    if (o.resume) {
-      mm::training::adopt_run(app, o, config);
-    }
+    const auto resumed = mm::training::adopt_run(app, o, config);
     CHECK(o.learning_rate == 0.00125);
     mm::training::check_options(o);
     const auto device = mm::training::choose_device(o);
@@ -291,7 +289,7 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
     mm::training::TrainState<mm::models::WideResNet> state(mm::training::make_wide_resnet(o, 3, device),
                                                            data.split.labeled, data.split.unlabeled,
                                                            mm::training::train_state_options(o));
-    CHECK(mm::training::train_classifier(o, config(), data, state, device, "program") == 0);
+    CHECK(mm::training::train_classifier(o, config(), data, state, device, resumed) == 0);
   }
   const auto record = mm::training::read_run(out);
   CHECK(record.metrics.rows.size() == 4);

@@ -139,6 +139,15 @@ TEST_CASE("cifar10: a damaged last checkpoint costs the steps since the one befo
   CHECK_FALSE(fs::exists(dir / "run" / "checkpoint.pt.tmp-1-7"));
 }
 
+TEST_CASE("cifar10: a class name that the model's file could not hold is refused before training") {
+  TempDir dir;
+  fs::copy(cifar10_dir(), dir / "data");
+  write_file(dir / "data" / "batches.meta.txt", "a\nb\nc\nd\n\xE9t\xE9\nf\ng\nh\ni\nj\n");
+  check_refused(run(short_run(MIXMATCH_CIFAR10, dir / "data", dir / "run")),
+                "the class name \"\\xE9t\\xE9\" is not UTF-8");
+  CHECK_FALSE(fs::exists(dir / "run"));
+}
+
 TEST_CASE("cifar10: remains of another run are not written over") {
   TempDir dir;
   REQUIRE(run(cifar10(dir / "run", {"--steps", "2"})).status == 0);

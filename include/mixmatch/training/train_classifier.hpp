@@ -59,8 +59,7 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
 inline int train_classifier(const TrainingOptions& o, const Config& config, const TrainingData& data,
                             TrainState<models::WideResNet>& state, torch::Device device,
                             const std::optional<RunDirectory>& resumed) {
-  TrainingRun run(resumed.has_value() ? *resumed : RunDirectory::create(o.out),
-                  training_run_options(o, config, data, device), state.step);
+  TrainingRun run(run_directory(o, resumed), training_run_options(o, config, data, device), state.step);
   state.register_in(run.checkpoint());
   if (resumed.has_value()) {
     run.resume();

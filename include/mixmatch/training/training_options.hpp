@@ -16,6 +16,7 @@
 #include <mixmatch/training/precision.hpp>
 #include <mixmatch/training/run_directory.hpp>
 #include <mixmatch/training/run_record.hpp>
+#include <mixmatch/training/standard_streams.hpp>
 #include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/train_state.hpp>
 #include <mixmatch/training/training_data.hpp>
@@ -280,6 +281,20 @@ inline void save_split(const std::filesystem::path& path, const TrainingOptions&
   }
 }
 
+/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one.
+inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<RunDirectory>& resumed) {
+  if (resumed.has_value()) {
+    return *resumed;
+  }
+  std::error_code ignored;
+  if (std::filesystem::exists(std::filesystem::path(o.out) / "checkpoint.pt", ignored)) {
+    static_cast<void>(RunDirectory::resume(o.out));  // that it is in use is said first
+    TORCH_CHECK(!std::filesystem::exists(std::filesystem::path(o.out) / "config.json", ignored), o.out,
+                " already holds a run: continue it with --resume, or choose another --out");
+  }
+  return RunDirectory::create(o.out);
+}
+
 /// Throws on options that do not fit together, before anything is read or written.
 inline void check_options(const TrainingOptions& o) {
   TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
@@ -300,6 +315,10 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
     TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
                 rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
   }
+  for (const auto& name : data.pool.class_names) {  // the model's file takes no other
+    TORCH_CHECK(mixmatch::detail::is_utf8(name), o.data, ": the class name \"",
+                mixmatch::detail::printable(name), "\" is not UTF-8");
+  }
   const auto lost = detail::class_without_labels(data);
   if (!lost.empty()) {
     const std::string text =
@@ -307,7 +326,7 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
                          : o.split + " leaves") +
         lost;
     TORCH_CHECK(every_class, text);
-    std::fputs(("the fold leaves" + lost + "\n").c_str(), stderr);
+    print_message(stderr, "the fold leaves{}\n", lost);
   }
   o.labels = data.split.labeled.size(0);
   o.validation = data.split.validation.size(0);
