@@ -325,7 +325,7 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
         (o.split.empty() ? fmt::format("--labels {} and --validation {} leave", o.labels, o.validation)
                          : o.split + " leaves") +
         lost;
-    TORCH_CHECK(every_class, text);
+    TORCH_CHECK(!every_class, text);
     print_message(stderr, "the fold leaves{}\n", lost);
   }
   o.labels = data.split.labeled.size(0);
