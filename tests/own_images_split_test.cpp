@@ -36,9 +36,9 @@ void write_folder(const fs::path& dir) {
 }
 
 Finished train_on(const fs::path& data, const fs::path& out, const std::vector<std::string>& more = {}) {
-  return run(with({MIXMATCH_OWN_IMAGES, "--data", data.string(), "--out", out.string(), "--widen", "1",
-                   "--steps", "2", "--batch", "4", "--size", "16", "--log-every", "1", "--threads", "1"},
-                  more));
+  return ::run(with({MIXMATCH_OWN_IMAGES, "--data", data.string(), "--out", out.string(), "--widen", "1",
+                     "--steps", "2", "--batch", "4", "--size", "16", "--log-every", "1", "--threads", "1"},
+                    more));
 }
 
 /// The lines of a split, without its header, as a set: their order is that of the rows.

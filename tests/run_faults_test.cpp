@@ -28,7 +28,7 @@ std::string shell_line(const std::vector<std::string>& arguments) {
 
 /// With the shell's redirections after it; the status is the program's.
 Finished run_in_shell(const std::vector<std::string>& arguments, const std::string& redirections) {
-  return run({"/bin/sh", "-c", "exec " + shell_line(arguments) + redirections});
+  return ::run({"/bin/sh", "-c", "exec " + shell_line(arguments) + redirections});
 }
 
 std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::string>& more = {}) {
@@ -39,7 +39,7 @@ std::vector<std::string> cifar10(const fs::path& out, const std::vector<std::str
 const std::string& undisturbed() {
   static const std::string metrics = [] {
     TempDir dir;
-    REQUIRE(run(cifar10(dir / "run")).status == 0);
+    REQUIRE(::run(cifar10(dir / "run")).status == 0);
     return read_file(dir / "run" / "metrics.csv");
   }();
   return metrics;

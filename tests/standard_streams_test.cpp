@@ -1,11 +1,12 @@
 #include <mixmatch/training/standard_streams.hpp>
 
 #include "catch.hpp"
+#include "subprocess.hpp"
 #include "test_util.hpp"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 using mixmatch::training::open_standard_streams;
@@ -13,18 +14,6 @@ using mixmatch::training::print_message;
 using mixmatch::training::print_result;
 
 namespace {
-
-/// The exit status of a child process that runs `body`; -N if signal N ended it.
-template <class F>
-int status_of_child(F&& body) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::_exit(body());
-  }
-  int status = 0;
-  REQUIRE(::waitpid(child, &status, 0) == child);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
-}
 
 /// A stream whose reader has left.
 std::FILE* broken_pipe() {

@@ -87,6 +87,20 @@ class Subprocess {
   pid_t child_ = -1;
 };
 
+/// Runs `body` in a child process; returns what it returns, or -N if signal N ended it.
+template <class F>
+int status_of_child(F&& body) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::_exit(body());
+  }
+  int status = 0;
+  if (::waitpid(child, &status, 0) != child) {
+    throw std::runtime_error("no child process");
+  }
+  return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+}
+
 inline Finished run(std::vector<std::string> arguments) { return Subprocess(std::move(arguments)).wait(); }
 
 /// Exit status 2 and one line on stderr that says so.
