@@ -406,6 +406,14 @@ TEST_CASE("the previous checkpoint is taken where the last is damaged or missing
              contains("other depth"));
 }
 
+TEST_CASE("LibTorch's text reaches a message in one line, without controls", "[checkpoint]") {
+  using mixmatch::training::detail::message_of;
+  CHECK(message_of(std::runtime_error("\n expected \x1b[2J\xff here:\nmore")) ==
+        "expected \\x1b[2J\\xff here:");
+  CHECK(message_of(std::runtime_error("\n")) == "LibTorch gives no reason");
+  CHECK(message_of(std::runtime_error(std::string(100000, 'x'))).size() < 1000);
+}
+
 TEST_CASE("names of entries are checked", "[checkpoint]") {
   Checkpoint checkpoint("unused.pt");
   int64_t step = 0;

@@ -46,6 +46,15 @@ TEST_CASE("read_metrics: no rows yet, and a row that is being written") {
   CHECK(read_metrics(dir / "m.csv").rows == std::vector<std::vector<double>>{{1, 2}});
 }
 
+TEST_CASE("read_metrics: no byte of the file reaches a message raw") {
+  const TempDir dir;
+  write_file(dir / "m.csv", "a\x1b[2J,b\n0\xff,1\n");
+  CHECK_THAT(error_of([&] { read_metrics(dir / "m.csv"); }),
+             contains("line 2: a\\x1b[2J must be a number or nothing, got \"0\\xff\""));
+  write_file(dir / "m.csv", "a\n" + std::string(100000, 'x') + "\n");
+  CHECK(error_of([&] { read_metrics(dir / "m.csv"); }).size() < 400);
+}
+
 TEST_CASE("read_metrics: one line for what is wrong") {
   const TempDir dir;
   const auto error = [&](const std::string& text) {

@@ -217,6 +217,7 @@ TEST_CASE("cifar10: bad options exit 2 with one line and write nothing") {
   check_refused(run(cifar10(out, {"--labels", "-1"})), "--labels");
   check_refused(run(cifar10(out, {"--labels", "1000"})), "too few");
   check_refused(run(cifar10(out, {"--labels", "100", "--validation", "100"})), "no unlabeled image");
+  check_refused(run(cifar10(out, {"--seed", "1\x1b[2J\n"})), "1\\x1b[2J\\n");
   check_refused(run(cifar10(out, {"--batch", "0"})), "--batch");
   check_refused(run(cifar10(out, {"--batch", "100000000000"})), "--batch");
   check_refused(run(cifar10(out, {"--padding", "32"})),

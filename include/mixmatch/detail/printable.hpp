@@ -64,6 +64,11 @@ inline std::string printable(std::string_view text) {
   return result;
 }
 
+/// The beginning of a word or message from outside, where all of it may be megabytes.
+inline std::string printable_beginning(std::string_view text, size_t most) {
+  return printable(text.substr(0, most)) + (text.size() > most ? "…" : "");
+}
+
 inline std::string printable(const std::filesystem::path& path) {
   return printable(std::string_view(path.native()));
 }

@@ -8,6 +8,7 @@
 #include <mixmatch/detail/crc32c.hpp>
 #include <mixmatch/detail/hex.hpp>
 #include <mixmatch/detail/model_access.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/training/config.hpp>
 
 #include <algorithm>
@@ -43,11 +44,13 @@ inline constexpr size_t checkpoint_comment_size = checkpoint_seal.size() + 8;
 inline constexpr size_t zip_end_size =
     22;  ///< the end-of-directory record; the comment's length is its last two bytes
 
-inline std::string first_line(std::string_view text) { return std::string(text.substr(0, text.find('\n'))); }
-
+/// The first line that says something, as it may stand in a message: LibTorch's own repeat bytes of the file.
 inline std::string message_of(const std::exception& error) {
   const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  return first_line(torch_error != nullptr ? torch_error->what_without_backtrace() : error.what());
+  std::string_view text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  text.remove_prefix(std::min(text.find_first_not_of(" \r\n"), text.size()));
+  text = text.substr(0, text.find('\n'));
+  return text.empty() ? "LibTorch gives no reason" : mixmatch::detail::printable_beginning(text, 800);
 }
 
 inline std::string seal_checkpoint(std::string bytes) {

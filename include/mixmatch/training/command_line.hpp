@@ -177,17 +177,26 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   return 0;
 }
 
+namespace detail {
+
+/// What a program says of arguments that it does not take, which may hold anything and be long.
+inline std::string usage_error(const std::string& program, const CLI::Error& error) {
+  return program + ": " + mixmatch::detail::printable_beginning(error.what(), 500) +
+         " (--help lists the options)\n";
+}
+
+}  // namespace detail
+
 /// A program's main(): sees to the standard streams, parses, runs `body`, and turns what is thrown into one
 /// line and an exit status: 2 for bad usage or unreadable input, 1 for a run that cannot go on because its
 /// loss is not finite.
 template <class Body>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
   const std::string name = app.get_name();
-  app.failure_message([name](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("{}: {} (--help lists the options)\n", name, error.what());
-  });
+  app.failure_message(
+      [name](const CLI::App*, const CLI::Error& error) { return detail::usage_error(name, error); });
   const auto complain = [&name](std::string_view what, int status) {
-    print_message(stderr, "{}: {}\n", name, what);
+    print_message(stderr, "{}: {}\n", name, mixmatch::detail::printable(what));
     return status;
   };
   open_standard_streams();

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/detail/read_file.hpp>
 
 #include <algorithm>
@@ -55,6 +56,7 @@ inline std::vector<std::string_view> split_cells(std::string_view line) {
 /// out. Throws c10::Error in one line that names the file, and the line where it can: no header, a column
 /// without a name or twice, a row with another number of cells, a cell that is no number.
 inline MetricsTable parse_metrics(std::string_view rest, const std::string& name) {
+  const auto shown = [](std::string_view cell) { return mixmatch::detail::printable_beginning(cell, 60); };
   MetricsTable table;
   for (int64_t number = 1; rest.find('\n') != std::string_view::npos; ++number) {
     const std::string_view line = rest.substr(0, rest.find('\n'));
@@ -64,7 +66,7 @@ inline MetricsTable parse_metrics(std::string_view rest, const std::string& name
       for (const auto cell : cells) {
         TORCH_CHECK(!cell.empty(), name, " line 1: a column has no name");
         TORCH_CHECK(std::find(table.columns.begin(), table.columns.end(), cell) == table.columns.end(), name,
-                    " line 1: column \"", std::string(cell), "\" is there twice");
+                    " line 1: column \"", shown(cell), "\" is there twice");
         table.columns.emplace_back(cell);
       }
       continue;
@@ -78,7 +80,7 @@ inline MetricsTable parse_metrics(std::string_view rest, const std::string& name
         const char* end = cells[i].data() + cells[i].size();
         const auto parsed = std::from_chars(cells[i].data(), end, value);
         TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, name, " line ", number, ": ",
-                    table.columns[i], " must be a number or nothing, got \"", std::string(cells[i]), "\"");
+                    shown(table.columns[i]), " must be a number or nothing, got \"", shown(cells[i]), "\"");
       }
       row.push_back(value);
     }
