@@ -3,12 +3,14 @@
 #   --with-python    also the tests that exchange files with Python's packages (cmake/python_env.sh)
 #   --with-browser   also the tests that look at pages in Chromium
 #   --with-benchmarks   also builds the benchmarks, without running them
+#   --with-fuzz      also builds tests/fuzz, which compiles for minutes, and runs each of its targets for a moment
 #   --werror         warnings in the project's own code are errors
 # Other arguments go to ctest. Tests that were skipped are listed at the end with their reasons.
 . "$(dirname "$0")/setup.sh"
 python=""
 browser=""
 benchmarks=OFF
+fuzz=OFF
 werror=OFF
 for argument in "$@"; do
   shift
@@ -16,6 +18,7 @@ for argument in "$@"; do
     --with-python) python=$(sh cmake/python_env.sh) ;;
     --with-browser) browser=chromium ;;
     --with-benchmarks) benchmarks=ON ;;
+    --with-fuzz) fuzz=ON ;;
     --werror) werror=ON ;;
     *) set -- "$@" "$argument" ;;
   esac
@@ -24,7 +27,7 @@ done
 need $toolchain cmake ninja-build libfmt-dev libcli11-dev libmatio-dev libstb-dev catch2 $browser
 # The examples are built once, by a test: as a user builds them.
 cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
-  -DMIXMATCH_UNITY_TESTS=ON -DMIXMATCH_WERROR=$werror -DMIXMATCH_PYTHON="$python"
+  -DMIXMATCH_UNITY_TESTS=ON -DMIXMATCH_WERROR=$werror -DMIXMATCH_BUILD_FUZZ=$fuzz -DMIXMATCH_PYTHON="$python"
 cmake --build build/test -j "$jobs"
 status=0
 ctest --test-dir build/test -j "$jobs" --output-on-failure "$@" || status=$?

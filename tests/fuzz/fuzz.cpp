@@ -64,10 +64,9 @@ namespace fuzz {
 namespace {
 
 constexpr int64_t allowed_bytes = int64_t{64} << 20;
-constexpr int64_t allowed_times_input = 200;
 constexpr double allowed_seconds = 1;
 constexpr double longest_wait = 60;  // of a reader that does not even compute
-constexpr size_t longest_message = 1000;
+constexpr size_t longest_message = 2500;
 constexpr size_t largest_corpus = 4096;
 
 // Memory of the process; what the sanitizer's allocator calls.
@@ -255,7 +254,7 @@ Outcome execute(const Target& target, const Input& input, Watchdog& watchdog) {
     digest_text(without_scratch(outcome.message));
   }
   if (outcome.finding.empty() &&
-      outcome.bytes > allowed_bytes + allowed_times_input * static_cast<int64_t>(size)) {
+      outcome.bytes > allowed_bytes + target.times_input * static_cast<int64_t>(size)) {
     outcome.finding = fmt::format("{} bytes of memory for {} of input", outcome.bytes, size);
   }
   if (outcome.finding.empty() && outcome.seconds > allowed_seconds) {

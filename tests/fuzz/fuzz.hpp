@@ -25,6 +25,8 @@ struct Target {
   /// Reads the files, which lie in the directory. Returns where that went well, throws c10::Error or Refused
   /// where not.
   std::function<void(const std::filesystem::path& directory, const Input&)> run;
+  /// Bytes of memory that a byte of input may cost, besides 64 MB: what the format can compress.
+  int64_t times_input = 200;
 };
 
 /// A refusal of another type than c10::Error that a user sees as one line.

@@ -17,11 +17,18 @@ namespace {
 
 /// One target a format: what one teaches is of no use for another.
 void add_format(std::vector<Target>& targets, const std::string& name,
-                const std::vector<std::string_view>& seeds, std::vector<std::string> dictionary) {
-  Target target{name, {"picture"}, {}, std::move(dictionary), [](const fs::path& dir, const Input&) {
-                  const auto image = mixmatch::data::decode_image(dir / "picture", 8);
+                const std::vector<std::string_view>& seeds, int64_t times_input,
+                std::vector<std::string> dictionary) {
+  const std::string file = "picture." + name;
+  Target target{name,
+                {file},
+                {},
+                std::move(dictionary),
+                [file](const fs::path& dir, const Input&) {
+                  const auto image = mixmatch::data::decode_image(dir / file, 8);
                   digest(image.data_ptr<uint8_t>(), static_cast<size_t>(image.numel()));
-                }};
+                },
+                times_input};
   for (const auto seed : seeds) {
     target.seeds.push_back({from_hex(seed)});
   }
@@ -74,7 +81,7 @@ void read_folder(const fs::path&, const Input& input) {
   }
   for (const auto& file : folder.unreadable) {
     digest_text(file.file);
-    expect_clean(file.reason, "a reason");
+    expect_clean(mixmatch::data::describe(file), "a file left out");
   }
   // What strict takes is all that there is.
   const auto strict =
@@ -92,7 +99,7 @@ void add_picture_targets(std::vector<Target>& targets) {
     }
     return words;
   };
-  add_format(targets, "jpeg", pictures::jpeg,
+  add_format(targets, "jpeg", pictures::jpeg, 16 * 1024,
              bytes({"ffd8",
                     "ffd9",
                     "ffda",
@@ -119,20 +126,20 @@ void add_picture_targets(std::vector<Target>& targets) {
                     "2200",
                     "003f00"}));
   add_format(
-      targets, "png", pictures::png,
+      targets, "png", pictures::png, 8 * 8 * 1032,
       bytes({"49484452", "49444154", "49454e44", "504c5445", "74524e53", "43674249", "00000000", "789c",
              "7801", "01000100feff00", "0001ffff", "edc1", "0000000d", "1006", "0803", "0103"}));
-  add_format(targets, "gif", pictures::gif,
+  add_format(targets, "gif", pictures::gif, 16 * 4096,
              bytes({"474946383761", "474946383961", "2c", "21f90405", "21ff0b4e45545343415045322e30", "3b",
                     "00", "ffff", "0c", "08", "21fe"}));
-  add_format(targets, "bmp", pictures::bmp,
+  add_format(targets, "bmp", pictures::bmp, 200,
              bytes({"424d",     "28000000", "0c000000", "38000000", "6c000000", "7c000000", "40000000",
                     "ffffffff", "00000080", "0100",     "0400",     "0800",     "1000",     "1800",
                     "2000",     "01000000", "03000000", "ff000000", "0000",     "0001"}));
-  add_format(targets, "tga", pictures::tga,
+  add_format(targets, "tga", pictures::tga, 16 * 64,
              bytes({"0002", "000a", "0101", "0109", "0003", "000b", "08", "0f", "10", "18", "20", "ff", "80",
                     "ffff"}));
-  add_format(targets, "pnm", pictures::pnm,
+  add_format(targets, "pnm", pictures::pnm, 200,
              {"P1", "P2",  "P3",  "P4",    "P5",    "P6", "P7", "#",          "\n",
               " ",  "255", "256", "65535", "65536", "0",  "-1", "4294967296", "99999999999999999999",
               "Pf", "PF"});

@@ -34,21 +34,57 @@ void look_at(const mm::training::MetricsTable& metrics) {
   }
 }
 
-void read_split(const fs::path& dir, const Input&) {
-  const auto split = mm::data::load_split(dir / "split.txt", 12);
-  std::vector<bool> seen(12, false);
+constexpr int64_t split_images = 12;
+
+void check_split(const mm::data::SslSplit& split, size_t images) {
+  std::vector<bool> seen(images, false);
   for (const auto& rows : {split.labeled, split.validation, split.unlabeled}) {
     for (int64_t i = 0; i < rows.numel(); ++i) {
-      const int64_t row = rows.data_ptr<int64_t>()[i];
-      expect(row >= 0 && row < 12 && !seen[static_cast<size_t>(row)], "a row twice or out of range");
-      seen[static_cast<size_t>(row)] = true;
+      const auto row = static_cast<size_t>(rows.data_ptr<int64_t>()[i]);
+      expect(row < images && !seen[row], "a row twice or out of range");
+      seen[row] = true;
     }
   }
-  mm::data::save_split(dir / "again.txt", split, 12);
-  const auto again = mm::data::load_split(dir / "again.txt", 12);
-  expect(again.labeled.equal(split.labeled) && again.unlabeled.equal(split.unlabeled) &&
-             again.validation.equal(split.validation),
+}
+
+bool equal(const mm::data::SslSplit& a, const mm::data::SslSplit& b) {
+  return a.labeled.equal(b.labeled) && a.unlabeled.equal(b.unlabeled) && a.validation.equal(b.validation);
+}
+
+void read_split(const fs::path& dir, const Input&) {
+  const auto split = mm::data::load_split(dir / "split.txt", split_images, "0123abcd");
+  check_split(split, split_images);
+  mm::data::save_split(dir / "again.txt", split, split_images, "0123abcd");
+  expect(equal(mm::data::load_split(dir / "again.txt", split_images), split),
          "a split that is written and read is another");
+}
+
+/// Pictures of names that need quotes; their contents do not matter here.
+const mm::data::NamedImages& named_images() {
+  static const mm::data::NamedImages images{scratch() / "named",
+                                            {"labeled/a/1.png", "labeled/a/2 \"x\".png", "labeled/b/3\\.png",
+                                             "labeled/b/\xC3\xA9.png", "unlabeled/5\n.png"},
+                                            at::tensor({0, 0, 1, 1, -1}, at::kLong)};
+  return images;
+}
+
+void read_named_split(const fs::path& dir, const Input&) {
+  const auto& images = named_images();
+  const auto split = mm::data::load_split(dir / "split.txt", images);
+  check_split(split, images.files.size());
+  mm::data::save_split(dir / "again.txt", split, images);
+  expect(equal(mm::data::load_split(dir / "again.txt", images), split),
+         "a split that is written and read is another");
+}
+
+std::string saved_named_split() {
+  const auto& images = named_images();
+  for (const auto& file : images.files) {
+    write("named/" + file, file);
+  }
+  const auto rows = [](std::vector<int64_t> values) { return at::tensor(values, at::kLong); };
+  mm::data::save_split(scratch() / "seed.txt", {rows({0, 2}), rows({1, 4}), rows({3})}, images);
+  return read(scratch() / "seed.txt");
 }
 
 const std::vector<std::string> metric_columns{"step", "loss", "test_error"};
@@ -94,7 +130,8 @@ mm::training::TrainingOptions parse(std::vector<std::string> arguments, const mm
   } catch (const CLI::CallForHelp&) {
     throw Refused("help");
   } catch (const CLI::ParseError& error) {
-    throw Refused(error.what());
+    const std::string line = mm::training::detail::usage_error("program", error);
+    throw Refused(line.substr(0, line.size() - 1));
   }
   mm::training::check_options(o);
   mm::training::mixmatch_options(o);
@@ -134,11 +171,19 @@ std::string stored_config() {
 void add_run_targets(std::vector<Target>& targets) {
   targets.push_back({"split",
                      {"split.txt"},
-                     {{"mixmatch split of 12 images\nlabeled 1 2 11\nvalidation 3\nunlabeled all others\n"},
+                     {{"mixmatch split of 12 images\ndata crc32c 0123abcd\nlabeled 1 2 11\nvalidation "
+                       "3\nunlabeled all others\n"},
                       {"mixmatch split of 12 images\nlabeled 0\nvalidation\nunlabeled 4 5 6\n"}},
                      {"mixmatch", " split of ", " images", "labeled", "validation", "unlabeled", "all others",
                       "\n", " ", "12", "-1", "99999999999999999999", "\x1b", "\xff", "\xc2\x9b"},
                      read_split});
+  targets.push_back(
+      {"named_split",
+       {"split.txt"},
+       {{saved_named_split()}},
+       {"mixmatch split of pictures", "labeled ", "validation ", "unlabeled ", "all others", "crc32c ",
+        "\"labeled/a/1.png\"", "\\x0a", "\\\"", "\\\\", "\"", "\n", " ", "\x1b", "\xff"},
+       read_named_split});
   const std::vector<std::string> json_words{"{",         "}",
                                             "[",         "]",
                                             ",",         ":",

@@ -1,9 +1,8 @@
 // Weights and checkpoints: safetensors files, classifiers, LibTorch's archives.
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <torch/nn/modules/batchnorm.h>
-#include <torch/nn/modules/container/sequential.h>
-#include <torch/nn/modules/linear.h>
+#include <caffe2/serialize/inline_container.h>
+#include <torch/nn/module.h>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/models/classifier_file.hpp>
@@ -28,10 +27,19 @@ void look_at(const at::Tensor& tensor) {
 
 // safetensors
 
-torch::nn::Sequential small_model() {
-  torch::manual_seed(1);
-  return torch::nn::Sequential(torch::nn::Linear(3, 2), torch::nn::BatchNorm1d(2));
-}
+/// Parameters and a buffer, of which one has a level below.
+struct SmallModel : torch::nn::Module {
+  SmallModel() {
+    auto inner = std::make_shared<torch::nn::Module>("Inner");
+    weight = register_parameter("weight", at::full({2, 3}, 0.5));
+    inner->register_parameter("bias", at::full({2}, 0.25));
+    inner->register_buffer("count", at::full({}, 3, at::kLong));
+    register_module("inner", inner);
+  }
+  at::Tensor forward(const at::Tensor& x) { return x.matmul(weight.t()); }
+  at::Tensor weight;
+};
+std::shared_ptr<SmallModel> small_model() { return std::make_shared<SmallModel>(); }
 
 void read_weights(const fs::path& dir, const Input& input) {
   const fs::path path = dir / "weights.safetensors";
@@ -70,7 +78,9 @@ std::string all_kinds() {
   const fs::path path = scratch() / "seed.safetensors";
   mixmatch::NamedTensors tensors;
   for (const auto& known : mixmatch::detail::safetensors_types) {
-    tensors.emplace_back(std::string(known.name), at::ones({2, 1}, known.type));
+    if (known.type != at::ScalarType::Undefined) {
+      tensors.emplace_back(std::string(known.name), at::ones({2, 1}, known.type));
+    }
   }
   tensors.emplace_back("none", at::ones({0, 3}));
   tensors.emplace_back("scalar", at::ones({}));
@@ -89,13 +99,19 @@ void load_classifier(const fs::path& dir, const Input&) {
   }
 }
 
-std::string saved_classifier(int64_t scales) {
+/// With the checksum, which lets no changed byte pass, or without it, so that the rest is reached.
+std::string saved_classifier(int64_t scales, bool with_checksum) {
   const fs::path path = scratch() / "seed.safetensors";
   torch::manual_seed(1);
   mixmatch::models::WideResNet model(
       mixmatch::models::WideResNetOptions(2).depth(10).widen_factor(1).filters(1).scales(scales));
   mixmatch::EmaModel ema(model);
   mixmatch::models::save_classifier(path, model, ema, {"cat", "dog"}, 8);
+  if (!with_checksum) {
+    auto metadata = mixmatch::read_safetensors_metadata(path);
+    metadata.erase("mixmatch_crc32c");
+    mixmatch::write_safetensors(path, mixmatch::read_safetensors(path), metadata);
+  }
   return read(path);
 }
 
@@ -108,9 +124,10 @@ struct State {
   State& operator=(const State&) = delete;
 
   void register_in() {
-    // An optimizer's moments and a tensor that is not the seed's zeros.
-    model->forward(at::ones({2, 3})).sum().backward();
-    optimizer.step();
+    for (auto& parameter : model->parameters()) {
+      parameter.mutable_grad() = at::ones_like(parameter);
+    }
+    optimizer.step();  // makes moments
     checkpoint.add("step", step)
         .add("name", name)
         .add("done", done)
@@ -131,8 +148,8 @@ struct State {
   at::Tensor tensor = at::arange(6, at::kLong).view({2, 3});
   at::Generator generator = at::detail::createCPUGenerator(3);
   mixmatch::data::BatchStream stream{at::arange(5), 2, 9};
-  torch::nn::Sequential model = small_model();
-  mixmatch::EmaModel<torch::nn::Sequential> ema{model};
+  std::shared_ptr<SmallModel> model = small_model();
+  mixmatch::EmaModel<std::shared_ptr<SmallModel>> ema{model};
   mixmatch::training::FusedAdam optimizer{model};
   mixmatch::training::Checkpoint checkpoint{scratch() / "checkpoint.pt"};
 };
@@ -186,14 +203,6 @@ std::string unsealed(const std::string& bytes) {
   return archive;
 }
 
-uint64_t number_at(std::string_view bytes, size_t at, size_t size) {
-  uint64_t value = 0;
-  for (size_t i = 0; i < size; ++i) {
-    value |= uint64_t{static_cast<unsigned char>(bytes[at + i])} << (8 * i);
-  }
-  return value;
-}
-
 std::string little_endian(uint64_t value, size_t size) {
   std::string bytes;
   for (size_t i = 0; i < size; ++i) {
@@ -202,18 +211,13 @@ std::string little_endian(uint64_t value, size_t size) {
   return bytes;
 }
 
-/// Names and contents of an archive whose entries are stored as they are, by its central directory.
-std::vector<std::pair<std::string, std::string>> unzip(const std::string& bytes) {
+/// Names and contents of the archive in a file.
+std::vector<std::pair<std::string, std::string>> unzip(const fs::path& path) {
+  caffe2::serialize::PyTorchStreamReader reader(path.string());
   std::vector<std::pair<std::string, std::string>> entries;
-  const size_t end = bytes.rfind("PK\5\6");
-  size_t at = number_at(bytes, end + 16, 4);
-  while (bytes.compare(at, 4, "PK\1\2") == 0) {
-    const size_t name = number_at(bytes, at + 28, 2), extra = number_at(bytes, at + 30, 2),
-                 comment = number_at(bytes, at + 32, 2), size = number_at(bytes, at + 24, 4),
-                 local = number_at(bytes, at + 42, 4);
-    const size_t data = local + 30 + number_at(bytes, local + 26, 2) + number_at(bytes, local + 28, 2);
-    entries.emplace_back(bytes.substr(at + 46, name), bytes.substr(data, size));
-    at += 46 + name + extra + comment;
+  for (const auto& name : reader.getAllRecords()) {
+    const auto [data, size] = reader.getRecord(name);
+    entries.emplace_back("archive/" + name, std::string(static_cast<const char*>(data.get()), size));
   }
   return entries;
 }
@@ -251,7 +255,7 @@ void add_checkpoint_targets(std::vector<Target>& targets) {
        {{unsealed(whole)}},
        {"PK\3\4", "PK\1\2", "PK\5\6", "PK\6\6", "PK\6\7", std::string("\1\0", 2), "\xff\xff\xff\xff"},
        [](const fs::path&, const Input& input) { load_checkpoint(seal(input[0])); }});
-  const auto entries = unzip(whole);
+  const auto entries = unzip(state().checkpoint.path());
   Target target{"checkpoint_entries", {}, {{}}, {}, {}};
   std::vector<std::string> names;
   for (const auto& [name, content] : entries) {
@@ -310,8 +314,8 @@ void add_weight_targets(std::vector<Target>& targets) {
                                        "F8_E4M3",
                                        "U16",
                                        "__metadata__",
-                                       "0.weight",
-                                       "1.running_var",
+                                       "weight",
+                                       "inner.bias",
                                        "\\u0000",
                                        "\\ud800",
                                        "1e9",
@@ -325,11 +329,12 @@ void add_weight_targets(std::vector<Target>& targets) {
   auto names = words;
   names.insert(names.end(), {"depth", "widen_factor", "filters", "scales", "num_classes", "image_size",
                              "class_0", "in_channels", "1000", "100000", "16384", "10"});
-  targets.push_back({"classifier",
-                     {"model.safetensors"},
-                     {{saved_classifier(1)}, {saved_classifier(3)}},
-                     names,
-                     load_classifier});
+  targets.push_back(
+      {"classifier",
+       {"model.safetensors"},
+       {{saved_classifier(1, false)}, {saved_classifier(3, false)}, {saved_classifier(1, true)}},
+       names,
+       load_classifier});
   add_checkpoint_targets(targets);
 }
 
