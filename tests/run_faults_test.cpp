@@ -144,7 +144,7 @@ TEST_CASE("cifar10: a class name that the model's file could not hold is refused
   fs::copy(cifar10_dir(), dir / "data");
   write_file(dir / "data" / "batches.meta.txt", "a\nb\nc\nd\n\xE9t\xE9\nf\ng\nh\ni\nj\n");
   check_refused(run(short_run(MIXMATCH_CIFAR10, dir / "data", dir / "run")),
-                "the class name \"\\xE9t\\xE9\" is not UTF-8");
+                "the class name \"\\xe9t\\xe9\", which is not UTF-8");
   CHECK_FALSE(fs::exists(dir / "run"));
 }
 

@@ -315,10 +315,6 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
     TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
                 rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
   }
-  for (const auto& name : data.pool.class_names) {  // the model's file takes no other
-    TORCH_CHECK(mixmatch::detail::is_utf8(name), o.data, ": the class name \"",
-                mixmatch::detail::printable(name), "\" is not UTF-8");
-  }
   const auto lost = detail::class_without_labels(data);
   if (!lost.empty()) {
     const std::string text =
