@@ -36,16 +36,18 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& target, const
                         T least, T most = std::numeric_limits<T>::max()) {
   const bool bounded = most < std::numeric_limits<T>::max();
   const std::string range = bounded ? fmt::format("in [{}, {}]", least, most) : fmt::format(">= {}", least);
-  const auto take = [&target, name, range, bounded, least, most](const std::string& text) {
+  // Said where a number is too large for its type, not for its meaning.
+  const std::string beyond = bounded ? "" : fmt::format(" and <= {}", most);
+  const auto take = [&target, name, range, beyond, least, most](const std::string& text) {
     const auto number = mixmatch::detail::parse_number<T>(text);
     // Not a number compares as false.
     if (!number.has_value() || !(*number >= least && *number <= most)) {
       const auto real = mixmatch::detail::parse_number<double>(text);
       const bool too_large = std::integral<T> && real.has_value() && *real >= static_cast<double>(most);
-      throw CLI::ValidationError(
-          name, fmt::format("expected a {} number {}{}, got {}", std::integral<T> ? "whole" : "finite", range,
-                            too_large && !bounded ? fmt::format(" and <= {}", most) : std::string(),
-                            text.empty() ? "nothing" : mixmatch::detail::printable(text)));
+      // No fmt::format here: g++ 14 takes a lambda with one in a template for a consteval function.
+      throw CLI::ValidationError(name, std::string("expected a ") + (std::integral<T> ? "whole" : "finite") +
+                                           " number " + range + (too_large ? beyond : "") + ", got " +
+                                           (text.empty() ? "nothing" : mixmatch::detail::printable(text)));
     }
     target = *number;
   };
