@@ -27,6 +27,8 @@ struct Target {
   std::function<void(const std::filesystem::path& directory, const Input&)> run;
   /// Bytes of memory that a byte of input may cost, besides 64 MB: what the format can compress.
   int64_t times_input = 200;
+  /// A library below asks for as much memory as a damaged length says, and touches none of it: not looked at.
+  bool reserves_memory = false;
 };
 
 /// A refusal of another type than c10::Error that a user sees as one line.

@@ -74,7 +74,7 @@ void read_folder(const fs::path&, const Input& input) {
   const auto folder = mixmatch::data::load_image_folder(root, 8);
   expect(folder.files.size() == static_cast<size_t>(folder.size()), "another number of files than of images");
   for (const auto& name : folder.class_names) {
-    expect_clean(name, "a class name");
+    expect(mixmatch::detail::is_utf8(name), "a class name that is not UTF-8");
   }
   for (const auto& file : folder.files) {
     digest_text(file);

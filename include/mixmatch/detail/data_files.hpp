@@ -145,8 +145,8 @@ inline std::vector<std::string> read_class_names(const char* loader, const std::
   TORCH_CHECK(names.size() == standard.size(), loader, ": ", printable(path), " must hold ", standard.size(),
               " class names, one a line, got ", names.size());
   for (const auto& name : names) {  // they go into files of text that are UTF-8
-    TORCH_CHECK(is_utf8(name), loader, ": ", printable(path), " has the class name \"", printable(name),
-                "\", which is not UTF-8");
+    TORCH_CHECK(is_utf8(name), loader, ": ", printable(path), " has the class name \"",
+                printable_beginning(name, 80), "\", which is not UTF-8");
   }
   return names;
 }

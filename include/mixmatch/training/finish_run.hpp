@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/detail/csv.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/training/confident_errors.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>
@@ -137,7 +138,7 @@ inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mod
     const auto errors = per_class_error(confusion);
     std::string line = kind + " error by class (averaged weights):";
     for (size_t i = 0; i < errors.size(); ++i) {
-      line += fmt::format("{} {} ", i == 0 ? "" : ",", class_names[i]) +
+      line += fmt::format("{} {} ", i == 0 ? "" : ",", mixmatch::detail::printable(class_names[i])) +
               (std::isnan(errors[i]) ? "has no images" : fmt::format("{:.1f} %", errors[i]));
     }
     print_message(stdout, line + "\n");
