@@ -291,6 +291,7 @@ void add_checkpoint_targets(std::vector<Target>& targets) {
                        "c",
                        "b",
                        "."};
+  target.reserves_memory = true;
   target.run = [names](const fs::path&, const Input& input) { load_checkpoint(seal(zip(names, input))); };
   targets.push_back(std::move(target));
 }
