@@ -34,6 +34,7 @@
 #include <fstream>
 #include <iterator>
 #include <map>
+#include <new>
 #include <optional>
 #include <system_error>
 #include <thread>
@@ -53,11 +54,25 @@ size_t __sanitizer_get_allocated_size(const volatile void*);
 // LibTorch is not instrumented; its own start leaves memory behind.
 const char* __asan_default_options() {
   return "detect_leaks=1:leak_check_at_exit=0:handle_abort=1:allocator_may_return_null=1:"
-         "max_allocation_size_mb=8192:max_malloc_fill_size=1048576:quarantine_size_mb=16:"
+         "max_allocation_size_mb=512:max_malloc_fill_size=1048576:quarantine_size_mb=16:"
          "malloc_context_size=12:detect_odr_violation=0";
 }
 const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_error=1"; }
 }
+
+// The sanitizer's operator new ends the process where there is no memory; a program has an exception to
+// catch.
+void* operator new(size_t size) {
+  if (void* memory = std::malloc(std::max<size_t>(size, 1))) {
+    return memory;
+  }
+  throw std::bad_alloc();
+}
+void* operator new[](size_t size) { return ::operator new(size); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
 
 namespace fuzz {
 
@@ -257,8 +272,7 @@ Outcome execute(const Target& target, const Input& input, Watchdog& watchdog) {
       outcome.bytes > allowed_bytes + target.times_input * static_cast<int64_t>(size)) {
     outcome.finding = fmt::format("{} bytes of memory for {} of input", outcome.bytes, size);
   }
-  // The sanitizer takes most of a second for each gigabyte that is only reserved.
-  if (outcome.finding.empty() && outcome.seconds > (target.reserves_memory ? 8 : 1) * allowed_seconds) {
+  if (outcome.finding.empty() && outcome.seconds > allowed_seconds) {
     outcome.finding = fmt::format("{:.1f} s of processor time", outcome.seconds);
   }
   return outcome;
