@@ -40,11 +40,13 @@ Results run_packs(const Case& c) {
   const auto values = [](const Tensor& tensor) { return emulated::pointer<Compute>(tensor); };
   const auto over_images = [&](auto kernel, auto... arguments) {
     emulated::launch(static_cast<unsigned>(grid.groups * grid.chunks), static_cast<unsigned>(grid.tiles()),
-                     kThreads, kernel, arguments..., grid.rows, grid.packs, grid.chunks,
+                     kThreads, kernel, arguments..., grid.rows, grid.packs, grid.span, grid.chunks,
                      static_cast<int>(grid.lanes));
   };
   const auto over_items = [&](auto kernel, int64_t items, auto... arguments) {
-    emulated::launch(static_cast<unsigned>((items + 31) / 32), 1, 2 * kThreads, kernel, arguments...);
+    constexpr int lanes = 8;
+    emulated::launch(static_cast<unsigned>((items + lanes - 1) / lanes), 1, 2 * kThreads, kernel,
+                     arguments..., grid.chunks, lanes);
   };
   Results r;
   r.y = at::empty_like(c.x);
@@ -63,15 +65,15 @@ Results run_packs(const Case& c) {
               values(chunks[0]), values(chunks[1]));
   over_items(emulated::norm_statistics<Compute>, c.groups * channels, values(chunks[0]), values(chunks[1]),
              values(r.mean), values(r.invstd), values(r.var_unbiased), values(r.running_mean),
-             values(r.running_var), 0.25, grid.rows, channels, c.groups * channels, grid.chunks, kEps);
+             values(r.running_var), 0.25, kEps, grid.rows, channels, c.groups * channels, grid.span);
   over_images(emulated::norm_activate<Scalar, width>, packs(r.y), packs(r.sum), values(r.mean),
               values(r.invstd), values(c.weight), values(c.bias), kSlope);
   over_images(emulated::norm_gradient_sums<Scalar, width>, packs(c.grad_y), packs(r.sum), values(r.mean),
               values(r.invstd), values(c.weight), values(c.bias), values(chunks[0]), values(chunks[1]),
               kSlope);
   over_items(emulated::norm_parameter_gradients<Compute>, channels, values(chunks[0]), values(chunks[1]),
-             values(sums[0]), values(sums[1]), values(r.grad_bias), values(r.grad_weight), channels, c.groups,
-             grid.chunks);
+             values(sums[0]), values(sums[1]), values(r.grad_bias), values(r.grad_weight), channels,
+             c.groups);
   over_images(emulated::norm_input_gradient<Scalar, width>, packs(r.grad_x), packs(c.grad_y),
               packs(c.grad_sum), packs(r.sum), values(r.mean), values(r.invstd), values(c.weight),
               values(c.bias), values(sums[0]), values(sums[1]), kSlope);

@@ -9,144 +9,201 @@
 
 namespace mixmatch::detail {
 
-// All kernels share one grid. Images are rows of channels; a group has `rows` rows, cut into `chunks`. Blocks
-// along x are (group, chunk), blocks along y are tiles of `lanes` packs of channels. In a block, thread
-// slice * lanes + lane runs over the chunk's rows slice, slice + slices, … for one pack. No atomics: chunks
-// write partial results, which one block merges in one order.
+// The kernels over images share one grid. Images are rows of channels; a group has `rows` rows, cut into
+// `chunks` of `span` rows, the last of fewer. Blocks along x are (group, chunk), blocks along y are tiles of
+// `lanes` packs of channels. In a block, thread slice * lanes + lane runs over the chunk's rows slice,
+// slice + slices, … for one pack, some rows at a time so that their loads do not wait for each other. The
+// kernels over items, which are channels, have `lanes` items a block and spread an item's chunks over the
+// slices. No atomics: chunks write partial results, which one block merges, and all sums are in one order.
 inline constexpr CudaSource cuda_norm_source{"mixmatch_norm.cu", R"cuda(
-// A thread's place in the grid.
+// A thread's place in the grid of a kernel over images.
 struct Place {
-  i64 group, chunk, pack, first, step, begin, end;
+  i64 group, chunk, tile, pack, first, step, begin, end;
   int lane, slice, slices;
   bool active;
 
-  __device__ Place(i64 rows, i64 packs, i64 chunks, int lanes) {
+  __device__ Place(i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
     lane = static_cast<int>(threadIdx.x) % lanes;
     slice = static_cast<int>(threadIdx.x) / lanes;
     slices = static_cast<int>(blockDim.x) / lanes;
-    group = blockIdx.x / chunks;
-    chunk = blockIdx.x % chunks;
-    pack = static_cast<i64>(blockIdx.y) * lanes + lane;
+    group = blockIdx.x / static_cast<u32>(chunks);
+    chunk = blockIdx.x % static_cast<u32>(chunks);
+    tile = static_cast<i64>(blockIdx.y) * lanes;  // its first pack
+    pack = tile + lane;
     active = pack < packs;
-    begin = rows * chunk / chunks + slice;
-    end = rows * (chunk + 1) / chunks;
+    begin = chunk * span + slice;
+    end = (chunk + 1) * span < rows ? (chunk + 1) * span : rows;
     first = (group * rows + begin) * packs + pack;  // in packs, of row `begin`
     step = slices * packs;                          // to the thread's next row
   }
 };
 
-// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where there is an
-// addend. Each thread's sums are of differences from its own first value.
-template <class Scalar, int width>
-__global__ void norm_moments(const Pack<Scalar, width>* x, const Pack<Scalar, width>* addend,
-                             Pack<Scalar, width>* sum, typename ComputeOf<Scalar>::type* chunk_means,
-                             typename ComputeOf<Scalar>::type* chunk_squares, i64 rows, i64 packs, i64 chunks,
-                             int lanes) {
-  typedef typename ComputeOf<Scalar>::type Compute;
-  __shared__ Compute means[256 * width];
-  __shared__ Compute squares[256 * width];
-  __shared__ int counts[256];
-  const Place place(rows, packs, chunks, lanes);
-  const int thread = static_cast<int>(threadIdx.x), own = thread * width;
-  Compute shift[width], total[width], square[width];
-  for (int k = 0; k < width; ++k) {
-    shift[k] = total[k] = square[k] = 0;
-  }
-  int count = 0;
-  i64 at = place.first;
-  for (i64 row = place.begin; place.active && row < place.end; row += place.slices, at += place.step) {
-    Pack<Scalar, width> values = x[at];
-    if (addend != nullptr) {
-      const Pack<Scalar, width> others = addend[at];
-      for (int k = 0; k < width; ++k) {
-        narrow(values.values[k], widen(values.values[k]) + widen(others.values[k]));
-      }
-      sum[at] = values;
-    }
-    for (int k = 0; k < width; ++k) {
-      const Compute value = widen(values.values[k]);
-      shift[k] = count == 0 ? value : shift[k];
-      const Compute difference = value - shift[k];
-      total[k] += difference;
-      square[k] += difference * difference;
-    }
-    ++count;
-  }
-  counts[thread] = count;
-  for (int k = 0; k < width; ++k) {
-    const Compute mean = count == 0 ? static_cast<Compute>(0) : total[k] / static_cast<Compute>(count);
-    means[own + k] = shift[k] + mean;
-    squares[own + k] = square[k] - total[k] * mean;
+// The sums of `values` numbers of each thread over the block's slices: value v of a lane is then at
+// scratch[v * (blockDim.x + lanes) + lane] for every thread. `values`, `lanes` and blockDim.x are powers of
+// two; the lanes between the values' rows keep a warp's accesses in different banks. All threads must call it.
+template <int values, class Compute>
+__device__ inline void sum_slices(const Compute* own, Compute* scratch, int lanes) {
+  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int row = threads + lanes, outputs = values * lanes;
+  const int parts = threads > outputs ? threads / outputs : 1;  // of a lane's slices, for a thread each
+  const int each = threads / lanes / parts;
+  for (int v = 0; v < values; ++v) {
+    scratch[v * row + thread] = own[v];
   }
   __syncthreads();
-  for (int rest = place.slices / 2; rest > 0; rest /= 2) {
-    if (place.slice < rest) {
-      const int other = thread + rest * lanes;
-      const int mine = counts[thread], theirs = counts[other];
-      if (theirs > 0) {
-        const Compute share = static_cast<Compute>(theirs) / static_cast<Compute>(mine + theirs);
-        for (int k = 0; k < width; ++k) {
-          Compute& mean = means[own + k];
-          const Compute difference = means[other * width + k] - mean;
-          squares[own + k] +=
-              squares[other * width + k] + difference * difference * static_cast<Compute>(mine) * share;
-          mean += difference * share;
-        }
-        counts[thread] = mine + theirs;
+  for (int i = thread; i < outputs * parts; i += threads) {
+    Compute* from = scratch + i / lanes % values * row + i / outputs * each * lanes + i % lanes;
+    Compute sum = from[0];
+    if (each == values) {
+      for (int k = 1; k < values; ++k) {
+        sum += from[k * lanes];
       }
+    } else {
+      for (int k = 1; k < each; ++k) {
+        sum += from[k * lanes];
+      }
+    }
+    from[0] = sum;
+  }
+  __syncthreads();
+  for (int rest = parts / 2; rest > 0; rest /= 2) {
+    if (thread < outputs * rest) {
+      Compute* to = scratch + thread / lanes % values * row + thread / outputs * each * lanes + thread % lanes;
+      to[0] += to[rest * each * lanes];
     }
     __syncthreads();
   }
-  if (place.slice == 0 && place.active) {
-    const i64 to = ((place.group * chunks + place.chunk) * packs + place.pack) * width;
+}
+
+// x + addend as it is stored, where there is an addend.
+template <class Scalar, int width>
+__device__ inline void add_pack(Pack<Scalar, width>& x, const Pack<Scalar, width>& addend) {
+  for (int k = 0; k < width; ++k) {
+    narrow(x.values[k], widen(x.values[k]) + widen(addend.values[k]));
+  }
+}
+
+// Of `count` rows.
+template <int count, class Scalar, int width, class Compute>
+__device__ inline void add_moments(const Pack<Scalar, width>* __restrict__ x,
+                                   const Pack<Scalar, width>* __restrict__ addend,
+                                   Pack<Scalar, width>* __restrict__ sum, i64 at, i64 step,
+                                   const Compute* shift, Compute* totals) {
+  Pack<Scalar, width> values[count], others[count];
+  for (int i = 0; i < count; ++i) {
+    values[i] = x[at + i * step];
+  }
+  if (addend != nullptr) {
+    for (int i = 0; i < count; ++i) {
+      others[i] = addend[at + i * step];
+    }
+    for (int i = 0; i < count; ++i) {
+      add_pack(values[i], others[i]);
+      sum[at + i * step] = values[i];
+    }
+  }
+  for (int i = 0; i < count; ++i) {
     for (int k = 0; k < width; ++k) {
-      chunk_means[to + k] = means[own + k];
-      chunk_squares[to + k] = squares[own + k];
+      const Compute difference = widen(values[i].values[k]) - shift[k];
+      totals[k] += difference;
+      totals[width + k] += difference * difference;
     }
   }
 }
 
-// The chunks' moments merged, for `items` = groups x channels: 32 items a block, blockDim.x / 32 threads each.
-// The first group's mean and unbiased variance move the running ones by `share`, where they are given.
-template <class Compute>
-__global__ void norm_statistics(const Compute* chunk_means, const Compute* chunk_squares, Compute* mean_out,
-                                Compute* invstd_out, Compute* unbiased_out, Compute* running_mean,
-                                Compute* running_var, double share, i64 rows, i64 channels, i64 items,
-                                i64 chunks, double eps) {
-  __shared__ double sums[256];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(threadIdx.x) / 32, slices = static_cast<int>(blockDim.x) / 32;
-  const i64 item = static_cast<i64>(blockIdx.x) * 32 + lane;
-  const i64 from = item / channels * chunks * channels + item % channels;
-  double mean = 0, square = 0;
-  for (int pass = 0; pass < 2; ++pass) {
-    double part = 0;
-    for (i64 chunk = slice; item < items && chunk < chunks; chunk += slices) {
-      const i64 begin = rows * chunk / chunks, end = rows * (chunk + 1) / chunks;
-      const double of_chunk = static_cast<double>(chunk_means[from + chunk * channels]);
-      const double count = static_cast<double>(end - begin);
-      part += pass == 0 ? count * of_chunk
-                        : static_cast<double>(chunk_squares[from + chunk * channels]) +
-                              count * (of_chunk - mean) * (of_chunk - mean);
+// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where there is an
+// addend. The sums are of differences from the chunk's first row.
+template <class Scalar, int width>
+__global__ void norm_moments(const Pack<Scalar, width>* __restrict__ x,
+                             const Pack<Scalar, width>* __restrict__ addend,
+                             Pack<Scalar, width>* __restrict__ sum,
+                             typename ComputeOf<Scalar>::type* __restrict__ chunk_means,
+                             typename ComputeOf<Scalar>::type* __restrict__ chunk_squares, i64 rows, i64 packs,
+                             i64 span, i64 chunks, int lanes) {
+  typedef typename ComputeOf<Scalar>::type Compute;
+  __shared__ Compute scratch[2 * width * (256 + 32)];
+  __shared__ Compute shifts[32 * width];
+  const Place place(rows, packs, span, chunks, lanes);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  Compute shift[width], totals[2 * width];
+  for (int k = 0; k < width; ++k) {
+    shift[k] = totals[k] = totals[width + k] = 0;
+  }
+  if (place.active) {
+    const i64 first = place.first - place.slice * packs;
+    Pack<Scalar, width> values = x[first];
+    if (addend != nullptr) {
+      add_pack(values, addend[first]);
     }
-    __syncthreads();
-    sums[threadIdx.x] = part;
-    __syncthreads();
-    double total = 0;
-    for (int k = 0; k < slices; ++k) {
-      total += sums[k * 32 + lane];
+    for (int k = 0; k < width; ++k) {
+      shift[k] = widen(values.values[k]);
     }
-    if (pass == 0) {
-      mean = total / static_cast<double>(rows);
-    } else {
-      square = total;
+    if (place.slice == 0) {
+      for (int k = 0; k < width; ++k) {
+        shifts[place.lane * width + k] = shift[k];
+      }
+    }
+    i64 at = place.first, row = place.begin;
+    for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
+      add_moments<4>(x, addend, sum, at, place.step, shift, totals);
+    }
+    for (; row < place.end; row += place.slices, at += place.step) {
+      add_moments<1>(x, addend, sum, at, place.step, shift, totals);
     }
   }
-  if (slice == 0 && item < items) {
-    const double variance = square / static_cast<double>(rows);
-    mean_out[item] = static_cast<Compute>(mean);
-    invstd_out[item] = static_cast<Compute>(1 / sqrt(variance + eps));
+  sum_slices<2 * width>(totals, scratch, lanes);
+  const i64 to = ((place.group * chunks + place.chunk) * packs + place.tile) * width;
+  const Compute count = static_cast<Compute>(place.end - place.chunk * span);
+  for (int i = thread; i < lanes * width && place.tile * width + i < packs * width; i += threads) {
+    const int from = i % width * (threads + lanes) + i / width;
+    const Compute total = scratch[from], mean = total / count;
+    chunk_means[to + i] = shifts[i] + mean;
+    chunk_squares[to + i] = scratch[from + width * (threads + lanes)] - total * mean;
+  }
+}
+
+// The chunks' moments merged, for `items` = groups x channels. The first group's mean and unbiased variance
+// move the running ones by `share`, where they are given.
+template <class Compute>
+__global__ void norm_statistics(const Compute* __restrict__ chunk_means,
+                                const Compute* __restrict__ chunk_squares, Compute* __restrict__ mean_out,
+                                Compute* __restrict__ invstd_out, Compute* __restrict__ unbiased_out,
+                                Compute* running_mean, Compute* running_var, double share, double eps,
+                                i64 rows, i64 channels, i64 items, i64 span, i64 chunks, int lanes) {
+  __shared__ double scratch[2 * (512 + 32)];
+  const int lane = static_cast<int>(threadIdx.x) % lanes, slice = static_cast<int>(threadIdx.x) / lanes;
+  const int slices = static_cast<int>(blockDim.x) / lanes;
+  const i64 item = static_cast<i64>(blockIdx.x) * lanes + lane;
+  const bool active = item < items;
+  double shift = 0, own[2] = {0, 0};
+  if (active) {
+    const i64 group = static_cast<u32>(item) / static_cast<u32>(channels);
+    const i64 from = group * chunks * channels + (item - group * channels);
+    shift = static_cast<double>(chunk_means[from]);
+    for (i64 chunk = slice; chunk < chunks; chunk += 4 * slices) {
+      Compute means[4], squares[4];
+      for (int j = 0; j < 4; ++j) {
+        const i64 at = chunk + j * slices;
+        means[j] = at < chunks ? chunk_means[from + at * channels] : static_cast<Compute>(0);
+        squares[j] = at < chunks ? chunk_squares[from + at * channels] : static_cast<Compute>(0);
+      }
+      for (int j = 0; j < 4; ++j) {
+        const i64 left = rows - (chunk + j * slices) * span;
+        const double count = static_cast<double>(left < 0 ? 0 : left < span ? left : span);
+        const double difference = static_cast<double>(means[j]) - shift;
+        own[0] += count * difference;
+        own[1] += static_cast<double>(squares[j]) + count * difference * difference;
+      }
+    }
+  }
+  sum_slices<2>(own, scratch, lanes);
+  if (slice == 0 && active) {
+    const double total = scratch[lane], count = static_cast<double>(rows);
+    const double mean = shift + total / count;
+    const double square = scratch[static_cast<int>(blockDim.x) + lanes + lane] - total * (total / count);
     const double unbiased = square / static_cast<double>(rows - 1);
+    mean_out[item] = static_cast<Compute>(mean);
+    invstd_out[item] = static_cast<Compute>(1 / sqrt(square / count + eps));
     unbiased_out[item] = static_cast<Compute>(unbiased);
     if (running_mean != nullptr && item < channels) {
       const double before = static_cast<double>(running_mean[item]);
@@ -157,187 +214,237 @@ __global__ void norm_statistics(const Compute* chunk_means, const Compute* chunk
   }
 }
 
+// What a thread's pack of channels needs for z = weight (x - mean) invstd + bias.
+template <int width, class Compute>
+struct Affine {
+  Compute centre[width], factor[width], offset[width];
+
+  __device__ Affine(const Compute* mean, const Compute* invstd, const Compute* weight, const Compute* bias,
+                    const Place& place, i64 packs) {
+    for (int k = 0; k < width; ++k) {
+      const i64 channel = place.pack * width + k, item = place.group * packs * width + channel;
+      centre[k] = mean[item];
+      factor[k] = invstd[item] * weight[channel];
+      offset[k] = bias[channel];
+    }
+  }
+};
+
+// Of `count` rows.
+template <int count, class Scalar, int width, class Compute>
+__device__ inline void activate(Pack<Scalar, width>* __restrict__ y, const Pack<Scalar, width>* __restrict__ x,
+                                i64 at, i64 step, const Affine<width, Compute>& affine, Compute slope) {
+  Pack<Scalar, width> values[count];
+  for (int i = 0; i < count; ++i) {
+    values[i] = x[at + i * step];
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int k = 0; k < width; ++k) {
+      const Compute z =
+          (widen(values[i].values[k]) - affine.centre[k]) * affine.factor[k] + affine.offset[k];
+      narrow(values[i].values[k], z > 0 ? z : z * slope);
+    }
+    y[at + i * step] = values[i];
+  }
+}
+
 // y = leaky(weight (x - mean) invstd + bias)
 template <class Scalar, int width>
-__global__ void norm_activate(Pack<Scalar, width>* y, const Pack<Scalar, width>* x,
-                              const typename ComputeOf<Scalar>::type* mean,
-                              const typename ComputeOf<Scalar>::type* invstd,
-                              const typename ComputeOf<Scalar>::type* weight,
-                              const typename ComputeOf<Scalar>::type* bias, double slope, i64 rows, i64 packs,
-                              i64 chunks, int lanes) {
+__global__ void norm_activate(Pack<Scalar, width>* __restrict__ y, const Pack<Scalar, width>* __restrict__ x,
+                              const typename ComputeOf<Scalar>::type* __restrict__ mean,
+                              const typename ComputeOf<Scalar>::type* __restrict__ invstd,
+                              const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                              const typename ComputeOf<Scalar>::type* __restrict__ bias, double slope, i64 rows,
+                              i64 packs, i64 span, i64 chunks, int lanes) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  const Place place(rows, packs, chunks, lanes);
+  const Place place(rows, packs, span, chunks, lanes);
   if (!place.active) {
     return;
   }
-  Compute centre[width], factor[width], offset[width];
-  for (int k = 0; k < width; ++k) {
-    const i64 channel = place.pack * width + k, item = place.group * packs * width + channel;
-    centre[k] = mean[item];
-    factor[k] = invstd[item] * weight[channel];
-    offset[k] = bias[channel];
+  const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
+  i64 at = place.first, row = place.begin;
+  for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
+    activate<4>(y, x, at, place.step, affine, static_cast<Compute>(slope));
   }
-  i64 at = place.first;
-  for (i64 row = place.begin; row < place.end; row += place.slices, at += place.step) {
-    Pack<Scalar, width> values = x[at];
+  for (; row < place.end; row += place.slices, at += place.step) {
+    activate<1>(y, x, at, place.step, affine, static_cast<Compute>(slope));
+  }
+}
+
+// Of `count` rows.
+template <int count, class Scalar, int width, class Compute>
+__device__ inline void add_gradients(const Pack<Scalar, width>* __restrict__ grad_y,
+                                     const Pack<Scalar, width>* __restrict__ x, i64 at, i64 step,
+                                     const Affine<width, Compute>& affine, Compute slope, Compute* totals) {
+  Pack<Scalar, width> values[count], gradients[count];
+  for (int i = 0; i < count; ++i) {
+    values[i] = x[at + i * step];
+    gradients[i] = grad_y[at + i * step];
+  }
+  for (int i = 0; i < count; ++i) {
     for (int k = 0; k < width; ++k) {
-      const Compute z = (widen(values.values[k]) - centre[k]) * factor[k] + offset[k];
-      narrow(values.values[k], z > 0 ? z : z * static_cast<Compute>(slope));
+      const Compute centred = widen(values[i].values[k]) - affine.centre[k];
+      const Compute z = centred * affine.factor[k] + affine.offset[k];
+      const Compute gradient = widen(gradients[i].values[k]);
+      const Compute dz = z > 0 ? gradient : gradient * slope;
+      totals[k] += dz;
+      totals[width + k] += dz * centred;
     }
-    y[at] = values;
   }
 }
 
 // Of each chunk and channel: the sums of dz = gradient of z, and of dz (x - mean) invstd.
 template <class Scalar, int width>
-__global__ void norm_gradient_sums(const Pack<Scalar, width>* grad_y, const Pack<Scalar, width>* x,
-                                   const typename ComputeOf<Scalar>::type* mean,
-                                   const typename ComputeOf<Scalar>::type* invstd,
-                                   const typename ComputeOf<Scalar>::type* weight,
-                                   const typename ComputeOf<Scalar>::type* bias,
-                                   typename ComputeOf<Scalar>::type* chunk_sums,
-                                   typename ComputeOf<Scalar>::type* chunk_products, double slope, i64 rows,
-                                   i64 packs, i64 chunks, int lanes) {
+__global__ void norm_gradient_sums(const Pack<Scalar, width>* __restrict__ grad_y,
+                                   const Pack<Scalar, width>* __restrict__ x,
+                                   const typename ComputeOf<Scalar>::type* __restrict__ mean,
+                                   const typename ComputeOf<Scalar>::type* __restrict__ invstd,
+                                   const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                                   const typename ComputeOf<Scalar>::type* __restrict__ bias,
+                                   typename ComputeOf<Scalar>::type* __restrict__ chunk_sums,
+                                   typename ComputeOf<Scalar>::type* __restrict__ chunk_products, double slope,
+                                   i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  __shared__ Compute sums[256 * width];
-  __shared__ Compute products[256 * width];
-  const Place place(rows, packs, chunks, lanes);
-  const int thread = static_cast<int>(threadIdx.x), own = thread * width;
-  Compute sum[width], product[width];
-  for (int k = 0; k < width; ++k) {
-    sum[k] = product[k] = 0;
+  __shared__ Compute scratch[2 * width * (256 + 32)];
+  const Place place(rows, packs, span, chunks, lanes);
+  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  Compute totals[2 * width];
+  for (int k = 0; k < 2 * width; ++k) {
+    totals[k] = 0;
   }
   if (place.active) {
-    Compute centre[width], scale[width], factor[width], offset[width];
-    for (int k = 0; k < width; ++k) {
-      const i64 channel = place.pack * width + k, item = place.group * packs * width + channel;
-      centre[k] = mean[item];
-      scale[k] = invstd[item];
-      factor[k] = invstd[item] * weight[channel];
-      offset[k] = bias[channel];
+    const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
+    i64 at = place.first, row = place.begin;
+    for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
+      add_gradients<4>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
     }
-    i64 at = place.first;
-    for (i64 row = place.begin; row < place.end; row += place.slices, at += place.step) {
-      const Pack<Scalar, width> values = x[at], gradients = grad_y[at];
-      for (int k = 0; k < width; ++k) {
-        const Compute centred = widen(values.values[k]) - centre[k];
-        const Compute z = centred * factor[k] + offset[k];
-        const Compute gradient = widen(gradients.values[k]);
-        const Compute dz = z > 0 ? gradient : gradient * static_cast<Compute>(slope);
-        sum[k] += dz;
-        product[k] += dz * (centred * scale[k]);
-      }
+    for (; row < place.end; row += place.slices, at += place.step) {
+      add_gradients<1>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
     }
   }
-  for (int k = 0; k < width; ++k) {
-    sums[own + k] = sum[k];
-    products[own + k] = product[k];
-  }
-  __syncthreads();
-  for (int rest = place.slices / 2; rest > 0; rest /= 2) {
-    if (place.slice < rest) {
-      const int other = thread + rest * lanes;
-      for (int k = 0; k < width; ++k) {
-        sums[own + k] += sums[other * width + k];
-        products[own + k] += products[other * width + k];
-      }
-    }
-    __syncthreads();
-  }
-  if (place.slice == 0 && place.active) {
-    const i64 to = ((place.group * chunks + place.chunk) * packs + place.pack) * width;
-    for (int k = 0; k < width; ++k) {
-      chunk_sums[to + k] = sums[own + k];
-      chunk_products[to + k] = products[own + k];
-    }
+  sum_slices<2 * width>(totals, scratch, lanes);
+  const i64 to = ((place.group * chunks + place.chunk) * packs + place.tile) * width;
+  const i64 items = (place.group * packs + place.tile) * width;
+  for (int i = thread; i < lanes * width && place.tile * width + i < packs * width; i += threads) {
+    const int from = i % width * (threads + lanes) + i / width;
+    chunk_sums[to + i] = scratch[from];
+    chunk_products[to + i] = scratch[from + width * (threads + lanes)] * invstd[items + i];
   }
 }
 
 // The chunks' sums added up: by group and channel, and over the groups, which are the gradients of bias and
-// weight. 32 channels a block, blockDim.x / 32 threads each.
+// weight. Four groups at a time.
 template <class Compute>
-__global__ void norm_parameter_gradients(const Compute* chunk_sums, const Compute* chunk_products,
-                                         Compute* group_sums, Compute* group_products, Compute* grad_bias,
-                                         Compute* grad_weight, i64 channels, i64 groups, i64 chunks) {
-  __shared__ double sums[256];
-  __shared__ double products[256];
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(threadIdx.x) / 32, slices = static_cast<int>(blockDim.x) / 32;
-  const i64 channel = static_cast<i64>(blockIdx.x) * 32 + lane;
+__global__ void norm_parameter_gradients(const Compute* __restrict__ chunk_sums,
+                                         const Compute* __restrict__ chunk_products,
+                                         Compute* __restrict__ group_sums, Compute* __restrict__ group_products,
+                                         Compute* __restrict__ grad_bias, Compute* __restrict__ grad_weight,
+                                         i64 channels, i64 groups, i64 chunks, int lanes) {
+  __shared__ double scratch[8 * (512 + 32)];
+  const int lane = static_cast<int>(threadIdx.x) % lanes, slice = static_cast<int>(threadIdx.x) / lanes;
+  const int slices = static_cast<int>(blockDim.x) / lanes, row = static_cast<int>(blockDim.x) + lanes;
+  const i64 channel = static_cast<i64>(blockIdx.x) * lanes + lane;
+  const bool active = channel < channels;
   double all_sums = 0, all_products = 0;
-  for (i64 group = 0; group < groups; ++group) {
-    double sum = 0, product = 0;
-    for (i64 chunk = slice; channel < channels && chunk < chunks; chunk += slices) {
-      const i64 from = (group * chunks + chunk) * channels + channel;
-      sum += static_cast<double>(chunk_sums[from]);
-      product += static_cast<double>(chunk_products[from]);
+  for (i64 group = 0; group < groups; group += 4) {
+    double own[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+    for (i64 chunk = slice; active && chunk < chunks; chunk += slices) {
+      Compute sums[4], products[4];
+      for (int j = 0; j < 4; ++j) {
+        const i64 from = ((group + j) * chunks + chunk) * channels + channel;
+        sums[j] = group + j < groups ? chunk_sums[from] : static_cast<Compute>(0);
+        products[j] = group + j < groups ? chunk_products[from] : static_cast<Compute>(0);
+      }
+      for (int j = 0; j < 4; ++j) {
+        own[j] += static_cast<double>(sums[j]);
+        own[4 + j] += static_cast<double>(products[j]);
+      }
     }
-    __syncthreads();
-    sums[threadIdx.x] = sum;
-    products[threadIdx.x] = product;
-    __syncthreads();
-    sum = product = 0;
-    for (int k = 0; k < slices; ++k) {
-      sum += sums[k * 32 + lane];
-      product += products[k * 32 + lane];
+    sum_slices<8>(own, scratch, lanes);
+    if (slice == 0 && active) {
+      for (int j = 0; j < 4 && group + j < groups; ++j) {
+        const double sum = scratch[j * row + lane], product = scratch[(4 + j) * row + lane];
+        all_sums += sum;
+        all_products += product;
+        group_sums[(group + j) * channels + channel] = static_cast<Compute>(sum);
+        group_products[(group + j) * channels + channel] = static_cast<Compute>(product);
+      }
     }
-    all_sums += sum;
-    all_products += product;
-    if (slice == 0 && channel < channels) {
-      group_sums[group * channels + channel] = static_cast<Compute>(sum);
-      group_products[group * channels + channel] = static_cast<Compute>(product);
-    }
+    __syncthreads();  // before the next groups use scratch
   }
-  if (slice == 0 && channel < channels) {
+  if (slice == 0 && active) {
     grad_bias[channel] = static_cast<Compute>(all_sums);
     grad_weight[channel] = static_cast<Compute>(all_products);
   }
 }
 
+// Of `count` rows; mean_dz and mean_product are those of the pack's channels.
+template <int count, class Scalar, int width, class Compute>
+__device__ inline void input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
+                                      const Pack<Scalar, width>* __restrict__ grad_y,
+                                      const Pack<Scalar, width>* __restrict__ grad_sum,
+                                      const Pack<Scalar, width>* __restrict__ x, i64 at, i64 step,
+                                      const Affine<width, Compute>& affine, const Compute* mean_dz,
+                                      const Compute* mean_product, Compute slope) {
+  Pack<Scalar, width> values[count], gradients[count], rest[count];
+  for (int i = 0; i < count; ++i) {
+    values[i] = x[at + i * step];
+    gradients[i] = grad_y[at + i * step];
+  }
+  if (grad_sum != nullptr) {
+    for (int i = 0; i < count; ++i) {
+      rest[i] = grad_sum[at + i * step];
+    }
+  }
+  for (int i = 0; i < count; ++i) {
+    for (int k = 0; k < width; ++k) {
+      const Compute centred = widen(values[i].values[k]) - affine.centre[k];
+      const Compute z = centred * affine.factor[k] + affine.offset[k];
+      const Compute gradient = widen(gradients[i].values[k]);
+      const Compute dz = z > 0 ? gradient : gradient * slope;
+      Compute found = affine.factor[k] * (dz - mean_dz[k] - centred * mean_product[k]);
+      if (grad_sum != nullptr) {
+        found += widen(rest[i].values[k]);
+      }
+      narrow(values[i].values[k], found);
+    }
+    grad_x[at + i * step] = values[i];
+  }
+}
+
 // grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd.
 template <class Scalar, int width>
-__global__ void norm_input_gradient(Pack<Scalar, width>* grad_x, const Pack<Scalar, width>* grad_y,
-                                    const Pack<Scalar, width>* grad_sum, const Pack<Scalar, width>* x,
-                                    const typename ComputeOf<Scalar>::type* mean,
-                                    const typename ComputeOf<Scalar>::type* invstd,
-                                    const typename ComputeOf<Scalar>::type* weight,
-                                    const typename ComputeOf<Scalar>::type* bias,
-                                    const typename ComputeOf<Scalar>::type* group_sums,
-                                    const typename ComputeOf<Scalar>::type* group_products, double slope,
-                                    i64 rows, i64 packs, i64 chunks, int lanes) {
+__global__ void norm_input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
+                                    const Pack<Scalar, width>* __restrict__ grad_y,
+                                    const Pack<Scalar, width>* __restrict__ grad_sum,
+                                    const Pack<Scalar, width>* __restrict__ x,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ mean,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ invstd,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ bias,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ group_sums,
+                                    const typename ComputeOf<Scalar>::type* __restrict__ group_products,
+                                    double slope, i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  const Place place(rows, packs, chunks, lanes);
+  const Place place(rows, packs, span, chunks, lanes);
   if (!place.active) {
     return;
   }
-  Compute centre[width], factor[width], offset[width], mean_dz[width], mean_product[width];
+  const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
+  Compute mean_dz[width], mean_product[width];
   for (int k = 0; k < width; ++k) {
-    const i64 channel = place.pack * width + k, item = place.group * packs * width + channel;
-    centre[k] = mean[item];
-    factor[k] = invstd[item] * weight[channel];
-    offset[k] = bias[channel];
+    const i64 item = (place.group * packs + place.pack) * width + k;
     mean_dz[k] = group_sums[item] / static_cast<Compute>(rows);
     mean_product[k] = group_products[item] / static_cast<Compute>(rows) * invstd[item];
   }
-  i64 at = place.first;
-  for (i64 row = place.begin; row < place.end; row += place.slices, at += place.step) {
-    const Pack<Scalar, width> values = x[at], gradients = grad_y[at];
-    Pack<Scalar, width> result, rest;
-    if (grad_sum != nullptr) {
-      rest = grad_sum[at];
-    }
-    for (int k = 0; k < width; ++k) {
-      const Compute centred = widen(values.values[k]) - centre[k];
-      const Compute z = centred * factor[k] + offset[k];
-      const Compute gradient = widen(gradients.values[k]);
-      const Compute dz = z > 0 ? gradient : gradient * static_cast<Compute>(slope);
-      Compute found = factor[k] * (dz - mean_dz[k] - centred * mean_product[k]);
-      if (grad_sum != nullptr) {
-        found += widen(rest.values[k]);
-      }
-      narrow(result.values[k], found);
-    }
-    grad_x[at] = result;
+  i64 at = place.first, row = place.begin;
+  for (; row + place.slices < place.end; row += 2 * place.slices, at += 2 * place.step) {
+    input_gradient<2>(grad_x, grad_y, grad_sum, x, at, place.step, affine, mean_dz, mean_product,
+                      static_cast<Compute>(slope));
+  }
+  for (; row < place.end; row += place.slices, at += place.step) {
+    input_gradient<1>(grad_x, grad_y, grad_sum, x, at, place.step, affine, mean_dz, mean_product,
+                      static_cast<Compute>(slope));
   }
 }
 )cuda"};
@@ -345,18 +452,21 @@ __global__ void norm_input_gradient(Pack<Scalar, width>* grad_x, const Pack<Scal
 /// How a batch of channels-last images is cut up for the kernels: the same on every device, so that results
 /// are.
 struct NormGrid {
-  int64_t rows, width, packs, chunks, lanes, groups;
-  static constexpr int64_t threads = 256;
+  int64_t rows, width, packs, span, chunks, lanes, groups;
+  static constexpr int64_t threads = 256, item_threads = 512, item_lanes = 8;
 
   NormGrid(int64_t total_rows, int64_t channels, int64_t num_groups, int64_t pack_width,
            int64_t block_threads = threads)
       : rows(total_rows / num_groups), width(pack_width), packs(channels / pack_width), groups(num_groups) {
+    constexpr int64_t rows_of_thread = 8, most_chunks = 256;
     lanes = 1;
     while (lanes < packs && lanes < 32) {
       lanes *= 2;
     }
     const int64_t slices = block_threads / lanes;
-    chunks = std::clamp<int64_t>(rows / (slices * 8), 1, 128);
+    const int64_t each = (rows + slices * most_chunks - 1) / (slices * most_chunks);
+    span = slices * std::max(rows_of_thread, each);
+    chunks = (rows + span - 1) / span;
   }
   int64_t tiles() const { return (packs + lanes - 1) / lanes; }
 };
@@ -393,13 +503,15 @@ class NormLaunch {
         cuda_norm_source, std::string(kernel) + "<" + type_ + ", " + std::to_string(grid.width) + ">",
         device_,
         {.blocks_x = grid.groups * grid.chunks, .blocks_y = grid.tiles(), .threads = NormGrid::threads},
-        arguments..., grid.rows, grid.packs, grid.chunks, static_cast<int>(grid.lanes));
+        arguments..., grid.rows, grid.packs, grid.span, grid.chunks, static_cast<int>(grid.lanes));
   }
   template <class... Arguments>
   void over_items(const char* kernel, int64_t items, Arguments... arguments) const {
     const char* compute = std::string(type_) == "double" ? "double" : "float";
     launch_cuda_kernel(cuda_norm_source, std::string(kernel) + "<" + compute + ">", device_,
-                       {.blocks_x = (items + 31) / 32, .threads = NormGrid::threads}, arguments...);
+                       {.blocks_x = (items + NormGrid::item_lanes - 1) / NormGrid::item_lanes,
+                        .threads = NormGrid::item_threads},
+                       arguments..., grid.chunks, static_cast<int>(NormGrid::item_lanes));
   }
 
  private:
@@ -469,8 +581,8 @@ inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& a
   out.var_unbiased = results[2];
   launch.over_items("norm_statistics", groups * channels, norm_pointer(chunks[0]), norm_pointer(chunks[1]),
                     norm_pointer(out.mean), norm_pointer(out.invstd), norm_pointer(out.var_unbiased),
-                    norm_pointer(running_mean), norm_pointer(running_var), share, launch.grid.rows, channels,
-                    groups * channels, launch.grid.chunks, eps);
+                    norm_pointer(running_mean), norm_pointer(running_var), share, eps, launch.grid.rows,
+                    channels, groups * channels, launch.grid.span);
   launch.over_images("norm_activate", norm_pointer(out.y), norm_pointer(out.sum), norm_pointer(out.mean),
                      norm_pointer(out.invstd), norm_pointer(weight), norm_pointer(bias), slope);
   return out;
@@ -499,7 +611,7 @@ inline CudaNormGradients cuda_norm_backward(const at::Tensor& grad_y, const at::
                      norm_pointer(chunks[1]), slope);
   launch.over_items("norm_parameter_gradients", channels, norm_pointer(chunks[0]), norm_pointer(chunks[1]),
                     norm_pointer(group_sums[0]), norm_pointer(group_sums[1]), norm_pointer(out.grad_bias),
-                    norm_pointer(out.grad_weight), channels, groups, launch.grid.chunks);
+                    norm_pointer(out.grad_weight), channels, groups);
   launch.over_images("norm_input_gradient", norm_pointer(out.grad_x), norm_pointer(grad_y),
                      norm_pointer(grad_sum), norm_pointer(sum), norm_pointer(mean), norm_pointer(invstd),
                      norm_pointer(weight), norm_pointer(bias), norm_pointer(group_sums[0]),
