@@ -2,7 +2,7 @@
 // builds this against the machine's PyTorch and runs everything. Runs on the CPU too, to be tried out.
 //
 //     gpu_benchmark check   --device cuda
-//     gpu_benchmark time    --device cuda --steps 200
+//     gpu_benchmark time    --device cuda --steps 200 [--only "augmentation in the graph"]
 //     gpu_benchmark profile --device cuda --trace trace.json
 //     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR
 
@@ -174,6 +174,7 @@ struct Variant {
   at::ScalarType precision = at::kFloat;
   bool graph = false;
   bool augment_in_step = false;  ///< else the host gathers, and augmentation runs before the step
+  bool measure_convolutions = false;
 };
 
 /// A DeviceStep, in parts or captured whole.
@@ -194,7 +195,8 @@ std::function<void()> device_step(const Options& o, const Images& data, const Va
   state->step =
       std::make_unique<Step>(state->network.model, *state->network.ema, data.images.to(device), data.labels,
                              data.labeled, data.unlabeled, step_options(o, variant.precision));
-  auto options = state->step->graph_options().enabled(variant.graph);
+  auto options =
+      state->step->graph_options().enabled(variant.graph).measure_convolutions(variant.measure_convolutions);
   auto* raw = state.get();
   if (variant.augment_in_step) {
     state->graphed =
@@ -262,11 +264,23 @@ int measure(const Options& o) {
          return device_step(
              o, data, {.channels_last = true, .precision = bf16, .graph = true, .augment_in_step = true});
        }},
-      {"the last without a graph", [&] {
+      {"+ convolutions chosen by measuring them",
+       [&] {
+         return device_step(o, data,
+                            {.channels_last = true,
+                             .precision = bf16,
+                             .graph = true,
+                             .augment_in_step = true,
+                             .measure_convolutions = true});
+       }},
+      {"without a graph", [&] {
          return device_step(o, data, {.channels_last = true, .precision = bf16, .augment_in_step = true});
        }}};
   int failed = 0;
   for (const auto& [name, make] : variants) {
+    if (name.find(o.text("only", "")) == std::string::npos) {
+      continue;
+    }
     try {
       const auto step = make();
       const auto timing = time_steps(step, device, o.number("steps", 200));
@@ -302,7 +316,8 @@ int profile(const Options& o) {
                                 {.channels_last = true,
                                  .precision = at::kBFloat16,
                                  .graph = o.text("graph", "yes") == "yes",
-                                 .augment_in_step = true});
+                                 .augment_in_step = true,
+                                 .measure_convolutions = o.text("measured", "no") == "yes"});
   const int64_t steps = o.number("steps", 10);
   for (int i = 0; i < 5; ++i) {
     step();

@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
-float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant and the peers
-beside it, profiles the fastest, and trains on CIFAR-10.
+float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant, profiles the
+fastest, times the peers, and trains on CIFAR-10.
 
 Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
 the ones that those include (CUDA 13's do); no network.
 
     python3 benchmarks/gpu/run.py --data cifar-10-batches-bin --minutes 60
+    python3 benchmarks/gpu/run.py --quick --minutes 12 --data cifar-10-batches-bin  # all within 12 minutes; training
+                                                    # has what is left, and the next call goes on with it
+    python3 benchmarks/gpu/run.py --program DIR/gpu_benchmark …                     # built elsewhere, for this PyTorch
     python3 benchmarks/gpu/run.py --dry-run         # all of it on the CPU, in tiny sizes
 """
 import argparse
@@ -32,6 +35,11 @@ class Report:
     def __init__(self, path):
         self.file = open(path, "w")
         self.failures = []
+        self.deadline = None  # by time.monotonic()
+        self.environment = dict(os.environ)
+
+    def minutes_left(self):
+        return float("inf") if self.deadline is None else (self.deadline - time.monotonic()) / 60
 
     def line(self, text=""):
         print(text, flush=True)
@@ -42,7 +50,12 @@ class Report:
         """Runs a command, for so long at most, showing its output as it comes; remembers a failure and goes on."""
         self.line(f"\n== {title}")
         start = time.monotonic()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        minutes = min(minutes, self.minutes_left())
+        if minutes <= 0:
+            self.line("left out: the time is up")
+            return False
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                   env=self.environment)
         watch = threading.Timer(60 * minutes, process.kill)
         watch.start()
         for text in process.stdout:
@@ -66,6 +79,12 @@ def machine(torch, device):
         name, (major, minor) = torch.cuda.get_device_name(), torch.cuda.get_device_capability()
         gpu = f"{name} (sm_{major}{minor}), CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
     return f"{gpu}; {cpu}, {os.cpu_count()} processors; PyTorch {torch.__version__}"
+
+
+def torch_libraries(torch):
+    """Where torch's own libraries are and, from PyPI, CUDA's beside it."""
+    package = Path(torch.__file__).parent
+    return [package / "lib", *map(Path, glob.glob(str(package.parent / "nvidia/*/lib")))]
 
 
 def build(report, torch, target):
@@ -145,10 +164,13 @@ def write_tiny_cifar10(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="CIFAR-10's binary files; without them nothing is trained")
-    parser.add_argument("--minutes", type=float, default=60, help="of training")
+    parser.add_argument("--minutes", type=float, default=60, help="of training; with --quick, of everything")
     parser.add_argument("--labels", type=int, default=250)
     parser.add_argument("--steps", type=int, default=500, help="timed, of each variant")
     parser.add_argument("--out", default=str(ROOT / "build/gpu"), help="program, report, trace and checkpoint")
+    parser.add_argument("--program", help="gpu_benchmark as built elsewhere against the same PyTorch; nothing is built")
+    parser.add_argument("--quick", action="store_true", help="the most telling parts first, each bounded")
+    parser.add_argument("--thorough", action="store_true", help="torch.compile's max-autotune too, which tunes for minutes")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
 
@@ -160,41 +182,58 @@ def main():
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("run.py: PyTorch finds no CUDA device here; --dry-run tries everything on the CPU")
     report.line(machine(torch, device))
-    program = out / "gpu_benchmark"
-    if not build(report, torch, program):
-        sys.exit(1)
+    if args.quick:
+        report.deadline = time.monotonic() + 60 * args.minutes
+    if args.program:
+        program = Path(args.program).resolve()
+        paths = [*map(str, torch_libraries(torch)), os.environ.get("LD_LIBRARY_PATH", "")]
+        report.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, paths))
+    else:
+        program = out / "gpu_benchmark"
+        if not build(report, torch, program):
+            sys.exit(1)
     size = ["--depth", "10", "--widen", "1", "--batch", "4"] if args.dry_run else []
-    steps = 5 if args.dry_run else args.steps
+    steps = 5 if args.dry_run else min(args.steps, 200) if args.quick else args.steps
     common = ["--device", device, *size]
     images = ["--images", "400"] if args.dry_run else []
+    bound = 3 if args.quick else 15
 
-    report.run("kernels against float64", [str(program), "check", *common])
-    report.run("a step by variant", [str(program), "time", *common, *images, "--steps", str(steps)])
+    report.run("kernels against float64", [str(program), "check", *common], minutes=bound)
+    report.run("a step by variant", [str(program), "time", *common, *images, "--steps", str(steps)], minutes=bound)
+    profiled = 2 if args.dry_run else 20
+    for graph in ["yes"] if args.quick else ["yes", "no"]:
+        trace = out / f"trace_{'graph' if graph == 'yes' else 'eager'}.json"
+        title = "profile of the step" + ("" if graph == "yes" else ", without a graph")
+        if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
+                              "--trace", str(trace)], minutes=bound):
+            summarize(report, trace, profiled)
     peers = ROOT / "benchmarks/peer"
     report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
-                                       "--steps", str(min(steps, 100))])
-    profiled = 2 if args.dry_run else 20
-    for graph in ("yes", "no"):
-        trace = out / f"trace_{'graph' if graph == 'yes' else 'eager'}.json"
-        title = "profile of the last variant" + ("" if graph == "yes" else ", without a graph")
-        if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
-                              "--trace", str(trace)]):
-            summarize(report, trace, profiled)
+                                       "--steps", str(min(steps, 60 if args.quick else 100))], minutes=bound)
 
-    data, limits = args.data, ["--minutes", str(args.minutes), "--labels", str(args.labels)]
+    def compiled(mode, minutes):
+        options = ["--mode", "default", "--warmup", "2"] if args.dry_run else ["--mode", mode]
+        report.run(f"peer: torch.compile, {options[1]}", [
+            sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size, *images, *options,
+            "--steps", str(steps)], minutes=minutes)
+
+    compiled("reduce-overhead", bound)
+    data = args.data
     if args.dry_run:
         data = str(out / "tiny_cifar10")
         write_tiny_cifar10(Path(data))
         limits = ["--minutes", "1", "--labels", "20", "--train-steps", "20", "--eval-every", "10"]
+    else:
+        # With --quick half a minute is for the last steps' evaluation and its checkpoint.
+        minutes = max(0.1, report.minutes_left() - 0.5) if args.quick else args.minutes
+        limits = ["--minutes", f"{minutes:.2f}", "--labels", str(args.labels)]
     if data:
         report.run("training on CIFAR-10", [str(program), "train", *common, *limits, "--data", data, "--out",
-                                            str(out / "run")], minutes=args.minutes + 15)
+                                            str(out / "run")], minutes=float(limits[1]) + 15)
     else:
         report.line("\nno training: --data was not given")
-    # Last: it may compile for many minutes.
-    mode = ["--mode", "default", "--warmup", "2"] if args.dry_run else []
-    report.run("peer: torch.compile", [sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size,
-                                       *images, *mode, "--steps", str(steps)], minutes=30)
+    if args.thorough:
+        compiled("max-autotune", 30)  # last: it may compile for many minutes
     report.line("\n" + ("all done" if not report.failures else "FAILED: " + "; ".join(report.failures)))
     sys.exit(1 if report.failures else 0)
 

@@ -127,9 +127,30 @@ inline void check_graph(std::vector<Check>& checks, torch::Device device) {
   }
 }
 
+/// A graph whose convolutions cuDNN chose by measuring them: the same mathematics, and the process's setting
+/// is as it was.
+inline void check_measured_convolutions(std::vector<Check>& checks, torch::Device device) {
+  at::globalContext().setDeterministicCuDNN(false);  // ExactConvolutions puts it back
+  Tensor losses[2];
+  for (const bool measured : {false, true}) {
+    Trainer trainer(device);
+    mixmatch::training::GraphedStep graphed(
+        [&] { return (*trainer.step)(); }, device,
+        trainer.step->graph_options().enabled(device.is_cuda()).measure_convolutions(measured));
+    losses[measured] = graphed().total.cpu();
+    checks.push_back(
+        {"measured convolutions: the setting", at::globalContext().benchmarkCuDNN() ? 1.0 : 0.0, 0});
+  }
+  checks.push_back(
+      {"measured convolutions: first loss", kernel_checks::difference(losses[1], losses[0]), 1e-4});
+}
+
 inline std::vector<Check> run_all(torch::Device device) {
   const ExactConvolutions exact;
-  return kernel_checks::run_parts({{"step", check_step_of_cpu}, {"graph", check_graph}}, device);
+  return kernel_checks::run_parts({{"step", check_step_of_cpu},
+                                   {"graph", check_graph},
+                                   {"measured convolutions", check_measured_convolutions}},
+                                  device);
 }
 
 }  // namespace step_checks

@@ -158,7 +158,8 @@ __global__ void norm_moments(const Pack<Scalar, width>* __restrict__ x,
     const int from = i % width * (threads + lanes) + i / width;
     const Compute total = scratch[from], mean = total / count;
     chunk_means[to + i] = shifts[i] + mean;
-    chunk_squares[to + i] = scratch[from + width * (threads + lanes)] - total * mean;
+const Compute square = scratch[from + width * (threads + lanes)] - total * mean;
+    chunk_squares[to + i] = square < 0 ? static_cast<Compute>(0) : square;
   }
 }
 
@@ -196,20 +197,40 @@ __global__ void norm_statistics(const Compute* __restrict__ chunk_means,
       }
     }
   }
+  // Read before the sums are there, as nothing of them is needed for it.
+  const bool writes = slice == 0 && active, moves = writes && running_mean != nullptr && item < channels;
+  const double mean_before = moves ? static_cast<double>(running_mean[item]) : 0;
+  const double variance_before = moves ? static_cast<double>(running_var[item]) : 0;
+  const double of_row = 1 / static_cast<double>(rows), of_unbiased = 1 / static_cast<double>(rows - 1);
   sum_slices<2>(own, scratch, lanes);
-  if (slice == 0 && active) {
-    const double total = scratch[lane], count = static_cast<double>(rows);
-    const double mean = shift + total / count;
-    const double square = scratch[static_cast<int>(blockDim.x) + lanes + lane] - total * (total / count);
-    const double unbiased = square / static_cast<double>(rows - 1);
+  if (writes) {
+    const double total = scratch[lane], mean = shift + total * of_row;
+    const double square = scratch[static_cast<int>(blockDim.x) + lanes + lane] - total * (total * of_row);
+    const double unbiased = square * of_unbiased;
     mean_out[item] = static_cast<Compute>(mean);
-    invstd_out[item] = static_cast<Compute>(1 / sqrt(square / count + eps));
+    invstd_out[item] = static_cast<Compute>(1 / sqrt(square * of_row + eps));
     unbiased_out[item] = static_cast<Compute>(unbiased);
-    if (running_mean != nullptr && item < channels) {
-      const double before = static_cast<double>(running_mean[item]);
-      const double variance_before = static_cast<double>(running_var[item]);
-      running_mean[item] = static_cast<Compute>((1 - share) * before + share * mean);
+    if (moves) {
+      running_mean[item] = static_cast<Compute>((1 - share) * mean_before + share * mean);
       running_var[item] = static_cast<Compute>((1 - share) * variance_before + share * unbiased);
+    }
+  }
+}
+
+// A number of each of a pack's channels, 16 bytes at a time where memory is aligned for it.
+template <int width, class Compute>
+__device__ inline void load_channels(Compute* to, const Compute* __restrict__ from) {
+  const int wide = 16 / static_cast<int>(sizeof(Compute));
+  if (width % wide == 0 && reinterpret_cast<u64>(from) % 16 == 0) {
+    for (int k = 0; k < width / wide; ++k) {
+      const Pack<Compute, wide> loaded = reinterpret_cast<const Pack<Compute, wide>*>(from)[k];
+      for (int j = 0; j < wide; ++j) {
+        to[k * wide + j] = loaded.values[j];
+      }
+    }
+  } else {
+    for (int k = 0; k < width; ++k) {
+      to[k] = from[k];
     }
   }
 }
@@ -217,15 +238,17 @@ __global__ void norm_statistics(const Compute* __restrict__ chunk_means,
 // What a thread's pack of channels needs for z = weight (x - mean) invstd + bias.
 template <int width, class Compute>
 struct Affine {
-  Compute centre[width], factor[width], offset[width];
+  Compute centre[width], invstd[width], factor[width], offset[width];
 
-  __device__ Affine(const Compute* mean, const Compute* invstd, const Compute* weight, const Compute* bias,
+  __device__ Affine(const Compute* mean, const Compute* inverse, const Compute* weight, const Compute* bias,
                     const Place& place, i64 packs) {
+    const i64 channel = place.pack * width, item = place.group * packs * width + channel;
+    load_channels<width>(centre, mean + item);
+    load_channels<width>(invstd, inverse + item);
+    load_channels<width>(factor, weight + channel);
+    load_channels<width>(offset, bias + channel);
     for (int k = 0; k < width; ++k) {
-      const i64 channel = place.pack * width + k, item = place.group * packs * width + channel;
-      centre[k] = mean[item];
-      factor[k] = invstd[item] * weight[channel];
-      offset[k] = bias[channel];
+      factor[k] *= invstd[k];
     }
   }
 };
@@ -315,8 +338,8 @@ __global__ void norm_gradient_sums(const Pack<Scalar, width>* __restrict__ grad_
   if (place.active) {
     const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
     i64 at = place.first, row = place.begin;
-    for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
-      add_gradients<4>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
+    for (; row + place.slices < place.end; row += 2 * place.slices, at += 2 * place.step) {
+      add_gradients<2>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
     }
     for (; row < place.end; row += place.slices, at += place.step) {
       add_gradients<1>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
@@ -378,40 +401,6 @@ __global__ void norm_parameter_gradients(const Compute* __restrict__ chunk_sums,
   }
 }
 
-// Of `count` rows; mean_dz and mean_product are those of the pack's channels.
-template <int count, class Scalar, int width, class Compute>
-__device__ inline void input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
-                                      const Pack<Scalar, width>* __restrict__ grad_y,
-                                      const Pack<Scalar, width>* __restrict__ grad_sum,
-                                      const Pack<Scalar, width>* __restrict__ x, i64 at, i64 step,
-                                      const Affine<width, Compute>& affine, const Compute* mean_dz,
-                                      const Compute* mean_product, Compute slope) {
-  Pack<Scalar, width> values[count], gradients[count], rest[count];
-  for (int i = 0; i < count; ++i) {
-    values[i] = x[at + i * step];
-    gradients[i] = grad_y[at + i * step];
-  }
-  if (grad_sum != nullptr) {
-    for (int i = 0; i < count; ++i) {
-      rest[i] = grad_sum[at + i * step];
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int k = 0; k < width; ++k) {
-      const Compute centred = widen(values[i].values[k]) - affine.centre[k];
-      const Compute z = centred * affine.factor[k] + affine.offset[k];
-      const Compute gradient = widen(gradients[i].values[k]);
-      const Compute dz = z > 0 ? gradient : gradient * slope;
-      Compute found = affine.factor[k] * (dz - mean_dz[k] - centred * mean_product[k]);
-      if (grad_sum != nullptr) {
-        found += widen(rest[i].values[k]);
-      }
-      narrow(values[i].values[k], found);
-    }
-    grad_x[at + i * step] = values[i];
-  }
-}
-
 // grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd.
 template <class Scalar, int width>
 __global__ void norm_input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
@@ -432,19 +421,34 @@ __global__ void norm_input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
   }
   const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
   Compute mean_dz[width], mean_product[width];
+  const i64 item = (place.group * packs + place.pack) * width;
+  load_channels<width>(mean_dz, group_sums + item);
+  load_channels<width>(mean_product, group_products + item);
+  const Compute share = 1 / static_cast<Compute>(rows);
   for (int k = 0; k < width; ++k) {
-    const i64 item = (place.group * packs + place.pack) * width + k;
-    mean_dz[k] = group_sums[item] / static_cast<Compute>(rows);
-    mean_product[k] = group_products[item] / static_cast<Compute>(rows) * invstd[item];
+    mean_dz[k] *= share;
+    mean_product[k] *= share * affine.invstd[k];
   }
-  i64 at = place.first, row = place.begin;
-  for (; row + place.slices < place.end; row += 2 * place.slices, at += 2 * place.step) {
-    input_gradient<2>(grad_x, grad_y, grad_sum, x, at, place.step, affine, mean_dz, mean_product,
-                      static_cast<Compute>(slope));
-  }
-  for (; row < place.end; row += place.slices, at += place.step) {
-    input_gradient<1>(grad_x, grad_y, grad_sum, x, at, place.step, affine, mean_dz, mean_product,
-                      static_cast<Compute>(slope));
+  i64 at = place.first;
+  for (i64 row = place.begin; row < place.end; row += place.slices, at += place.step) {
+    Pack<Scalar, width> values = x[at];
+    const Pack<Scalar, width> gradients = grad_y[at];
+    Pack<Scalar, width> rest;
+    if (grad_sum != nullptr) {
+      rest = grad_sum[at];
+    }
+    for (int k = 0; k < width; ++k) {
+      const Compute centred = widen(values.values[k]) - affine.centre[k];
+      const Compute z = centred * affine.factor[k] + affine.offset[k];
+      const Compute gradient = widen(gradients.values[k]);
+      const Compute dz = z > 0 ? gradient : gradient * static_cast<Compute>(slope);
+      Compute found = affine.factor[k] * (dz - mean_dz[k] - centred * mean_product[k]);
+      if (grad_sum != nullptr) {
+        found += widen(rest.values[k]);
+      }
+      narrow(values.values[k], found);
+    }
+    grad_x[at] = values;
   }
 }
 )cuda"};

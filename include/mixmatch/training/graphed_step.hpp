@@ -37,6 +37,10 @@ struct GraphedStepOptions {
   TORCH_ARG(std::vector<at::Generator>, generators);
   /// Eager steps before the capture, >= 1: libraries choose their algorithms, kernels are compiled.
   TORCH_ARG(int64_t, warmup_steps) = 3;
+  /// Lets cuDNN measure its convolutions in the warm-up and take the fastest of each, in place of its rule of
+  /// thumb. The steps are faster, but two processes may choose differently: a resumed run is then not bit for
+  /// bit the one that was never stopped. Without effect where deterministic convolutions are asked for.
+  TORCH_ARG(bool, measure_convolutions) = false;
 };
 
 namespace detail {
@@ -46,6 +50,22 @@ inline std::string one_line_of(const std::exception& error) {
   const std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
   return text.substr(0, text.find('\n'));
 }
+
+/// cuDNN measures its convolutions at their first use, as long as it lives; what it chose it keeps.
+class MeasuredConvolutions {
+ public:
+  explicit MeasuredConvolutions(bool enabled) : before_(at::globalContext().benchmarkCuDNN()) {
+    if (enabled && !at::globalContext().deterministicCuDNN()) {
+      at::globalContext().setBenchmarkCuDNN(true);
+    }
+  }
+  MeasuredConvolutions(const MeasuredConvolutions&) = delete;
+  MeasuredConvolutions& operator=(const MeasuredConvolutions&) = delete;
+  ~MeasuredConvolutions() { at::globalContext().setBenchmarkCuDNN(before_); }
+
+ private:
+  bool before_;
+};
 
 /// What a step changes, as it was at construction.
 class StepSnapshot {
@@ -175,10 +195,13 @@ class GraphedStep {
     std::unique_ptr<at::cuda::CUDAGraph> graph;
     try {
       const c10::cuda::CUDAStreamGuard stream_guard(side);
-      for (int64_t i = 0; i < options.warmup_steps(); ++i) {
-        // In an autocast scope around this, copies of weights would outlive the step, and then the graph.
-        at::autocast::clear_cache();
-        static_cast<void>(step_());
+      {
+        const detail::MeasuredConvolutions measured(options.measure_convolutions());
+        for (int64_t i = 0; i < options.warmup_steps(); ++i) {
+          // In an autocast scope around this, copies of weights would outlive the step, and then the graph.
+          at::autocast::clear_cache();
+          static_cast<void>(step_());
+        }
       }
       attempted = "putting its state back";
       snapshot.restore();
