@@ -12,6 +12,7 @@
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
 #include <c10/util/Logging.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <pthread.h>
@@ -62,17 +63,24 @@ const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_erro
 
 // The sanitizer's operator new ends the process where there is no memory; a program has an exception to
 // catch.
-void* operator new(size_t size) {
-  if (void* memory = std::malloc(std::max<size_t>(size, 1))) {
-    return memory;
+namespace {
+constexpr size_t largest_allocation = size_t{512} << 20;
+using Allocate = void* (*)(size_t);
+void* allocate(Allocate next, size_t size) {
+  if (size > largest_allocation) {
+    throw std::bad_alloc();
   }
-  throw std::bad_alloc();
+  return next(size);
 }
-void* operator new[](size_t size) { return ::operator new(size); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, size_t) noexcept { std::free(memory); }
-void operator delete[](void* memory, size_t) noexcept { std::free(memory); }
+}  // namespace
+void* operator new(size_t size) {
+  static const auto next = reinterpret_cast<Allocate>(::dlsym(RTLD_NEXT, "_Znwm"));
+  return allocate(next, size);
+}
+void* operator new[](size_t size) {
+  static const auto next = reinterpret_cast<Allocate>(::dlsym(RTLD_NEXT, "_Znam"));
+  return allocate(next, size);
+}
 
 namespace fuzz {
 
@@ -345,7 +353,7 @@ int64_t fuzz_target(const Target& target, const Settings& settings, Watchdog& wa
     }
   }
   // What the corpus holds is ours; what else stays is the reader's.
-  const int64_t kept = live > 0 ? live_bytes - live : 0;
+  const int64_t kept = live > 0 ? std::max<int64_t>(live_bytes - live, 0) : 0;
   current_target = nullptr;
   int64_t leaks = 0;
   if (settings.leaks && __lsan_do_recoverable_leak_check() != 0) {

