@@ -87,7 +87,8 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
-  const int status = mm::training::train_classifier(o, config(), data, state, device, resumed);
+  const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
+  const int status = mm::training::train_classifier(o, config(), data, state, device, directory);
   if (status != 0) {
     return status;
   }
@@ -102,8 +103,7 @@ int train_run(CLI::App& app, Options& o) {
   for (int64_t i = 0; i < rows.size(0); ++i) {
     files.push_back(folder.files[static_cast<size_t>(rows[i].item<int64_t>())].substr(10));
   }
-  mm::training::write_predictions(mm::training::RunDirectory::open(o.out).predictions(), files, probabilities,
-                                  folder.class_names);
+  mm::training::write_predictions(directory.predictions(), files, probabilities, folder.class_names);
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   return 0;
 }

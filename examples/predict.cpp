@@ -38,7 +38,8 @@ std::vector<std::string> find_pictures(const std::vector<std::string>& inputs, b
     const auto found = mm::data::find_images(input);
     for (const auto& entries : found.left_out) {
       TORCH_CHECK(!strict || entries.incidental, input, ": ", mm::data::describe(entries));
-      mm::training::print_message(stderr, "predict: {}: {}\n", input, mm::data::describe(entries));
+      mm::training::print_message(stderr, "predict: {}: {}\n", mm::detail::printable(input),
+                                  mm::data::describe(entries));
     }
     TORCH_CHECK(!found.files.empty(), input, " holds no pictures");
     for (const auto& file : found.files) {

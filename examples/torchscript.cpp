@@ -174,10 +174,10 @@ int train(const Options& o) {
 
 }  // namespace
 
-int main(int argc, char** argv) try {
-  mm::training::open_standard_streams();
+int main(int argc, char** argv) {
   Options o;
-  CLI::App app("Trains a TorchScript model from Python with MixMatch and writes the averaged model back.");
+  CLI::App app("Trains a TorchScript model from Python with MixMatch and writes the averaged model back.",
+               "torchscript");
   app.add_option("--model", o.model, "TorchScript file: images [N, 3, 32, 32] to logits [N, 10]")->required();
   app.add_option("--data", o.data, "Directory of CIFAR-10's binary version; procedural shapes by default");
   app.add_option("--out", o.out, "TorchScript file to write, in evaluation mode")->capture_default_str();
@@ -191,17 +191,12 @@ int main(int argc, char** argv) try {
   mm::training::add_number<double>(app, "--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
   mm::training::add_number(app, "--threads", o.threads, "CPU threads; 0 = one a processor", 0);
-  app.failure_message([](const CLI::App*, const CLI::Error& error) {
-    return fmt::format("torchscript: {} (--help lists the options)\n", error.what());
+  return mm::training::run_program(app, argc, argv, [&] {
+    mm::training::set_threads(o.threads);
+    try {
+      return train(o);
+    } catch (const std::exception& error) {
+      TORCH_CHECK(false, reason_of(error));
+    }
   });
-  try {
-    app.parse(argc, argv);
-  } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  mm::training::set_threads(o.threads);
-  return train(o);
-} catch (const std::exception& error) {
-  mm::training::print_message(stderr, "torchscript: {}\n", reason_of(error));
-  return 2;
 }

@@ -77,7 +77,8 @@ int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
   mm::training::TrainState<mm::models::WideResNet> state(
       mm::training::make_wide_resnet(o, data.pool.num_classes(), device), data.split.labeled,
       data.split.unlabeled, mm::training::train_state_options(o));
-  return mm::training::train_classifier(o, config(), data, state, device, resumed);
+  return mm::training::train_classifier(o, config(), data, state, device,
+                                        mm::training::run_directory(o, resumed));
 }
 
 /// The value of --dataset, which decides what the other options' defaults are.

@@ -364,6 +364,30 @@ TEST_CASE("the checkpoint cuts metrics back to what it saw", "[checkpoint][metri
   CHECK(read_file(dir / "metrics.csv") == "step,loss\n1,0.5\n2,0.75\n");
 }
 
+TEST_CASE("the previous checkpoint is another file, also behind a link, and nothing else is left",
+          "[checkpoint]") {
+  const TempDir dir;
+  std::filesystem::create_directory(dir / "big");
+  std::filesystem::create_symlink("big/real.pt", dir / "c.pt");
+  int64_t step = 1;
+  Checkpoint checkpoint(dir / "c.pt");
+  checkpoint.add("step", step).save();
+  CHECK(checkpoint.size() == read_file(dir / "c.pt").size());
+  const std::string first = read_file(dir / "c.pt");
+  step = 2;
+  checkpoint.save();
+  CHECK(std::filesystem::is_symlink(dir / "c.pt"));
+  CHECK(read_file(dir / "c.previous.pt") == first);
+  CHECK(read_file(dir / "big" / "real.pt") != first);
+  // Killed between the two: both names are one file.
+  std::filesystem::remove(dir / "c.previous.pt");
+  std::filesystem::create_hard_link(dir / "big" / "real.pt", dir / "c.previous.pt");
+  step = 3;
+  checkpoint.save();
+  CHECK(files_in(dir) == 3);  // c.pt, c.previous.pt, big
+  CHECK(read_file(dir / "c.previous.pt") != read_file(dir / "c.pt"));
+}
+
 TEST_CASE("the previous checkpoint is taken where the last is damaged or missing", "[checkpoint]") {
   const TempDir dir;
   const auto path = dir / "c.pt";

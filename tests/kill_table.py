@@ -138,6 +138,9 @@ def stop_once(program, out, sent, aim, generator, seconds, table, trial):
             table.fault(trial, "status %d without a checkpoint" % status)
     elif status == -sent:
         row["ended at once"] += 1
+        now = programs.read(metrics).count(b"\n") if os.path.exists(metrics) else 0
+        if sent != signal.SIGKILL and now > max(rows, 1) and not os.path.exists(os.path.join(out, "summary.json")):
+            table.fault(trial, "%s, %s: steps were done and not saved" % (sent.name, aim))
     else:
         table.fault(trial, "%s, %s: status %s: %s" % (sent.name, aim, status, err.strip()[-300:]))
     return True

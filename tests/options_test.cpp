@@ -289,7 +289,8 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
     mm::training::TrainState<mm::models::WideResNet> state(mm::training::make_wide_resnet(o, 3, device),
                                                            data.split.labeled, data.split.unlabeled,
                                                            mm::training::train_state_options(o));
-    CHECK(mm::training::train_classifier(o, config(), data, state, device, resumed) == 0);
+    CHECK(mm::training::train_classifier(o, config(), data, state, device,
+                                         mm::training::run_directory(o, resumed)) == 0);
   }
   const auto record = mm::training::read_run(out);
   CHECK(record.metrics.rows.size() == 4);

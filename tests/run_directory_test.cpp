@@ -40,21 +40,22 @@ TEST_CASE("a run directory is made once and then opened", "[run_directory]") {
 
 TEST_CASE("what a start left before its first checkpoint is no run", "[run_directory]") {
   const TempDir dir;
+  RunDirectory::create(dir.path());
   write_file(dir / "config.json", "{}\n");
   write_file(dir / "split.txt", "x");
   write_file(dir / "metrics.csv", "step,loss\n");
   write_file(dir / "config.json.tmp-12-3", "{");
-  write_file(dir / "my.tmp-notes", "kept");
+  write_file(dir / "notes.tmp-2024-05-01", "kept");
   RunDirectory::create(dir.path());
   CHECK_FALSE(std::filesystem::exists(dir / "metrics.csv"));
   CHECK_FALSE(std::filesystem::exists(dir / "config.json.tmp-12-3"));
-  CHECK(std::filesystem::exists(dir / "my.tmp-notes"));
+  CHECK(std::filesystem::exists(dir / "notes.tmp-2024-05-01"));
 }
 
 TEST_CASE("remains of another run are refused by name", "[run_directory]") {
   for (const std::string name :
-       {"checkpoint.pt", "checkpoint.previous.pt", "summary.json", "model.safetensors", "report.html",
-        "predictions.csv", "events.out.tfevents.1.host.2"}) {
+       {"config.json", "split.txt", "checkpoint.pt", "checkpoint.previous.pt", "summary.json",
+        "model.safetensors", "report.html", "predictions.csv", "events.out.tfevents.1.host.2"}) {
     const TempDir dir;
     write_file(dir / name, "x");
     CHECK_THAT(error_of([&] { RunDirectory::create(dir.path()); }),

@@ -54,9 +54,12 @@ TEST_CASE("cifar10: a stream that fails does not end the run, and gets nothing i
     const auto arguments = cifar10(dir / "run");
     const auto finished = redirections.find('|') == std::string::npos
                               ? run_in_shell(arguments, redirections)
-                              : run({"/bin/sh", "-c", shell_line(arguments) + redirections});
+                              : run({"/bin/sh", "-c",
+                                     "{ " + shell_line(arguments) + "; echo $? >'" +
+                                         (dir / "status").string() + "'; } " + redirections});
     INFO(redirections << ": " << finished.err);
     CHECK(finished.status == 0);
+    CHECK((!fs::exists(dir / "status") || read_file(dir / "status") == "0\n"));
     CHECK(read_file(dir / "run" / "metrics.csv") == undisturbed());
     CHECK(fs::exists(dir / "run" / "summary.json"));
     CHECK(fs::exists(dir / "run" / "report.html"));
@@ -97,7 +100,8 @@ TEST_CASE("cifar10: SIGTERM and SIGHUP save, and the hint's command goes on") {
     const fs::path out = dir / "a 'run'";
     std::string hint;
     {
-      Subprocess program(cifar10(out, {"--steps", "100000", "--checkpoint-every", "100000"}));
+      Subprocess program(
+          cifar10(out, {"--steps", "100000", "--checkpoint-every", "100000", "--recalibrate", "7"}));
       REQUIRE(program.wait_until([&] { return lines_of(read_file(out / "metrics.csv")).size() >= 3; }));
       program.send(number);
       const auto stopped = program.wait();
@@ -109,6 +113,7 @@ TEST_CASE("cifar10: SIGTERM and SIGHUP save, and the hint's command goes on") {
       hint = stopped.err.substr(at + mark.size());
     }
     const auto done = lines_of(read_file(out / "metrics.csv")).size() - 1;
+    CHECK_THAT(hint, contains(" --checkpoint-every 100000 --recalibrate 7"));
     hint.erase(hint.find_last_not_of('\n') + 1);
     const auto resumed =
         run({"/bin/sh", "-c", hint + " --steps " + std::to_string(std::max<size_t>(12, done + 2))});

@@ -41,7 +41,7 @@ TEST_CASE("read_run names the file that is missing or broken") {
   };
   CHECK_THAT(error_of([&] { read_run(dir / "none"); }),
              contains("no run directory " + (dir / "none").string()));
-  CHECK_THAT(error(), contains("holds no run: it has no config.json"));
+  CHECK_THAT(error(), contains("holds no run: it has neither config.json nor checkpoint.pt"));
   write_file(dir / "config.json", "{}");
   CHECK_THAT(error(), contains("cannot read " + (dir / "metrics.csv").string()));
   write_file(dir / "metrics.csv", "step\n");

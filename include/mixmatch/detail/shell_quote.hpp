@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mixmatch/detail/hex.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/detail/utf8.hpp>
 
 #include <cstddef>
@@ -19,8 +20,7 @@ inline std::string shell_quote(std::string_view text) {
   while (!text.empty()) {
     const char c = text.front();
     const size_t length = utf8_length(text);
-    const bool c1_control = length == 2 && c == '\xC2' && (text[1] & 0xE0) == 0x80;
-    if (length == 0 || c1_control || static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
+    if (length == 0 || is_control_character(text.substr(0, length))) {
       plain = printable = false;
       for (const char byte : text.substr(0, length == 0 ? 1 : length)) {
         escaped += "\\x" + hex(static_cast<unsigned char>(byte));

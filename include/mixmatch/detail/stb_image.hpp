@@ -46,7 +46,7 @@ struct alignas(alignof(std::max_align_t)) Block {
   size_t size;
 };
 
-/// Zeroed, so that what a damaged picture leaves out is the same at each read.
+/// Zeroed, but for what memory grows by, so that what a damaged picture leaves out is the same at each read.
 inline void* allocate(size_t size) {
   Block* block = nullptr;
   if (size <= budget.left) {

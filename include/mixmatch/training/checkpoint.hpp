@@ -377,27 +377,14 @@ class Checkpoint {
   /// Writes the file (see write_file_atomically), and keeps the one that was there as the previous. Throws
   /// c10::Error "cannot write PATH: REASON".
   void save() {
-    detail::OutputArchive archive;
-    archive.write("mixmatch_checkpoint_format", c10::IValue(detail::checkpoint_format));
-    c10::List<std::string> settings;
-    for (const auto& [key, value] : config_) {
-      settings.push_back(key);
-      settings.push_back(value);
-    }
-    archive.write("config", c10::IValue(settings));
-    for (const auto& entry : entries_) {
-      entry.save(key_of(entry), archive);
-    }
-    std::string bytes;
-    archive.save_to([&bytes](const void* data, size_t size) {
-      bytes.append(static_cast<const char*>(data), size);
-      return size;
-    });
-    bytes = detail::seal_checkpoint(std::move(bytes));
+    const std::string bytes = detail::seal_checkpoint(serialize());
     keep_previous();
     write_file_atomically(path_, bytes);
     last_is_good_ = true;
   }
+
+  /// How many bytes save() would write.
+  size_t size() const { return serialize().size() + detail::checkpoint_comment_size; }
 
   /// Restores every entry, in the order they were added, from the last checkpoint, or from the previous one
   /// where the last is missing, cut short, corrupt or of another format; returns why, empty if it was the
@@ -468,6 +455,26 @@ class Checkpoint {
     }
   }
 
+  std::string serialize() const {
+    detail::OutputArchive archive;
+    archive.write("mixmatch_checkpoint_format", c10::IValue(detail::checkpoint_format));
+    c10::List<std::string> settings;
+    for (const auto& [key, value] : config_) {
+      settings.push_back(key);
+      settings.push_back(value);
+    }
+    archive.write("config", c10::IValue(settings));
+    for (const auto& entry : entries_) {
+      entry.save(key_of(entry), archive);
+    }
+    std::string bytes;
+    archive.save_to([&bytes](const void* data, size_t size) {
+      bytes.append(static_cast<const char*>(data), size);
+      return size;
+    });
+    return bytes;
+  }
+
   template <class F>
   static Save nested_save(F body) {
     return [body = std::move(body)](const std::string& key, detail::OutputArchive& out) {
@@ -509,10 +516,17 @@ class Checkpoint {
     const auto previous = detail::previous_checkpoint(path_);
     const auto temporary = previous.string() + ".tmp-" + std::to_string(::getpid()) + "-0";
     std::filesystem::remove(temporary, error);
-    std::filesystem::create_hard_link(path_, temporary, error);
-    // A file system without links: for the moment until the new file has its name, the previous is the only
-    // one.
-    std::filesystem::rename(error ? path_ : std::filesystem::path(temporary), previous, error);
+    // Of the file that a symbolic link leads to; a copy where there are no hard links.
+    std::filesystem::create_hard_link(std::filesystem::canonical(path_, error), temporary, error);
+    if (error) {
+      std::filesystem::copy_file(path_, temporary, error);
+    }
+    if (!error) {
+      std::filesystem::rename(temporary, previous, error);
+    }
+    std::error_code ignored;
+    std::filesystem::remove(temporary,
+                            ignored);  // renaming one name of a file to another of its names does nothing
     if (error) {
       mixmatch::detail::throw_cannot_write(previous, error.value());
     }

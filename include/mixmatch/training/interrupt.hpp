@@ -15,7 +15,7 @@ namespace detail {
 static_assert(std::atomic<int>::is_always_lock_free && std::atomic<int64_t>::is_always_lock_free,
               "a signal handler may touch lock-free atomics only");
 inline std::atomic<int> interrupt_signal{0};
-inline std::atomic<int64_t> interrupt_time{0};  ///< in nanoseconds
+inline std::atomic<int64_t> interrupt_time{0};  ///< of the first signal, in nanoseconds; 0 before it
 inline std::atomic<bool> interrupt_guard_alive{false};
 
 /// One event may send several signals: `timeout` to the process and to its group, a terminal that goes away
@@ -26,10 +26,10 @@ inline void on_interrupt(int signal_number) {
   timespec time{};
   ::clock_gettime(CLOCK_MONOTONIC, &time);
   const int64_t now = int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
-  int none = 0;
-  if (interrupt_signal.compare_exchange_strong(none, signal_number)) {
-    interrupt_time = now;
-  } else if (now - interrupt_time > one_event_nanoseconds) {
+  int64_t first = 0;
+  if (interrupt_time.compare_exchange_strong(first, now)) {
+    interrupt_signal = signal_number;
+  } else if (now - first > one_event_nanoseconds) {
     // Asked again: the handler is removed and the signal, blocked until this handler returns, ends the
     // process.
     ::signal(signal_number, SIG_DFL);
@@ -48,10 +48,14 @@ class InterruptGuard {
   InterruptGuard() {
     TORCH_CHECK(!detail::interrupt_guard_alive.exchange(true), "InterruptGuard: there is one already");
     detail::interrupt_signal = 0;
+    detail::interrupt_time = 0;
     struct sigaction action {};
     action.sa_handler = detail::on_interrupt;
     action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);
+    for (const int number : signals) {
+      sigaddset(&action.sa_mask, number);
+    }
     for (size_t i = 0; i < signals.size(); ++i) {
       ::sigaction(signals[i], nullptr, &old_actions_[i]);
       if (signals[i] != SIGHUP || old_actions_[i].sa_handler != SIG_IGN) {

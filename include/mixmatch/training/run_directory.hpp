@@ -36,12 +36,16 @@ class RunDirectory {
     TORCH_CHECK(!error, "cannot create the run directory ", run.path_.string(), ": ", error.message());
     TORCH_CHECK(std::filesystem::is_directory(run.path_, error), "cannot create the run directory ",
                 run.path_.string(), ": a file of that name exists");
+    // Whether a run was begun here: what it left before its first checkpoint may be written over, no one
+    // else's.
+    const bool begun = exists(run.path_ / ".lock");
     run.lock();
     TORCH_CHECK(!run.has_checkpoint() || !exists(run.config()), run.path_.string(),
                 " already holds a run: continue that, or choose another directory");
     for (const auto& name : run.file_names()) {
-      TORCH_CHECK(!is_of_a_run(name) || (name == "metrics.csv" && !has_rows(run.metrics())),
-                  run.path_.string(), " holds ", name,
+      const bool early =
+          name == "config.json" || name == "split.txt" || (name == "metrics.csv" && !has_rows(run.metrics()));
+      TORCH_CHECK(!is_of_a_run(name) || (early && begun), run.path_.string(), " holds ", name,
                   " of another run: choose another directory, or remove what is in this one");
     }
     std::filesystem::remove(run.metrics(), error);
@@ -53,7 +57,8 @@ class RunDirectory {
     RunDirectory run(std::move(path));
     std::error_code error;
     TORCH_CHECK(std::filesystem::is_directory(run.path_, error), "no run directory ", run.path_.string());
-    TORCH_CHECK(exists(run.config()), run.path_.string(), " holds no run: it has no config.json");
+    TORCH_CHECK(exists(run.config()) || run.has_checkpoint() || exists(run.weights()), run.path_.string(),
+                " holds no run: it has neither config.json nor checkpoint.pt");
     return run;
   }
 
@@ -92,11 +97,11 @@ class RunDirectory {
 
   bool has_checkpoint() const { return exists(checkpoint()) || exists(previous_checkpoint()); }
 
-  /// What a run writes after its first checkpoint, and that one. config.json and split.txt come before it.
-  static bool is_of_a_run(const std::string& name) {
-    constexpr std::array<std::string_view, 8> names{
-        "metrics.csv", "checkpoint.pt", "checkpoint.previous.pt", "summary.json",
-        "report.html", "confusion.csv", "predictions.csv",        "model.safetensors"};
+  /// Whether a run writes a file of that name.
+  static bool is_of_a_run(std::string_view name) {
+    constexpr std::array<std::string_view, 10> names{
+        "config.json",  "split.txt",   "metrics.csv",   "checkpoint.pt",   "checkpoint.previous.pt",
+        "summary.json", "report.html", "confusion.csv", "predictions.csv", "model.safetensors"};
     return std::find(names.begin(), names.end(), name) != names.end() ||
            name.starts_with("events.out.tfevents.");
   }
@@ -125,7 +130,7 @@ class RunDirectory {
     lock_ = std::make_shared<RunLock>(path_);
     for (const auto& name : file_names()) {
       const size_t mark = name.rfind(".tmp-");
-      if (mark == std::string::npos || mark == 0) {
+      if (mark == std::string::npos || !is_of_a_run(std::string_view(name).substr(0, mark))) {
         continue;
       }
       const auto number = std::string_view(name).substr(mark + 5);

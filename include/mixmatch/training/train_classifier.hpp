@@ -14,7 +14,6 @@
 #include <mixmatch/workspace.hpp>
 
 #include <memory>
-#include <optional>
 
 namespace mixmatch::training {
 
@@ -52,16 +51,16 @@ inline StepLoss train_step(TrainState<models::WideResNet>& state, const Training
   return loss;
 }
 
-/// A whole run: trains a Wide ResNet on `data` until o.steps, into the run directory o.out, or goes on in
-/// `resumed` (of adopt_run). `config` is config_of(o), and what the program adds. Returns 0, or the status of
+/// A whole run: trains a Wide ResNet on `data` until o.steps, into `directory` (of run_directory), or goes on
+/// there (o.resume). `config` is config_of(o), and what the program adds. Returns 0, or the status of
 /// TrainingRun::leave after an interrupt, with a checkpoint saved. `state` then holds the trained model and
 /// its averages.
 inline int train_classifier(const TrainingOptions& o, const Config& config, const TrainingData& data,
                             TrainState<models::WideResNet>& state, torch::Device device,
-                            const std::optional<RunDirectory>& resumed) {
-  TrainingRun run(run_directory(o, resumed), training_run_options(o, config, data, device), state.step);
+                            const RunDirectory& directory) {
+  TrainingRun run(directory, training_run_options(o, config, data, device), state.step);
   state.register_in(run.checkpoint());
-  if (resumed.has_value()) {
+  if (o.resume) {
     run.resume();
   } else {
     save_split(run.directory().split(), o, data);

@@ -182,6 +182,31 @@ inline augment::RandomCropFlipOptions augment_options(const TrainingOptions& o) 
   return augment::RandomCropFlipOptions().padding(o.padding).mirror(o.mirror);
 }
 
+namespace detail {
+
+/// The command that continues the run: the data, and how it is run, which the checkpoint does not have.
+inline std::string resume_command(const TrainingOptions& o) {
+  using mixmatch::detail::shell_quote;
+  std::string command = fmt::format("{} --data {} --out {} --resume", shell_quote(o.program),
+                                    shell_quote(o.data), shell_quote(o.out));
+  const TrainingOptions usual;
+  if (o.device != usual.device) {
+    command += " --device " + o.device;
+  }
+  if (o.checkpoint_every != usual.checkpoint_every) {
+    command += fmt::format(" --checkpoint-every {}", o.checkpoint_every);
+  }
+  if (o.recalibrate != usual.recalibrate) {
+    command += fmt::format(" --recalibrate {}", o.recalibrate);
+  }
+  if (o.prefetch != usual.prefetch) {
+    command += fmt::format(" --prefetch {}", o.prefetch);
+  }
+  return command + (o.graph ? "" : " --no-graph");
+}
+
+}  // namespace detail
+
 /// With the columns of metrics.csv that every program has. `config` is config_of(o), and what a program adds;
 /// here the data's checksum joins it, so that a run does not go on with other images.
 inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config config,
@@ -197,9 +222,7 @@ inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config 
       .errors({"validation_error", "test_error", "ema_test_error"})
       .config(std::move(config))
       .surroundings({{"data", o.data}, {"device", device.str()}})
-      .resume_command(fmt::format("{} --data {} --out {} --resume", mixmatch::detail::shell_quote(o.program),
-                                  mixmatch::detail::shell_quote(o.data),
-                                  mixmatch::detail::shell_quote(o.out)));
+      .resume_command(detail::resume_command(o));
 }
 
 inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device device) {
@@ -266,8 +289,10 @@ inline data::SslSplit make_split(const TrainingOptions& o, const data::ImagePool
   const auto split = o.split.empty()
                          ? data::split_labels(pool.labels, o.labels, o.validation, o.seed, pool.class_names)
                          : read_split(o, pool);
-  TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0, "--labels ", o.labels,
-              " and --validation ", o.validation, " leave no unlabeled image of ", pool.size());
+  TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0,
+              o.split.empty() ? c10::str("--labels ", o.labels, " and --validation ", o.validation, " leave")
+                              : o.split + " leaves",
+              " no unlabeled image of ", pool.size());
   return split;
 }
 

@@ -112,8 +112,8 @@ class TrainingRun {
     write_config();
     metrics_ = std::make_unique<MetricsCsv>(directory_.metrics(), columns());
     checkpoint_.add("metrics", *metrics_);
+    check_free_space(3 * checkpoint_.size());  // two are kept while the next is written; the rest is smaller
     save();
-    check_free_space();
     begin();
   }
 
@@ -129,15 +129,17 @@ class TrainingRun {
       TORCH_CHECK(!changed.has_value(), directory_.path().string(), ": ", changed->name, " is ", changed->now,
                   " now, but the run was started with ", changed->stored);
     });
+    last_good_ = damaged.empty() ? directory_.checkpoint() : directory_.previous_checkpoint();
     if (!damaged.empty()) {
       print_message(stderr, "{}; going on from {} of step {}\n", damaged,
                     directory_.previous_checkpoint().string(), *step_.value);
     }
     if (metrics_->was_restored()) {
-      print_message(stderr, "{} was not what the checkpoint counts on, and was written anew from it\n",
-                    directory_.metrics().string());
+      print_message(stderr, "{} lacked rows or was changed: restored from the checkpoint of step {}\n",
+                    directory_.metrics().string(), *step_.value);
     }
     saved_step_ = *step_.value;
+    check_free_space(checkpoint_.size());
     write_config();
     begin();
   }
@@ -161,7 +163,7 @@ class TrainingRun {
       throw NonFiniteError(fmt::format(
           "{} at step {}; the last good checkpoint is {} of step {}",
           std::isfinite(values[0]) ? "a gradient is not finite" : fmt::format("the loss is {}", values[0]),
-          *step_.value, directory_.checkpoint().string(), saved_step_));
+          *step_.value, last_good_.string(), saved_step_));
     }
     for (size_t i = 0; i < values.size(); ++i) {
       if (!std::isnan(values[i])) {
@@ -194,7 +196,12 @@ class TrainingRun {
   /// Ends a step: writes what is due.
   void finish_step() {
     if (evaluation_due() || *step_.value % options_.log_every() == 0) {
-      write_row();
+      try {
+        write_row();
+      } catch (...) {  // what is for reading must not cost the steps since the last checkpoint
+        save();
+        throw;
+      }
     }
     progress_->update(*step_.value, [this] { return status(); });
     const bool minute_over = std::chrono::steady_clock::now() - saved_at_ > std::chrono::minutes(1);
@@ -212,6 +219,7 @@ class TrainingRun {
       seconds_per_step_ = seconds;
     }
     checkpoint_.save();
+    last_good_ = directory_.checkpoint();
     saved_step_ = *step_.value;
     saved_at_ = std::chrono::steady_clock::now();
   }
@@ -296,15 +304,14 @@ class TrainingRun {
     write_file_atomically(directory_.config(), config.str());
   }
 
-  /// While a checkpoint is written there are three; the files of the end are smaller.
-  void check_free_space() const {
+  void check_free_space(size_t needed) const {
     std::error_code error;
-    const auto size = std::filesystem::file_size(directory_.checkpoint(), error);
     const auto space = std::filesystem::space(directory_.path(), error);
     constexpr double megabyte = 1e6;
-    TORCH_CHECK(error || space.available >= 2 * size, directory_.path().string(), ": the run needs about ",
-                std::ceil(3 * static_cast<double>(size) / megabyte), " MB, but its disk has only ",
-                std::floor(static_cast<double>(space.available) / megabyte), " MB more");
+    TORCH_CHECK(error || space.available >= needed, directory_.path().string(), ": the run needs ",
+                std::ceil(static_cast<double>(needed) / megabyte),
+                " MB for its checkpoints, but its disk has only ",
+                std::floor(static_cast<double>(space.available) / megabyte), " MB");
   }
 
   void begin() {
@@ -369,6 +376,7 @@ class TrainingRun {
   std::vector<double> errors_;  // of all evaluations, one after the other
   double seconds_per_step_ = std::numeric_limits<double>::quiet_NaN();
   int64_t saved_step_ = 0;
+  std::filesystem::path last_good_;  // the checkpoint of saved_step_
   std::chrono::steady_clock::time_point saved_at_;
 };
 
