@@ -72,6 +72,9 @@ TEST_CASE("mixmatch_batch: shapes, view order and invariants of all nine modes")
     CHECK(to_string(mode) == name);
   }
   CHECK_THAT(error_of([] { parse_mix_mode("xy.z"); }), contains("\"xy.z\""));
+  // A command line may hold anything; a message may not.
+  CHECK_THAT(error_of([] { parse_mix_mode("x\x1b[2J"); }), contains("\"x\\x1b[2J\""));
+  CHECK(error_of([] { parse_mix_mode(std::string(5000, 'x')); }).size() < 200);
 }
 
 TEST_CASE("mixmatch_batch: xx.yx mixes each unlabeled row with labeled rows only") {

@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <mixmatch/detail/join_rows.hpp>
+#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
@@ -54,7 +55,7 @@ inline MixMode parse_mix_mode(std::string_view name) {
       return mode;
     }
   }
-  TORCH_CHECK(false, "parse_mix_mode: unknown mixing mode \"", std::string(name),
+  TORCH_CHECK(false, "parse_mix_mode: unknown mixing mode \"", detail::printable_beginning(name, 40),
               "\"; expected one of . xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy");
 }
 

@@ -106,8 +106,7 @@ inline std::optional<std::vector<std::string>> split_words(std::string_view line
 /// Words of a file for a message: of a long one the beginning.
 inline std::string quote_word(const std::string& word) {
   constexpr size_t most = 80;
-  return "\"" + mixmatch::detail::printable(std::string_view(word).substr(0, most)) +
-         (word.size() > most ? "…\"" : "\"");
+  return "\"" + mixmatch::detail::printable_beginning(word, most) + "\"";
 }
 
 /// What a split file says, before it is known of which images.

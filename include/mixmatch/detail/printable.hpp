@@ -64,8 +64,11 @@ inline std::string printable(std::string_view text) {
   return result;
 }
 
-/// The beginning of a word or message from outside, where all of it may be megabytes.
+/// The beginning of a word or message from outside, where all of it may be megabytes; cut between characters.
 inline std::string printable_beginning(std::string_view text, size_t most) {
+  while (most > 0 && most < text.size() && (static_cast<unsigned char>(text[most]) & 0xC0U) == 0x80U) {
+    --most;
+  }
   return printable(text.substr(0, most)) + (text.size() > most ? "…" : "");
 }
 
