@@ -38,8 +38,9 @@ inline Tensor ascending(std::vector<int64_t> indices) {
 
 /// A class for a message: its name, or its number where it has none.
 inline std::string class_text(size_t number, const std::vector<std::string>& class_names) {
-  return number < class_names.size() ? "\"" + mixmatch::detail::printable(class_names[number]) + "\""
-                                     : std::to_string(number);
+  return number < class_names.size()
+             ? c10::str('"', mixmatch::detail::printable_beginning(class_names[number], 80), '"')
+             : std::to_string(number);
 }
 
 }  // namespace detail

@@ -106,7 +106,7 @@ inline std::optional<std::vector<std::string>> split_words(std::string_view line
 /// Words of a file for a message: of a long one the beginning.
 inline std::string quote_word(const std::string& word) {
   constexpr size_t most = 80;
-  return "\"" + mixmatch::detail::printable_beginning(word, most) + "\"";
+  return c10::str('"', mixmatch::detail::printable_beginning(word, most), '"');
 }
 
 /// What a split file says, before it is known of which images.

@@ -56,7 +56,8 @@ inline std::string printable(std::string_view text) {
       result += character == "\n" ? "\\n" : character == "\t" ? "\\t" : "\\r";
     } else {
       for (const char byte : character) {
-        result += "\\x" + hex(static_cast<unsigned char>(byte));
+        result += "\\x";
+        result += hex(static_cast<unsigned char>(byte));
       }
     }
     text.remove_prefix(length);

@@ -23,7 +23,8 @@ inline std::string shell_quote(std::string_view text) {
     if (length == 0 || is_control_character(text.substr(0, length))) {
       plain = printable = false;
       for (const char byte : text.substr(0, length == 0 ? 1 : length)) {
-        escaped += "\\x" + hex(static_cast<unsigned char>(byte));
+        escaped += "\\x";
+        escaped += hex(static_cast<unsigned char>(byte));
       }
     } else {
       const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9');
