@@ -196,12 +196,7 @@ class TrainingRun {
   /// Ends a step: writes what is due.
   void finish_step() {
     if (evaluation_due() || *step_.value % options_.log_every() == 0) {
-      try {
-        write_row();
-      } catch (...) {  // what is for reading must not cost the steps since the last checkpoint
-        save();
-        throw;
-      }
+      write_row();
     }
     progress_->update(*step_.value, [this] { return status(); });
     const bool minute_over = std::chrono::steady_clock::now() - saved_at_ > std::chrono::minutes(1);
