@@ -3,11 +3,12 @@
 // execution must end well or with one clean line of c10::Error, within a second of processor time, and must
 // not allocate out of proportion to its input; what is read must not depend on what memory held before.
 //
-//   fuzz TARGET|all [--executions N] [--minutes M] [--seed S] [--save DIR] [--leaks]
-//   fuzz TARGET --replay DIR     one execution of an input that --save has written
+//   fuzz TARGET|all [--executions N] [--minutes M] [--seed S] [--save DIR] [--leaks] [--trace]
+//   fuzz TARGET --replay DIR     one execution of an input that was saved
 //
-// Status 0 if nothing was found. The checksum that a run prints must be the same under
-// ASAN_OPTIONS=malloc_fill_byte=0 and =255.
+// Status 0 if nothing was found. The checksum of all results that a run prints must be the same under
+// ASAN_OPTIONS=malloc_fill_byte=0 and =255. Where it is not, --trace prints it after each execution, and
+// --executions N saves the input of the first that differs as TARGET-last.
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
@@ -118,6 +119,7 @@ struct Settings {
   uint64_t seed = 1;
   fs::path save = "fuzz_findings";
   bool leaks = false;
+  bool trace = false;
 };
 
 uint64_t digest_state = 0;
@@ -321,6 +323,12 @@ int64_t fuzz_target(const Target& target, const Settings& settings, Watchdog& wa
         std::fflush(stdout);
       }
     }
+    if (settings.trace) {
+      fmt::print("{} {:016x}\n", executions, digest_state);
+      if (executions == settings.executions) {
+        save_input(settings.save, "last");
+      }
+    }
     // What is slow would be all that is done in the end.
     const bool quick = outcome.seconds < 20 * seconds / static_cast<double>(executions) + 1e-4;
     if (outcome.is_new && quick && corpus.size() < largest_corpus) {
@@ -423,6 +431,8 @@ int run(const std::vector<std::string>& arguments) {
       replayed = value();
     } else if (argument == "--leaks") {
       settings.leaks = true;
+    } else if (argument == "--trace") {
+      settings.trace = true;
     } else if (name.empty() && !argument.starts_with('-')) {
       name = argument;
     } else {
@@ -456,7 +466,7 @@ int run(const std::vector<std::string>& arguments) {
   if (!known) {
     throw std::invalid_argument(
         "usage: fuzz TARGET [--executions N] [--minutes M] [--seed S] [--save DIR] "
-        "[--replay DIR] [--leaks], TARGET one of " +
+        "[--replay DIR] [--leaks] [--trace], TARGET one of " +
         names);
   }
   return findings == 0 ? 0 : 1;
