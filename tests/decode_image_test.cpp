@@ -298,6 +298,17 @@ TEST_CASE("decode_image: a palette's missing colours are black") {
   CHECK(color(image, 0, 1) == "4,5,6");
   CHECK(color(image, 1, 0) == "0,0,0");
   CHECK(color(image, 1, 1) == "0,0,0");
+
+  // Two rows of two pixels of a byte each, the lower row first; one colour.
+  const std::string bmp =
+      from_hex(
+          "424d42000000000000003a000000280000000200000002000000010008000000000000000000c40e0000c40e0000") +
+      std::string("\1\0\0\0\0\0\0\0\3\2\1\0", 12) + std::string("\0\1\0\0\xFF\0\0\0", 8);
+  const auto lower = decode_bytes(bmp, 2, "x.bmp");
+  CHECK(color(lower, 0, 0) == "0,0,0");
+  CHECK(color(lower, 0, 1) == "1,2,3");
+  CHECK(color(lower, 1, 0) == "1,2,3");
+  CHECK(color(lower, 1, 1) == "0,0,0");
 }
 
 TEST_CASE("decode_image refuses in one line that names the file") {

@@ -223,6 +223,20 @@ TEST_CASE("load_svhn refuses in one line that names the file") {
       }
     }
   }
+  SECTION("numbers of an unknown kind, or too few of them") {
+    std::string header = "MATLAB 5.0 MAT-file";
+    header.resize(124, ' ');
+    header += std::string("\x00\x01", 2) + "IM";
+    const auto whole = header + matrix("y", {1, 1}, "\x04") + matrix("X", {32, 32, 3, 1}, x_bytes(1));
+    write_file(path, whole);
+    CHECK(error_of([&] { load_svhn(dir.path(), Split::train); }).empty());
+    std::string unknown = whole;
+    const size_t data = whole.find(x_bytes(1)) - 8;  // where the pixels' type stands
+    unknown.replace(data, 4, word(0x150E0758));
+    write_file(path, unknown);
+    CHECK_THAT(error_in(dir.path()),
+               contains("cannot read X of " + path.string() + ": it is cut short or damaged"));
+  }
   SECTION("a variable missing") {
     write({images(1)});
     CHECK_THAT(error_in(dir.path()), contains("has no variable y"));

@@ -1,6 +1,8 @@
 // Pictures of each format, and folders of them.
 
 #include <mixmatch/data/image_folder.hpp>
+#include <mixmatch/detail/byte_view.hpp>
+#include <mixmatch/detail/crc32c.hpp>
 
 #include <cstring>
 
@@ -33,6 +35,21 @@ void add_format(std::vector<Target>& targets, const std::string& name,
     target.seeds.push_back({from_hex(seed)});
   }
   targets.push_back(std::move(target));
+}
+
+/// The file with checksums that fit the chunks, so that what reads these is reached.
+std::string with_checksums(std::string bytes) {
+  const mixmatch::detail::ByteView view{bytes};
+  for (uint64_t at = 8; view.has(at, 12); at += 12 + uint64_t{view.big32(at)}) {
+    const uint64_t length = view.big32(at);
+    if (view.has(at + 8, length + 4)) {
+      const uint32_t crc = mixmatch::detail::crc32(view.part(at + 4, 4 + length));
+      for (uint64_t i = 0; i < 4; ++i) {
+        bytes[at + 8 + length + i] = static_cast<char>(crc >> (24 - 8 * i));
+      }
+    }
+  }
+  return bytes;
 }
 
 /// Makes what the lines say below `root`: a kind (p a picture, t a text, l a link to nothing, d a directory,
@@ -129,6 +146,12 @@ void add_picture_targets(std::vector<Target>& targets) {
       targets, "png", pictures::png, 8 * 8 * 1032,
       bytes({"49484452", "49444154", "49454e44", "504c5445", "74524e53", "43674249", "00000000", "789c",
              "7801", "01000100feff00", "0001ffff", "edc1", "0000000d", "1006", "0803", "0103"}));
+  targets.push_back(targets.back());
+  targets.back().name = "png_chunks";
+  targets.back().run = [](const fs::path&, const Input& input) {
+    const auto image = mixmatch::data::decode_image(write("chunks.png", with_checksums(input[0])), 8);
+    digest(image.data_ptr<uint8_t>(), static_cast<size_t>(image.numel()));
+  };
   add_format(targets, "gif", pictures::gif, 16 * 4096,
              bytes({"474946383761", "474946383961", "2c", "21f90405", "21ff0b4e45545343415045322e30", "3b",
                     "00", "ffff", "0c", "08", "21fe"}));

@@ -109,6 +109,9 @@ inline std::string read_simple_header(mixmatch::detail::PictureFormat format, st
     header.height = std::abs(int64_t{height});  // negative: the upper row first
     begin = view.little32(10);
     bits = view.little16(old ? 24 : 28);
+    if (old && bits < 24) {
+      return "a BMP file of the oldest kind with a palette, which is not read";
+    }
     if (const uint32_t compression = old ? 0 : view.little32(30); compression != 0 && compression != 3) {
       return "a compressed BMP file, of a kind that is not read";
     }
@@ -234,6 +237,21 @@ inline std::string decode_by_stb(std::string_view bytes, std::string_view format
   return "";
 }
 
+/// A BMP's palette with fewer colours than a pixel can name is filled up with black, as Pillow's: stb_image
+/// would take the others from memory that no one wrote.
+inline void complete_bmp_palette(std::string& bytes) {
+  const mixmatch::detail::ByteView view{bytes};
+  const uint32_t bits = view.little16(28);
+  const uint64_t begin = view.little32(10);  // of the pixels
+  const uint64_t full = 14 + uint64_t{view.little32(14)} + 4 * (uint64_t{1} << std::min(bits, 16U));
+  if (bits <= 8 && begin < full && begin <= bytes.size()) {
+    bytes.insert(begin, full - begin, '\0');
+    for (size_t i = 0; i < 4; ++i) {
+      bytes[10 + i] = static_cast<char>((full >> (8 * i)) & 0xFFU);
+    }
+  }
+}
+
 /// Turns three planes of size x size as the orientation says.
 inline void turn_upright(int orientation, int64_t size, uint8_t* planes) {
   if (orientation == 1) {
@@ -317,6 +335,9 @@ inline std::string decode_picture(const std::filesystem::path& path, int64_t siz
     return problem;
   }
   StbPixels pixels(nullptr, [](void* memory) { mixmatch::detail::stb::mixmatch_stbi_image_free(memory); });
+  if (*format == PictureFormat::bmp) {
+    complete_bmp_palette(bytes);
+  }
   problem = decode_by_stb(bytes, mixmatch::detail::picture_format_name(*format), header, pixels);
   if (problem.empty()) {
     mixmatch::detail::resize_and_crop(pixels.get(), header.width, header.height, size, out);

@@ -15,6 +15,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -97,12 +98,26 @@ inline void check_svhn_size(const matvar_t& variable, const std::filesystem::pat
   }
 }
 
-inline void read_svhn_data(mat_t* file, const std::filesystem::path& path, matvar_t& variable) {
-  TORCH_CHECK(Mat_VarReadDataAll(file, &variable) == 0 && variable.data != nullptr, "load_svhn: cannot read ",
-              variable.name, " of ", mixmatch::detail::printable(path), ": it is cut short or damaged");
+/// All `count` numbers of the variable, of its own type, into `out`. matio says nothing of data that end
+/// early or are of an unknown kind, and leaves the rest as it was: the last bytes are marked before, and must
+/// change.
+inline void read_svhn_data(mat_t* file, const std::filesystem::path& path, matvar_t& variable, int64_t count,
+                           void* out) {
+  // Neither a label nor, all together, the end of a picture.
+  constexpr std::array<uint8_t, 16> mark{0xD7, 0x91, 0xC3, 0xEE, 0xA5, 0xB9, 0xF2, 0x8D,
+                                         0xDA, 0x97, 0xC6, 0xE1, 0xAB, 0xBC, 0xF8, 0x83};
+  const auto bytes = static_cast<size_t>(count) * Mat_SizeOfClass(variable.class_type);
+  const size_t marked = std::min(bytes, mark.size());
+  auto* end = static_cast<uint8_t*>(out) + bytes;
+  std::copy_n(mark.begin(), marked, end - marked);
+  const bool fits = count <= std::numeric_limits<int>::max();
+  TORCH_CHECK(fits && Mat_VarReadDataLinear(file, &variable, out, 0, 1, static_cast<int>(count)) == 0 &&
+                  !std::equal(mark.begin(), mark.begin() + marked, end - marked),
+              "load_svhn: cannot read ", variable.name, " of ", mixmatch::detail::printable(path),
+              ": it is cut short or damaged");
 }
 
-/// X, uint8 32 x 32 x 3 x N in MATLAB's order (y fastest), as a tensor over the library's own memory.
+/// X, uint8 32 x 32 x 3 x N in MATLAB's order (y fastest).
 inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path, uint64_t file_size) {
   constexpr int64_t side = 32;
   constexpr int64_t plane = side * side;
@@ -117,8 +132,9 @@ inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path, u
               variable->class_type == MAT_C_UINT8 ? "uint8 " : "another type, ", svhn_shape(*variable));
   TORCH_CHECK(count > 0, "load_svhn: ", mixmatch::detail::printable(path), " holds no images");
   check_svhn_size(*variable, path, file_size);
-  read_svhn_data(file, path, *variable);
-  auto* bytes = static_cast<uint8_t*>(variable->data);
+  Tensor images = at::empty({count, 3, side, side}, at::kByte);
+  auto* bytes = images.data_ptr<uint8_t>();
+  read_svhn_data(file, path, *variable, images.numel(), bytes);
   // Square planes turn in place: the extra images alone are 1.6 GB.
   mixmatch::detail::parallel_for(0, count * 3, 256, [&](int64_t begin, int64_t end) {
     for (auto* at = bytes + begin * plane; at != bytes + end * plane; at += plane) {
@@ -129,9 +145,7 @@ inline Tensor read_svhn_images(mat_t* file, const std::filesystem::path& path, u
       }
     }
   });
-  const std::shared_ptr<matvar_t> owner(std::move(variable));
-  return at::from_blob(
-      bytes, {count, 3, side, side}, [owner](void*) {}, at::TensorOptions().dtype(at::kByte));
+  return images;
 }
 
 /// y, N numbers 1 to 10 of any type, as labels: 10 stands for the digit 0.
@@ -143,8 +157,10 @@ inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path, u
               "load_svhn: y of ", mixmatch::detail::printable(path), " must be N x 1 numbers, got ",
               svhn_shape(*variable));
   check_svhn_size(*variable, path, file_size);
-  read_svhn_data(file, path, *variable);
   const auto count = static_cast<int64_t>(variable->dims[0] * variable->dims[1]);
+  const auto element = static_cast<int64_t>(Mat_SizeOfClass(variable->class_type));
+  const Tensor stored = at::empty({count * element}, at::kByte);
+  read_svhn_data(file, path, *variable, count, stored.data_ptr());
   Tensor labels = at::empty({count}, at::kLong);
   auto* label = labels.data_ptr<int64_t>();
   const auto take = [&](const auto* values) {
@@ -156,7 +172,7 @@ inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path, u
       label[i] = static_cast<int64_t>(value) % 10;
     }
   };
-  const void* data = variable->data;
+  const void* data = stored.data_ptr();
   switch (variable->class_type) {
     case MAT_C_DOUBLE:
       take(static_cast<const double*>(data));
