@@ -309,6 +309,9 @@ TEST_CASE("decode_image: a palette's missing colours are black") {
   CHECK(color(lower, 0, 1) == "1,2,3");
   CHECK(color(lower, 1, 0) == "1,2,3");
   CHECK(color(lower, 1, 1) == "0,0,0");
+  // The oldest header has no palette here.
+  CHECK(color(decode_bytes(from_hex("424d1e000000000000001a0000000c000000010001000100180003020100"), 1,
+                           "x.bmp")) == "1,2,3");
 }
 
 TEST_CASE("decode_image refuses in one line that names the file") {
