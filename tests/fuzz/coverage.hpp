@@ -23,6 +23,7 @@ inline std::array<uint32_t, map_size> touched{};
 inline size_t touched_size = 0;
 inline std::array<Comparison, 256> comparisons{};
 inline size_t comparison_count = 0;
+inline uint64_t edges = 0;  ///< of this execution: its length, which unlike its time is the same in each run
 // Only the thread that executes is watched, and only while it does.
 inline thread_local bool watching = false;
 inline thread_local uintptr_t previous = 0;
@@ -30,6 +31,7 @@ inline thread_local uintptr_t previous = 0;
 inline void begin() {
   touched_size = 0;
   comparison_count = 0;
+  edges = 0;
   previous = 0;
   watching = true;
 }
@@ -54,6 +56,7 @@ inline void edge(uintptr_t place) {
   if (!watching) {
     return;
   }
+  ++edges;
   const size_t index = (place ^ (previous << 5)) % map_size;
   previous = place;
   if (counts[index] == 0) {
