@@ -397,6 +397,11 @@ TEST_CASE("decode_image: what cannot be right is refused before it takes time or
   CHECK(refusal(bmp) == "the picture is cut short");
   bmp.replace(22, 4, std::string("\0\0\0\x80", 4));
   CHECK_THAT(refusal(bmp), contains("pi"));
+  // A header of 335 MB, behind which a palette would have to be filled up.
+  bmp = rgb_bmp;
+  bmp[17] = '\x14';
+  bmp.replace(28, 2, std::string("\x08\0", 2));
+  CHECK_THAT(refusal(bmp), contains("damaged BMP"));
 
   // 64 MB of pixels for one.
   const auto bomb =

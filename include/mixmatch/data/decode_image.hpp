@@ -243,8 +243,10 @@ inline void complete_bmp_palette(std::string& bytes) {
   const mixmatch::detail::ByteView view{bytes};
   const uint32_t bits = view.little16(28);
   const uint64_t begin = view.little32(10);  // of the pixels
-  const uint64_t full = 14 + uint64_t{view.little32(14)} + 4 * (uint64_t{1} << std::min(bits, 16U));
-  if (view.little32(14) != 12 && bits <= 8 && begin < full && begin <= bytes.size()) {
+  const uint32_t header = view.little32(14);
+  const bool known = header == 40 || header == 56 || header == 108 || header == 124;
+  const uint64_t full = 14 + uint64_t{header} + 4 * (uint64_t{1} << std::min(bits, 16U));
+  if (known && bits <= 8 && begin < full && begin <= bytes.size()) {
     bytes.insert(begin, full - begin, '\0');
     for (size_t i = 0; i < 4; ++i) {
       bytes[10 + i] = static_cast<char>((full >> (8 * i)) & 0xFFU);
