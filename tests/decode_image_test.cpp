@@ -79,17 +79,6 @@ std::string refusal(const std::string& bytes, const DecodeImageOptions& options 
   return message.substr(begin.size());
 }
 
-/// Most memory that this process has had at a time, in MB.
-int64_t peak_memory() {
-  std::ifstream in("/proc/self/status");
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("VmHWM:", 0) == 0) {
-      return std::stoll(line.substr(6)) / 1024;
-    }
-  }
-  return -1;
-}
-
 const std::vector<int> red{250, 10, 20}, green{30, 240, 10}, blue{15, 25, 230}, grey{90, 100, 110};
 
 }  // namespace

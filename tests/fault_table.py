@@ -384,7 +384,8 @@ def reader_leaves(table):
     return runs_through(table, watch)
 
 
-def lost_terminal(table):
+def lose_terminal(table, ignore_hangup):
+    """Starts a run on a terminal of its own, which goes away in mid-run; its directory and wait status."""
     out = table.fresh()
     try:
         child, master = pty.fork()
@@ -392,7 +393,8 @@ def lost_terminal(table):
         raise Skipped("no pseudo-terminal: %s" % error)
     if child == 0:
         programs.restore_signals()
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if ignore_hangup:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         os.execv(table.program.path, table.program.arguments(out))
     os.set_blocking(master, False)
     end = time.monotonic() + 60
@@ -402,7 +404,11 @@ def lost_terminal(table):
         except (BlockingIOError, OSError):
             time.sleep(0.01)
     os.close(master)
-    _, status = os.waitpid(child, 0)
+    return out, os.waitpid(child, 0)[1]
+
+
+def lost_terminal(table):
+    out, status = lose_terminal(table, ignore_hangup=True)
     check(os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0, "wait status %d" % status)
     table.check_equal(out)
     return "the run ends well; equal"
@@ -410,23 +416,7 @@ def lost_terminal(table):
 
 def terminal_closed(table):
     """Without SIGHUP ignored: the run is saved, and goes on later."""
-    out = table.fresh()
-    try:
-        child, master = pty.fork()
-    except OSError as error:
-        raise Skipped("no pseudo-terminal: %s" % error)
-    if child == 0:
-        programs.restore_signals()
-        os.execv(table.program.path, table.program.arguments(out))
-    os.set_blocking(master, False)
-    end = time.monotonic() + 60
-    while table.rows(out) < 5 and time.monotonic() < end:
-        try:
-            os.read(master, 65536)
-        except (BlockingIOError, OSError):
-            time.sleep(0.01)
-    os.close(master)
-    _, status = os.waitpid(child, 0)
+    out, status = lose_terminal(table, ignore_hangup=False)
     check(os.WIFEXITED(status) and os.WEXITSTATUS(status) == 128 + signal.SIGHUP, "wait status %d" % status)
     table.check_goes_on(out)
     return "status 129, saved; equal"

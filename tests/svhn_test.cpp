@@ -103,17 +103,6 @@ std::string matrix(const std::string& name, const std::vector<uint32_t>& shape, 
                          element(2, bytes));
 }
 
-/// Most memory that this process has had at a time, in MB.
-int64_t peak_memory() {
-  std::ifstream in("/proc/self/status");
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("VmHWM:", 0) == 0) {
-      return std::stoll(line.substr(6)) / 1024;
-    }
-  }
-  return -1;
-}
-
 /// The message, and nothing but it: matio must not print by itself.
 std::string error_in(const fs::path& dir) {
   const auto printed = temp_dir();

@@ -92,3 +92,14 @@ std::string error_of(F&& f) {
   }
   return "";
 }
+
+/// Most memory that this process has had at a time, in MB.
+inline int64_t peak_memory() {
+  std::ifstream in("/proc/self/status");
+  for (std::string line; std::getline(in, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) {
+      return std::stoll(line.substr(6)) / 1024;
+    }
+  }
+  return -1;
+}
