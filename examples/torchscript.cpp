@@ -84,6 +84,7 @@ std::vector<Tensor> trainable(const torch::jit::Module& model) {
 }
 
 int train(const Options& o) {
+  TORCH_CHECK(o.learning_rate > 0, "--lr: expected a number > 0, got ", o.learning_rate);
   const auto device = mm::training::parse_device(o.device);
   for (const auto& path : {o.out, o.safetensors}) {
     const auto parent = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");

@@ -113,28 +113,30 @@ inline InputArchive parse_checkpoint(const std::filesystem::path& path, const st
 struct CheckpointFile {
   std::filesystem::path path;
   std::string bytes;
+  InputArchive archive;    ///< of the bytes, on the CPU
   std::string last_error;  ///< why the last one was not taken; empty if it was
 };
 
 inline CheckpointFile read_checkpoint(const std::filesystem::path& path) {
+  const auto read = [](const std::filesystem::path& file, std::string last_error) {
+    std::string bytes = read_sealed_checkpoint(file);
+    auto archive = parse_checkpoint(file, bytes, at::kCPU);
+    return CheckpointFile{file, std::move(bytes), std::move(archive), std::move(last_error)};
+  };
   try {
-    CheckpointFile file{path, read_sealed_checkpoint(path), ""};
-    static_cast<void>(parse_checkpoint(path, file.bytes, at::kCPU));
-    return file;
+    return read(path, "");
   } catch (const c10::Error& error) {
     const auto previous = previous_checkpoint(path);
     std::error_code no_error;
     if (!std::filesystem::exists(previous, no_error)) {
       throw;
     }
-    CheckpointFile file{previous, "", message_of(error)};
+    const std::string last_error = message_of(error);
     try {
-      file.bytes = read_sealed_checkpoint(previous);
-      static_cast<void>(parse_checkpoint(previous, file.bytes, at::kCPU));
+      return read(previous, last_error);
     } catch (const c10::Error& previous_error) {
-      TORCH_CHECK(false, file.last_error, "; and ", message_of(previous_error));
+      TORCH_CHECK(false, last_error, "; and ", message_of(previous_error));
     }
-    return file;
   }
 }
 
@@ -393,9 +395,10 @@ class Checkpoint {
   /// of the file that were not added are ignored. `check`, if given, sees the file's config first, and may
   /// throw.
   std::string load(const std::function<void(const Config&)>& check = {}) {
-    const auto file = detail::read_checkpoint(path_);
+    auto file = detail::read_checkpoint(path_);
     const auto& path = file.path;
     std::map<std::string, detail::InputArchive> archives;  // by device
+    archives.emplace(at::Device(at::kCPU).str(), std::move(file.archive));
     const auto archive_on = [&](at::Device device) -> detail::InputArchive& {
       auto found = archives.find(device.str());
       if (found == archives.end()) {
@@ -524,9 +527,9 @@ class Checkpoint {
     if (!error) {
       std::filesystem::rename(temporary, previous, error);
     }
+    // Giving a file one more of the names that it has already does nothing, and this name stays.
     std::error_code ignored;
-    std::filesystem::remove(temporary,
-                            ignored);  // renaming one name of a file to another of its names does nothing
+    std::filesystem::remove(temporary, ignored);
     if (error) {
       mixmatch::detail::throw_cannot_write(previous, error.value());
     }
@@ -541,9 +544,8 @@ class Checkpoint {
 /// The config stored with a checkpoint, without touching its entries; of the previous one where the last is
 /// damaged. Throws as Checkpoint::load does.
 inline Config read_config(const std::filesystem::path& path) {
-  const auto file = detail::read_checkpoint(path);
-  auto archive = detail::parse_checkpoint(file.path, file.bytes, at::kCPU);
-  return detail::parse_config(file.path, archive);
+  auto file = detail::read_checkpoint(path);
+  return detail::parse_config(file.path, file.archive);
 }
 
 }  // namespace mixmatch::training

@@ -19,7 +19,7 @@ namespace mixmatch::training {
 /// held it last.
 ///
 /// Throws c10::Error "DIR is in use by process N", or "cannot write DIR/.lock: REASON". On a file system
-/// without locks there is none, and is_locked() says so.
+/// without locks there is none.
 class RunLock {
  public:
   explicit RunLock(const std::filesystem::path& directory) {
@@ -39,8 +39,6 @@ class RunLock {
   RunLock& operator=(const RunLock&) = delete;
   ~RunLock() { ::close(file_); }
 
-  bool is_locked() const { return locked_; }
-
  private:
   void take(const std::filesystem::path& directory, const std::filesystem::path& path) {
     int result = 0;
@@ -51,7 +49,6 @@ class RunLock {
       TORCH_CHECK(errno != EWOULDBLOCK, directory.string(), " is in use by ", holder());
       return;  // ENOLCK, ENOSYS, EOPNOTSUPP
     }
-    locked_ = true;
     const std::string process = std::to_string(::getpid()) + "\n";
     if (::ftruncate(file_, 0) != 0 || !mixmatch::detail::write_all(file_, process)) {
       mixmatch::detail::throw_cannot_write(path, errno);
@@ -68,7 +65,6 @@ class RunLock {
   }
 
   int file_ = -1;
-  bool locked_ = false;
 };
 
 }  // namespace mixmatch::training

@@ -139,7 +139,9 @@ class TrainingRun {
                     directory_.metrics().string(), *step_.value);
     }
     saved_step_ = *step_.value;
-    check_free_space(checkpoint_.size());
+    std::error_code unknown;
+    const auto size = std::filesystem::file_size(last_good_, unknown);
+    check_free_space(unknown ? 0 : size);
     write_config();
     begin();
   }
