@@ -395,6 +395,8 @@ def lose_terminal(table, ignore_hangup):
         programs.restore_signals()
         if ignore_hangup:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # LibTorch of Debian 13 and later loads UCX, which takes SIGHUP for itself before main() begins.
+            os.environ["UCX_DEBUG_SIGNO"] = "0"
         os.execv(table.program.path, table.program.arguments(out))
     os.set_blocking(master, False)
     end = time.monotonic() + 60
