@@ -175,11 +175,37 @@ inline void* reallocate(void* memory, size_t size) {
 #define STBI_REALLOC(memory, size) ::mixmatch::detail::stb_memory::reallocate(memory, size)
 #define STBI_FREE(memory) ::mixmatch::detail::stb_memory::release(memory)
 
-// Those that end up in the program: being extern "C", their names would be the same in any namespace.
-#define stbi_load_from_callbacks mixmatch_stbi_load_from_callbacks
-#define stbi_image_free mixmatch_stbi_image_free
+// Being extern "C", their names would be the same in any namespace.
+#define stbi__unpremultiply_on_load_thread mixmatch_stbi__unpremultiply_on_load_thread
+#define stbi_convert_iphone_png_to_rgb mixmatch_stbi_convert_iphone_png_to_rgb
+#define stbi_convert_iphone_png_to_rgb_thread mixmatch_stbi_convert_iphone_png_to_rgb_thread
 #define stbi_failure_reason mixmatch_stbi_failure_reason
+#define stbi_hdr_to_ldr_gamma mixmatch_stbi_hdr_to_ldr_gamma
+#define stbi_hdr_to_ldr_scale mixmatch_stbi_hdr_to_ldr_scale
+#define stbi_image_free mixmatch_stbi_image_free
+#define stbi_info_from_callbacks mixmatch_stbi_info_from_callbacks
+#define stbi_info_from_memory mixmatch_stbi_info_from_memory
+#define stbi_is_16_bit_from_callbacks mixmatch_stbi_is_16_bit_from_callbacks
+#define stbi_is_16_bit_from_memory mixmatch_stbi_is_16_bit_from_memory
+#define stbi_is_hdr_from_callbacks mixmatch_stbi_is_hdr_from_callbacks
+#define stbi_is_hdr_from_memory mixmatch_stbi_is_hdr_from_memory
+#define stbi_ldr_to_hdr_gamma mixmatch_stbi_ldr_to_hdr_gamma
+#define stbi_ldr_to_hdr_scale mixmatch_stbi_ldr_to_hdr_scale
+#define stbi_load_16_from_callbacks mixmatch_stbi_load_16_from_callbacks
+#define stbi_load_16_from_memory mixmatch_stbi_load_16_from_memory
+#define stbi_load_from_callbacks mixmatch_stbi_load_from_callbacks
+#define stbi_load_from_memory mixmatch_stbi_load_from_memory
+#define stbi_load_gif_from_memory mixmatch_stbi_load_gif_from_memory
+#define stbi_set_flip_vertically_on_load mixmatch_stbi_set_flip_vertically_on_load
+#define stbi_set_flip_vertically_on_load_thread mixmatch_stbi_set_flip_vertically_on_load_thread
+#define stbi_set_unpremultiply_on_load mixmatch_stbi_set_unpremultiply_on_load
+#define stbi_set_unpremultiply_on_load_thread mixmatch_stbi_set_unpremultiply_on_load_thread
+#define stbi_zlib_decode_buffer mixmatch_stbi_zlib_decode_buffer
+#define stbi_zlib_decode_malloc mixmatch_stbi_zlib_decode_malloc
+#define stbi_zlib_decode_malloc_guesssize mixmatch_stbi_zlib_decode_malloc_guesssize
 #define stbi_zlib_decode_malloc_guesssize_headerflag mixmatch_stbi_zlib_decode_malloc_guesssize_headerflag
+#define stbi_zlib_decode_noheader_buffer mixmatch_stbi_zlib_decode_noheader_buffer
+#define stbi_zlib_decode_noheader_malloc mixmatch_stbi_zlib_decode_noheader_malloc
 
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
@@ -197,10 +223,36 @@ namespace mixmatch::detail::stb {
 #pragma GCC diagnostic pop
 #endif
 
-#undef stbi_load_from_callbacks
-#undef stbi_image_free
+#undef stbi__unpremultiply_on_load_thread
+#undef stbi_convert_iphone_png_to_rgb
+#undef stbi_convert_iphone_png_to_rgb_thread
 #undef stbi_failure_reason
+#undef stbi_hdr_to_ldr_gamma
+#undef stbi_hdr_to_ldr_scale
+#undef stbi_image_free
+#undef stbi_info_from_callbacks
+#undef stbi_info_from_memory
+#undef stbi_is_16_bit_from_callbacks
+#undef stbi_is_16_bit_from_memory
+#undef stbi_is_hdr_from_callbacks
+#undef stbi_is_hdr_from_memory
+#undef stbi_ldr_to_hdr_gamma
+#undef stbi_ldr_to_hdr_scale
+#undef stbi_load_16_from_callbacks
+#undef stbi_load_16_from_memory
+#undef stbi_load_from_callbacks
+#undef stbi_load_from_memory
+#undef stbi_load_gif_from_memory
+#undef stbi_set_flip_vertically_on_load
+#undef stbi_set_flip_vertically_on_load_thread
+#undef stbi_set_unpremultiply_on_load
+#undef stbi_set_unpremultiply_on_load_thread
+#undef stbi_zlib_decode_buffer
+#undef stbi_zlib_decode_malloc
+#undef stbi_zlib_decode_malloc_guesssize
 #undef stbi_zlib_decode_malloc_guesssize_headerflag
+#undef stbi_zlib_decode_noheader_buffer
+#undef stbi_zlib_decode_noheader_malloc
 #pragma pop_macro("STBI_INCLUDE_STB_IMAGE_H")
 #pragma pop_macro("STB_IMAGE_IMPLEMENTATION")
 #pragma pop_macro("STB_IMAGE_STATIC")
