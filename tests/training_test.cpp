@@ -61,7 +61,7 @@ TEST_CASE("fastest_precision: bf16 where the processor says so, in words of its 
   }
 }
 
-#ifdef __GLIBC__
+#if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)  // which has an allocator of its own
 TEST_CASE("keep_freed_memory: the system gives no fresh pages for memory that was just freed") {
   const auto faults = [] {
     rusage usage{};

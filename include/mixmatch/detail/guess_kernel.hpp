@@ -46,7 +46,7 @@ void add_softmaxes_plain(C* out, C* raised, const Scalar* const* views, int64_t 
 template <class F>
 MIXMATCH_INLINE void exp_of_negative(typename F::V& v) {
   using V = typename F::V;
-  using I = typename F::I;
+  using U = typename F::U;
   // x = n log(2) + rest, n whole, log(2) split so that the first product is exact; e^rest by Cephes'
   // polynomial.
   const V total = v * 1.44269504088896341f;
@@ -60,7 +60,8 @@ MIXMATCH_INLINE void exp_of_negative(typename F::V& v) {
   p = p * rest + 1.6666665459e-1f;
   p = p * rest + 5.0000001201e-1f;
   p = p * (rest * rest) + rest + 1.0f;
-  const V scale = (V)(((I)shifted - (I)(V{} + to_whole) + 127) << 23);
+  // Without a sign: what is thrown away below may be of any size.
+  const V scale = (V)(((U)shifted - (U)(V{} + to_whole) + 127u) << 23);
   v = total < -126.0f ? V{} : p * scale;
 }
 

@@ -18,12 +18,15 @@ inline bool gradient_recorded(const std::vector<at::Tensor>& parts) {
 
 /// torch::cat(parts) for parts without a gradient to record, in memory of `workspace` if there is one.
 inline at::Tensor cat_rows(const std::vector<at::Tensor>& parts, Workspace* workspace) {
+  if (parts.empty() || workspace == nullptr) {
+    return at::cat(parts);
+  }
   const at::Tensor& first = parts.front();
   const bool alike = std::all_of(parts.begin(), parts.end(), [&](const at::Tensor& part) {
     return part.scalar_type() == first.scalar_type() && part.device() == first.device() &&
            part.suggest_memory_format() == first.suggest_memory_format();
   });
-  if (workspace == nullptr || first.dim() == 0 || !alike) {
+  if (first.dim() == 0 || !alike) {
     return at::cat(parts);
   }
   auto sizes = first.sizes().vec();

@@ -86,6 +86,7 @@ template <class F>
 MIXMATCH_INLINE void power_of_ratio(typename F::V& v, float power, float power_low) {
   using V = typename F::V;
   using I = typename F::I;
+  using U = typename F::U;
   // r = 2^k (1 + z), sqrt(1/2) <= 1 + z < sqrt(2); log(1 + z) by Cephes' polynomial.
   const I bits = (I)v;
   const I exponent = (bits - 0x3f3504f3) >> 23;
@@ -118,7 +119,8 @@ MIXMATCH_INLINE void power_of_ratio(typename F::V& v, float power, float power_l
   q = q * rest + 2.402264791363012e-1f;
   q = q * rest + 6.931472028550421e-1f;
   q = q * rest + 1.0f;
-  const V scale = (V)(((I)shifted - (I)(V)(k * 0.0f + to_whole) + 127) << 23);
+  // Without a sign, as a power that is thrown away below may be of any size.
+  const V scale = (V)(((U)shifted - (U)(V)(k * 0.0f + to_whole) + 127u) << 23);
   const V result = q * scale;
   v = total < -126.0f ? V{} : result;
 }
