@@ -88,6 +88,36 @@ class BatchNormFreeze {
   std::vector<std::pair<Tensor, Tensor>> saved_;
 };
 
+namespace detail {
+
+struct NothingToFreeze {
+  NothingToFreeze() {}  // not trivial, so that no one takes the scope for unused
+  ~NothingToFreeze() {}
+};
+
+}  // namespace detail
+
+/// A model that keeps its running statistics in place by itself: `freeze_batch_norm()` returns a scope, as
+/// training::Learner has.
+template <class M>
+concept FreezesBatchNorm = requires(M& model) {
+  model.freeze_batch_norm();
+};
+
+/// A scope in which forward passes of any Model leave its batch-norm running statistics where they are: the
+/// model's own where it has one (FreezesBatchNorm), a BatchNormFreeze for other modules, nothing for a plain
+/// callable.
+template <class M>
+[[nodiscard]] auto freeze_batch_norm(M& model) {
+  if constexpr (FreezesBatchNorm<M>) {
+    return model.freeze_batch_norm();
+  } else if constexpr (ModuleModel<M>) {
+    return BatchNormFreeze(model);
+  } else {
+    return detail::NothingToFreeze();
+  }
+}
+
 /// The share of the new batch that makes running statistics a plain average of the first 1 / momentum batches
 /// and an exponential one from then on: max(momentum, 1 / (step + 1)) at optimiser step `step`, counted from
 /// 0.

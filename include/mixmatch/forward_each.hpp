@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <optional>
 #include <vector>
 
 namespace mixmatch {
@@ -75,13 +74,13 @@ std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batche
     }
   }
   std::vector<Tensor> outputs;
-  std::optional<BatchNormFreeze> freeze;
-  for (const Tensor& batch : batches) {
-    outputs.push_back(forward(model, batch));
-    if constexpr (ModuleModel<Model>) {
-      if (!freeze.has_value() && outputs.size() < batches.size()) {
-        freeze.emplace(model);
-      }
+  if (!batches.empty()) {
+    outputs.push_back(forward(model, batches.front()));
+  }
+  if (batches.size() > 1) {
+    const auto frozen = freeze_batch_norm(model);
+    for (size_t i = 1; i < batches.size(); ++i) {
+      outputs.push_back(forward(model, batches[i]));
     }
   }
   return outputs;

@@ -7,7 +7,6 @@
 #include <mixmatch/model.hpp>
 #include <mixmatch/sharpen.hpp>
 
-#include <optional>
 #include <vector>
 
 namespace mixmatch {
@@ -87,10 +86,7 @@ Tensor guess_labels(Model& model, const std::vector<Tensor>& views, const GuessL
       logits.push_back(forward(model, view));
     }
   } else {
-    std::optional<BatchNormFreeze> freeze;
-    if constexpr (ModuleModel<Model>) {
-      freeze.emplace(model);
-    }
+    const auto frozen = freeze_batch_norm(model);
     logits = forward_each(model, views);
   }
   detail::forget_autocast_copies();

@@ -17,12 +17,15 @@ namespace mixmatch::training {
 ///
 ///     running <- running + momentum (batch's - running)       mean and unbiased variance, each layer
 ///
-/// Within update(momentum) the forward pass, one of each layer, is what moves them; within discard() passes
-/// leave no trace. Both normalise by their own batch, as BatchNormFreeze does, and are safe between a forward
-/// pass and its backward pass; they do not nest. Outside, the model is as always: its statistics are views of
-/// the block under their own names. Covers what set_batch_norm_momentum() does; a layer without running
+/// Within update(momentum) the forward pass is what moves them (of several, the last one alone); within
+/// discard() passes leave no trace. Both normalise by their own batch, as BatchNormFreeze does, and are safe
+/// between a forward pass and its backward pass. A discard() may stand inside an update() or another
+/// discard(); an update() stands alone. Outside, the model is as always: its statistics are views of the
+/// block under their own names. Covers what set_batch_norm_momentum() does; a layer without running
 /// statistics is left alone. The model must outlive it, and stay on its device.
 class BatchNormStatistics {
+  enum class Mode { none, update, discard };
+
  public:
   template <ModuleModel M>
   explicit BatchNormStatistics(M& model) {
@@ -52,6 +55,7 @@ class BatchNormStatistics {
     running_ = at::cat(values);
     counts_ = at::cat(counts);
     batch_ = running_.clone();
+    discarded_ = running_.clone();
     for (size_t i = 0; i < layers_.size(); ++i) {
       layers_[i].own_count.set_data(counts_[static_cast<int64_t>(i)]);
     }
@@ -64,20 +68,21 @@ class BatchNormStatistics {
    public:
     Scope(BatchNormStatistics& statistics, Tensor momentum)
         : statistics_(statistics), momentum_(std::move(momentum)), exceptions_(std::uncaught_exceptions()) {
-      statistics_.enter(momentum_.defined());
+      before_ = statistics_.enter(momentum_.defined() ? Mode::update : Mode::discard);
     }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
     /// A pass that threw moves nothing: its statistics are half of a batch's, and a device whose capture has
     /// failed takes no more work.
     ~Scope() noexcept(false) {
-      statistics_.leave(std::uncaught_exceptions() > exceptions_ ? Tensor() : momentum_);
+      statistics_.leave(before_, std::uncaught_exceptions() > exceptions_ ? Tensor() : momentum_);
     }
 
    private:
     BatchNormStatistics& statistics_;
     Tensor momentum_;
     int exceptions_;
+    Mode before_;
   };
 
   /// `momentum`: floating-point [] on the model's device, in [0, 1].
@@ -114,36 +119,46 @@ class BatchNormStatistics {
     }
   }
 
-  // With a momentum of 1 a pass leaves its own batch's statistics.
-  void enter(bool updates) {
-    TORCH_CHECK(!active_, "BatchNormStatistics: update() and discard() do not nest");
-    if (layers_.empty()) {
-      return;
-    }
-    TORCH_CHECK(layers_.front().buffers.front().data_ptr() == running_.data_ptr(),
-                "BatchNormStatistics: the model's running statistics no longer lie where they were put; make "
-                "it after model->to(...)");
-    active_ = true;
-    const torch::NoGradGuard no_grad;
-    batch_.copy_(running_);  // finite: 0 times a NaN of before would stay
-    point_to(batch_);
+  /// Where the layers' statistics lie, and what a pass does to them: with a momentum of 1 it leaves its own
+  /// batch's.
+  void use(Mode mode) {
+    point_to(mode == Mode::none ? running_ : mode == Mode::update ? batch_ : discarded_);
     for (auto& layer : layers_) {
-      layer.set_momentum(updates ? 1.0 : 0.0);
-      *layer.count = Tensor();  // not counted layer by layer
+      if (mode == Mode::none) {
+        layer.restore_momentum();
+        *layer.count = layer.own_count;
+      } else {
+        layer.set_momentum(mode == Mode::update ? 1.0 : 0.0);
+        *layer.count = Tensor();  // not counted layer by layer
+      }
     }
+    mode_ = mode;
   }
 
-  void leave(const Tensor& momentum) {
-    if (!active_) {
+  /// Returns the mode before.
+  Mode enter(Mode mode) {
+    TORCH_CHECK(mode == Mode::discard || mode_ == Mode::none,
+                "BatchNormStatistics: update() stands in no other scope");
+    const Mode before = mode_;
+    if (layers_.empty() || before == Mode::discard) {
+      return before;
+    }
+    const Tensor& now = before == Mode::none ? running_ : batch_;
+    TORCH_CHECK(layers_.front().buffers.front().data_ptr() == now.data_ptr(),
+                "BatchNormStatistics: the model's running statistics no longer lie where they were put; make "
+                "it after model->to(...)");
+    const torch::NoGradGuard no_grad;
+    (mode == Mode::update ? batch_ : discarded_).copy_(now);  // finite: 0 times a NaN of before would stay
+    use(mode);
+    return before;
+  }
+
+  void leave(Mode before, const Tensor& momentum) {
+    if (mode_ == before) {
       return;
     }
-    active_ = false;
     const torch::NoGradGuard no_grad;
-    point_to(running_);
-    for (auto& layer : layers_) {
-      layer.restore_momentum();
-      *layer.count = layer.own_count;
-    }
+    use(before);
     if (momentum.defined()) {
       running_.lerp_(batch_, momentum.to(running_.scalar_type()));
       counts_.add_(1);
@@ -151,8 +166,9 @@ class BatchNormStatistics {
   }
 
   std::vector<Layer> layers_;
-  Tensor running_, counts_, batch_;
-  bool active_ = false;
+  Tensor running_, counts_;
+  Tensor batch_, discarded_;  // of the pass that counts; of those that do not
+  Mode mode_ = Mode::none;
 };
 
 }  // namespace mixmatch::training

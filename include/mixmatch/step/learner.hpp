@@ -1,0 +1,69 @@
+#pragma once
+
+#include <mixmatch/forward_each.hpp>
+#include <mixmatch/training/batch_norm_statistics.hpp>
+
+#include <cstdint>
+#include <vector>
+
+namespace mixmatch::training {
+
+struct LearnerOptions {
+  /// Share of the new batch in the batch norms' running statistics, in [0, 1].
+  TORCH_ARG(double, batch_norm_momentum) = 0.001;
+  /// Lets a run's first steps average them plainly (see batch_norm_momentum()).
+  TORCH_ARG(bool, warmup) = true;
+};
+
+/// The model in training, as methods see it: a Model (any block takes it) whose running statistics lie in one
+/// block and move by a momentum that follows the step, a tensor, so that what a method does with it is the
+/// same eagerly and captured in a CUDA graph.
+///
+///     Learner learner(model);
+///     { const auto scope = learner.training_step(step);          // step: int64 [] on the model's device
+///       loss = method(learner, batch, step, generator); }
+///     loss.total.backward();
+///
+/// Within training_step() the forward pass moves the statistics; those within freeze_batch_norm(), which
+/// guess_labels() and forward_each() enter by themselves, do not. The model's mode is left alone. Made after
+/// model->to(...); the model must outlive it.
+template <ModuleModel M>
+class Learner {
+ public:
+  explicit Learner(M& model, const LearnerOptions& options = {})
+      : model_(&model), options_(options), statistics_(model) {
+    TORCH_CHECK(options.batch_norm_momentum() >= 0 && options.batch_norm_momentum() <= 1,
+                "Learner: batch_norm_momentum must be in [0, 1], got ", options.batch_norm_momentum());
+  }
+
+  /// model(input)
+  Tensor operator()(const Tensor& input) { return forward(*model_, input); }
+
+  auto freeze_batch_norm() { return statistics_.discard(); }
+
+  void set_batch_norm_groups(int64_t groups) requires GroupedModel<M> {
+    if constexpr (mixmatch::detail::HasBatchNormGroups<M>) {
+      model_->set_batch_norm_groups(groups);
+    } else {
+      (*model_)->set_batch_norm_groups(groups);
+    }
+  }
+
+  /// The scope of the step's forward passes. `step`: int64 [] on the model's device.
+  auto training_step(const Tensor& step) {
+    return statistics_.update(options_.warmup()
+                                  ? batch_norm_momentum(step, options_.batch_norm_momentum())
+                                  : at::full({}, options_.batch_norm_momentum(), step.options().dtype(at::kDouble)));
+  }
+
+  M& model() { return *model_; }
+  /// What a training step changes: for GraphedStep.
+  std::vector<Tensor> state() const { return statistics_.state(); }
+
+ private:
+  M* model_;
+  LearnerOptions options_;
+  BatchNormStatistics statistics_;
+};
+
+}  // namespace mixmatch::training
