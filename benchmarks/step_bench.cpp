@@ -98,7 +98,7 @@ class Trainer {
           auto batch = make(step);
           if (!channels_last) {
             batch.labeled = batch.labeled.contiguous();
-            for (Tensor& view : batch.views) {
+            for (Tensor& view : batch.weak) {
               view = view.contiguous();
             }
           }
@@ -127,8 +127,8 @@ class Trainer {
       // Behind an AnyModule nobody sees that the network takes groups.
       const auto guessed =
           variant_.grouped
-              ? mm::with_guessed_labels(model_, batch.labeled, batch.labels, batch.views, mixing_)
-              : mm::with_guessed_labels(separate_, batch.labeled, batch.labels, batch.views, mixing_);
+              ? mm::with_guessed_labels(model_, batch.labeled, batch.labels, batch.weak, mixing_)
+              : mm::with_guessed_labels(separate_, batch.labeled, batch.labels, batch.weak, mixing_);
       lap(guess);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, mixing_, generator_);
       lap(mix);
@@ -217,7 +217,7 @@ class Trainer {
   mm::MixMatchOptions mixing_;
   mm::models::WideResNet model_{nullptr};
   torch::nn::AnyModule separate_;
-  std::optional<mm::training::Prefetch<mm::training::AugmentedBatch>> batches_;
+  std::optional<mm::training::Prefetch<mm::Batch>> batches_;
   std::optional<mm::EmaModel<mm::models::WideResNet>> ema_;
   std::optional<mm::training::FusedAdam> fused_adam_;
   std::optional<torch::optim::Adam> adam_;

@@ -12,8 +12,6 @@
 #include <utility>
 
 namespace mm = mixmatch;
-using mm::training::AugmentedBatch;
-using mm::training::StepLoss;
 using mm::training::TrainingData;
 using mm::training::TrainingOptions;
 using torch::Tensor;
@@ -21,7 +19,6 @@ using torch::Tensor;
 namespace {
 
 constexpr int64_t kClasses = 10;
-using State = mm::training::TrainState<mm::models::WideResNet>;
 
 struct Options : TrainingOptions {
   Options() : TrainingOptions(mm::presets::stl10) {
@@ -37,50 +34,32 @@ mm::training::Config config_of(const Options& o) {
   return config;
 }
 
-/// One step of the method. What it reads, one augmentation of labeled images and K of unlabeled ones
-/// (Algorithm 1, lines 2-6), depends on the step's number alone and was made while the step before it ran.
-StepLoss train_step(State& state, const Options& o, const mm::MixMatchOptions& options,
-                    mm::training::Prefetch<AugmentedBatch>& batches, const mm::RampedLoss& criterion,
-                    torch::Device device) {
-  const AugmentedBatch batch = batches(state.step);
-  if (o.warmup) {
-    mm::set_batch_norm_momentum(
-        state.model, mm::batch_norm_momentum(state.step, state.model->options().batch_norm_momentum()));
-  }
-  StepLoss loss;
-  {
-    mm::training::Autocast autocast(device, mm::training::parse_precision(o.precision));
-    if (o.method == "supervised") {
-      loss.total = loss.labeled =
-          mm::soft_cross_entropy(state.model->forward(batch.labeled), mm::one_hot(batch.labels, kClasses));
-    } else {
-      // The rest of Algorithm 1: guess and sharpen the views' labels; then MixUp.
-      const auto guessed =
-          mm::with_guessed_labels(state.model, batch.labeled, batch.labels, batch.views, options);
-      const auto mixed = mm::mix_labeled_unlabeled(guessed, options, state.generator);
+/// The method: MixMatch's loss of one step, as cifar10.cpp spells it out.
+struct MixMatch {
+  mm::MixMatchOptions options;
+  mm::RampedLoss criterion;
 
-      // K + 1 interleaved forward passes, which cifar10.cpp spells out.
-      const auto logits = mm::forward_interleaved(state.model, mixed.labeled_inputs, mixed.unlabeled_inputs,
-                                                  options.workspace().get());
-
-      // Eqs. 3-5 with the ramped weight of the unlabeled loss.
-      const auto out = criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled,
-                                 mixed.unlabeled_targets, state.step);
-      loss.total = out.total;
-      loss.labeled = out.labeled;
-      loss.unlabeled = out.unlabeled;
-      loss.weight = out.weight;
-      // The training images among the unlabeled have labels, which only this line looks at.
-      loss.guesses = mm::training::guess_quality(guessed.unlabeled_targets.narrow(0, 0, o.batch),
-                                                 batch.unlabeled_labels);
-    }
+  template <class Model>
+  mm::StepLoss operator()(Model& model, const mm::Batch& batch, const Tensor& step,
+                          const at::Generator& generator) const {
+    const auto guessed = mm::with_guessed_labels(model, batch.labeled, batch.labels, batch.weak, options);
+    const auto mixed = mm::mix_labeled_unlabeled(guessed, options, generator);
+    const auto logits = mm::forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs,
+                                                options.workspace().get());
+    const auto loss =
+        criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
+    // The training images among the unlabeled have labels, which only this line looks at.
+    const auto guesses = mm::training::guess_quality(
+        guessed.unlabeled_targets.narrow(0, 0, batch.labeled.size(0)), batch.hidden_labels);
+    return {loss.total,
+            {{"loss_labeled", loss.labeled},
+             {"loss_unlabeled", loss.unlabeled},
+             {"lambda_u", loss.weight},
+             {"guess_confidence", guesses.mean_max_probability},
+             {"guess_entropy", guesses.mean_entropy},
+             {"guess_accuracy", guesses.accuracy}}};
   }
-  loss.total.backward();
-  // Adam, decay of the kernels, moving average.
-  loss.finite = mm::training::optimizer_step(state.optimizer, state.ema, o.weight_decay);
-  state.finish_step();
-  return loss;
-}
+};
 
 /// The pool is the training images, of which a fold or `--labels` have their labels, then the unlabeled ones.
 TrainingData load(const Options& o, torch::Device device) {
@@ -104,37 +83,39 @@ int train_run(CLI::App& app, Options& o) {
   const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o, device);
   mm::training::adopt_data(o, data, /*every_class=*/o.fold < 0);
-  State state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled, data.split.unlabeled,
-              mm::training::train_state_options(o));
-  const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
+  mm::training::TrainState state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled,
+                                 data.split.unlabeled, mm::training::train_state_options(o));
 
-  mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
-                                mm::training::training_run_options(o, config(), data, device), state.step);
-  state.register_in(run.checkpoint());
-  if (resumed.has_value()) {
-    run.resume();
-  } else {
-    mm::training::save_split(run.directory().split(), o, data);
-    run.start();
-    mm::training::log_example_images(run.board(), state.model, o, data, device);
-  }
-  mm::training::Prefetch<AugmentedBatch> batches(mm::training::augmented_batches(o, data, device),
-                                                 mm::training::prefetches(o, device));
-  // The steps' mixed batches are all in the same memory.
-  const auto options = mm::training::mixmatch_options(o).workspace(std::make_shared<mm::Workspace>());
-  while (run.running()) {
-    const StepLoss loss = train_step(state, o, options, batches, criterion, device);
-    run.record(loss.values(), loss.finite);
-    if (run.evaluation_due()) {
-      run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
-                                                   mm::training::evaluate_options(o, device)));
+  const auto train = [&](auto method) {
+    // 105,000 images of 96 pixels: the host makes the batches, and keeps no second copy of them.
+    mm::training::Trainer trainer(state, method, o, data, device, mm::training::StepOn::host);
+    mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
+                                  mm::training::training_run_options(o, config(), data, device), state.step);
+    state.register_in(run.checkpoint());
+    trainer.register_in(run.checkpoint());
+    if (resumed.has_value()) {
+      run.resume();
+    } else {
+      mm::training::save_split(run.directory().split(), o, data);
+      run.start();
+      mm::training::log_example_images(run.board(), state.model, o, data, device);
     }
-    run.finish_step();
+    while (run.running()) {
+      run.record(trainer.run(run.steps_until_due()));
+      if (run.evaluation_due()) {
+        run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
+                                                     mm::training::evaluate_options(o, device)));
+      }
+      run.finish_step();
+    }
+    return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
+  };
+  if (o.method == "supervised") {
+    return train(mm::methods::Supervised());
   }
-  if (run.interrupted()) {
-    return run.leave();
-  }
-  return mm::training::finish_run(run, o, state, data, device);
+  // Each step's mixed batches are in the same memory.
+  const auto options = mm::training::mixmatch_options(o).workspace(std::make_shared<mm::Workspace>());
+  return train(MixMatch{options, mm::RampedLoss(mm::training::ramped_loss_options(o))});
 }
 
 }  // namespace

@@ -9,7 +9,6 @@
 #include "catch.hpp"
 
 using namespace mixmatch;
-using training::AugmentedBatch;
 
 namespace {
 
@@ -23,13 +22,12 @@ struct Setup {
   auto batches() const { return training::augmented_batches(options, data, torch::kCPU); }
 };
 
-bool equal(const AugmentedBatch& a, const AugmentedBatch& b) {
+bool equal(const Batch& a, const Batch& b) {
   bool same = torch::equal(a.labeled, b.labeled) && torch::equal(a.labels, b.labels) &&
-              a.views.size() == b.views.size() &&
-              a.unlabeled_labels.defined() == b.unlabeled_labels.defined() &&
-              (!a.unlabeled_labels.defined() || torch::equal(a.unlabeled_labels, b.unlabeled_labels));
-  for (size_t k = 0; same && k < a.views.size(); ++k) {
-    same = torch::equal(a.views[k], b.views[k]);
+              a.weak.size() == b.weak.size() && a.hidden_labels.defined() == b.hidden_labels.defined() &&
+              (!a.hidden_labels.defined() || torch::equal(a.hidden_labels, b.hidden_labels));
+  for (size_t k = 0; same && k < a.weak.size(); ++k) {
+    same = torch::equal(a.weak[k], b.weak[k]);
   }
   return same;
 }
@@ -39,19 +37,19 @@ bool equal(const AugmentedBatch& a, const AugmentedBatch& b) {
 TEST_CASE("augmented_batches: a function of the step, ahead or not, in any order") {
   const Setup setup;
   const auto forwards = setup.batches(), backwards = setup.batches();
-  std::vector<AugmentedBatch> list;
+  std::vector<Batch> list;
   for (int64_t step = 0; step < 12; ++step) {
     list.push_back(forwards(step));
   }
   for (int64_t step = 11; step >= 0; --step) {
     CHECK(equal(backwards(step), list[static_cast<size_t>(step)]));
   }
-  training::Prefetch<AugmentedBatch> prefetch(setup.batches());
+  training::Prefetch<Batch> prefetch(setup.batches());
   for (int64_t step = 5; step < 12; ++step) {
     CHECK(equal(prefetch(step), list[static_cast<size_t>(step)]));
   }
   CHECK_FALSE(torch::equal(list[0].labeled, list[1].labeled));
-  CHECK_FALSE(torch::equal(list[0].views[0], list[0].views[1]));
+  CHECK_FALSE(torch::equal(list[0].weak[0], list[0].weak[1]));
   auto other = setup;
   other.options.seed = 2;
   CHECK_FALSE(equal(other.batches()(0), list[0]));
@@ -70,27 +68,27 @@ TEST_CASE("augmented_batches: the rows of the state's streams, augmented but unm
     const Tensor rows = labeled.next(), unlabeled_rows = unlabeled->next();
     CHECK(torch::equal(batch.labeled, augment::normalize(setup.data.pool.gather(rows))));
     CHECK(torch::equal(batch.labels, setup.data.pool.labels_of(rows, torch::kCPU)));
-    REQUIRE(batch.views.size() == 2);
-    CHECK(torch::equal(batch.views[1], augment::normalize(setup.data.pool.gather(unlabeled_rows))));
-    CHECK(torch::equal(batch.unlabeled_labels, setup.data.pool.labels_of(unlabeled_rows, torch::kCPU)));
+    REQUIRE(batch.weak.size() == 2);
+    CHECK(torch::equal(batch.weak[1], augment::normalize(setup.data.pool.gather(unlabeled_rows))));
+    CHECK(torch::equal(batch.hidden_labels, setup.data.pool.labels_of(unlabeled_rows, torch::kCPU)));
   }
 }
 
 TEST_CASE("augmented_batches: one tensor holds all images of a step") {
   const Setup setup;
   const auto batch = setup.batches()(2);
-  const Tensor all = mixmatch::detail::join_rows({batch.labeled, batch.views[0], batch.views[1]});
+  const Tensor all = mixmatch::detail::join_rows({batch.labeled, batch.weak[0], batch.weak[1]});
   CHECK(all.data_ptr() == batch.labeled.data_ptr());
-  CHECK(torch::equal(all.narrow(0, 12, 6), batch.views[1]));
+  CHECK(torch::equal(all.narrow(0, 12, 6), batch.weak[1]));
 }
 
 TEST_CASE("augmented_batches: steps take the memory of those that are over, and of no other") {
   for (const char* method : {"mixmatch", "supervised"}) {
     Setup setup;
     setup.options.method = method;
-    training::Prefetch<AugmentedBatch> batches(setup.batches());
+    training::Prefetch<Batch> batches(setup.batches());
     const auto other = setup.batches();
-    const AugmentedBatch kept = batches(0);
+    const Batch kept = batches(0);
     std::set<void*> addresses;
     for (int64_t step = 1; step < 12; ++step) {
       const auto batch = batches(step);
@@ -108,8 +106,8 @@ TEST_CASE("augmented_batches: labeled images alone where the method or the data 
   const auto with_views = setup.batches()(3);
   setup.options.method = "supervised";
   auto batch = setup.batches()(3);
-  CHECK(batch.views.empty());
+  CHECK(batch.weak.empty());
   CHECK(torch::equal(batch.labeled, with_views.labeled));
   setup.data.split.unlabeled = torch::empty({0}, torch::kLong);
-  CHECK(setup.batches()(0).views.empty());
+  CHECK(setup.batches()(0).weak.empty());
 }

@@ -1,6 +1,7 @@
 #include <torch/optim/adam.h>
 #include <torch/serialize.h>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/device_step.hpp>
@@ -16,6 +17,7 @@
 #include <vector>
 
 namespace mm = mixmatch;
+using mm::methods::MixMatch;
 using mm::training::DeviceStep;
 using mm::training::DeviceStepOptions;
 using torch::Tensor;
@@ -48,11 +50,12 @@ Data make_data() {
   return data;
 }
 
+const mm::RampedLossOptions kRamp = mm::RampedLossOptions().lambda_u(10).rampup_steps(20);
+
 DeviceStepOptions small_options() {
   return DeviceStepOptions()
       .batch_size(4)
       .optimizer(mm::training::DeviceAdamOptions().weight_decay(0.02))
-      .loss(mm::RampedLossOptions().lambda_u(10).rampup_steps(20))
       .augmentation(mm::augment::RandomCropFlipOptions().padding(2));
 }
 
@@ -63,18 +66,37 @@ mm::models::WideResNet make_model() {
   return model;
 }
 
+template <class Method>
 struct Trainer {
-  explicit Trainer(const DeviceStepOptions& options = small_options(), const Data& data = make_data())
+  explicit Trainer(Method method, const DeviceStepOptions& options = small_options(),
+                   const Data& data = make_data())
       : model(make_model()),
         ema(model, mm::EmaModelOptions(0.9).warmup(true)),
-        step(model, ema, data.images, data.labels, data.labeled, data.unlabeled, options) {}
+        step(model, ema, std::move(method), data.images, data.labels, data.labeled, data.unlabeled, options) {
+  }
 
   mm::models::WideResNet model;
   mm::EmaModel<mm::models::WideResNet> ema;
-  DeviceStep<mm::models::WideResNet> step;
+  DeviceStep<mm::models::WideResNet, Method> step;
 };
 
-std::vector<Tensor> tensors_of(Trainer& trainer) {
+struct MixMatchTrainer : Trainer<MixMatch> {
+  explicit MixMatchTrainer(const DeviceStepOptions& options = small_options(), const Data& data = make_data())
+      : Trainer(MixMatch(mm::MixMatchOptions(), kRamp), options, data) {}
+};
+
+double value_of(const mm::training::DeviceStepResult& result, const std::string& name) {
+  for (const auto& [key, value] : result.loss.values) {
+    if (key == name) {
+      return value.item<double>();
+    }
+  }
+  FAIL("no value " << name);
+  return 0;
+}
+
+template <class Method>
+std::vector<Tensor> tensors_of(Trainer<Method>& trainer) {
   std::vector<Tensor> list;
   for (const auto& item : mm::detail::model_state(trainer.model)) {
     list.push_back(item.tensor.detach().clone());
@@ -106,7 +128,7 @@ bool close(const Tensor& a, const Tensor& b, double tolerance) {
 TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics on the same draws") {
   const Data data = make_data();
   const auto options = small_options();
-  Trainer trainer;
+  MixMatchTrainer trainer;
 
   // The same with the host's blocks.
   auto model = make_model();
@@ -115,7 +137,7 @@ TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics
   mm::data::DeviceBatchStream labeled(data.labeled, 4, 1, torch::kCPU),
       unlabeled(data.unlabeled, 4, 2, torch::kCPU);
   auto generator = seeded(1);
-  const mm::RampedLoss criterion(options.loss());
+  const mm::RampedLoss criterion(kRamp);
   for (int64_t step = 0; step < 4; ++step) {
     // The step's three draws for all rows at once, cut up for mixmatch_loss()'s calls of augment.
     const Tensor rows = labeled.next(), other_rows = unlabeled.next();
@@ -124,27 +146,28 @@ TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics
                                       options.augmentation(), generator);
     int64_t call = 0;
     const auto augment = [&](const Tensor&) { return all.narrow(0, 4 * call++, 4); };
-    mm::set_batch_norm_momentum(model, mm::batch_norm_momentum(step, options.batch_norm_momentum()));
+    mm::set_batch_norm_momentum(model, mm::batch_norm_momentum(step, 0.001));
     const auto expected = mm::methods::mixmatch_loss(
         model, augment, data.images.index_select(0, rows), data.labels.index_select(0, rows),
-        data.images.index_select(0, other_rows), step, criterion, options.mixing(), generator);
+        data.images.index_select(0, other_rows), step, criterion, {}, generator);
     expected.total.backward();
     adam.step();
     ema.decay_weights_and_update(0.02 * 2e-3);
     adam.zero_grad();
 
-    const auto loss = trainer.step();
+    const auto result = trainer.step();
     INFO("step " << step);
-    CHECK(loss.finite.item<bool>());
-    CHECK(close(loss.total, expected.total, 1e-5));
-    CHECK(close(loss.labeled, expected.labeled, 1e-5));
-    CHECK(close(loss.unlabeled, expected.unlabeled, 1e-5));
-    CHECK(loss.weight.item<double>() == criterion.weight(step));
+    CHECK(result.finite.item<bool>());
+    CHECK(close(result.loss.total, expected.total, 1e-5));
+    CHECK(value_of(result, "loss_labeled") == Approx(expected.labeled.item<double>()).epsilon(1e-5));
+    CHECK(value_of(result, "loss_unlabeled") == Approx(expected.unlabeled.item<double>()).epsilon(1e-4));
+    CHECK(value_of(result, "lambda_u") == criterion.weight(step));
     const auto quality =
         mm::training::guess_quality(expected.guesses, data.labels.index_select(0, other_rows));
-    CHECK(loss.accuracy.item<double>() == Approx(quality.accuracy));
-    CHECK(loss.mean_entropy.item<double>() == Approx(quality.mean_entropy).epsilon(1e-3));
-    CHECK(loss.mean_max_probability.item<double>() == Approx(quality.mean_max_probability).epsilon(1e-4));
+    CHECK(value_of(result, "guess_accuracy") == Approx(quality.accuracy.item<double>()));
+    CHECK(value_of(result, "guess_entropy") == Approx(quality.mean_entropy.item<double>()).epsilon(1e-3));
+    CHECK(value_of(result, "guess_confidence") ==
+          Approx(quality.mean_max_probability.item<double>()).epsilon(1e-4));
   }
   CHECK(trainer.step.synchronize(trainer.ema) == 4);
   CHECK(trainer.ema.num_updates() == 4);
@@ -163,13 +186,13 @@ TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics
 
 TEST_CASE("a hundred device steps learn, and a resumed run equals one that never stopped") {
   const Data data = make_data();
-  Trainer whole;
+  MixMatchTrainer whole;
   std::stringstream model_file, ema_file, step_file;
   double first = 0;
   for (int64_t step = 0; step < 100; ++step) {
-    const auto loss = whole.step();
-    REQUIRE(std::isfinite(loss.total.item<double>()));
-    first = step == 0 ? loss.labeled.item<double>() : first;
+    const auto result = whole.step();
+    REQUIRE(std::isfinite(result.loss.total.item<double>()));
+    first = step == 0 ? value_of(result, "loss_labeled") : first;
     if (step == 59) {
       whole.step.synchronize(whole.ema);
       torch::save(whole.model, model_file);
@@ -179,14 +202,14 @@ TEST_CASE("a hundred device steps learn, and a resumed run equals one that never
       archive.save_to(step_file);
     }
     if (step == 99) {
-      CHECK(loss.labeled.item<double>() < 0.8 * first);  // mixed targets have an entropy of their own
+      CHECK(value_of(result, "loss_labeled") < 0.8 * first);  // mixed targets have an entropy of their own
     }
   }
   whole.step.synchronize(whole.ema);
   const Tensor predicted = whole.ema.forward(mm::augment::normalize(data.images)).argmax(1);
   CHECK(predicted.eq(data.labels).to(at::kFloat).mean().item<double>() > 0.9);
 
-  Trainer resumed;
+  MixMatchTrainer resumed;
   resumed.step();  // another position, to be overwritten
   torch::serialize::InputArchive model_archive, archive;
   model_archive.load_from(model_file);
@@ -200,36 +223,37 @@ TEST_CASE("a hundred device steps learn, and a resumed run equals one that never
   CHECK(equal(tensors_of(resumed), tensors_of(whole)));
 }
 
-TEST_CASE("one grouped pass is the separate passes") {
-  Trainer grouped, separate(small_options().grouped(false));
-  CHECK(grouped.step.is_grouped());
-  CHECK_FALSE(separate.step.is_grouped());
-  for (int64_t step = 0; step < 3; ++step) {
-    CHECK(close(grouped.step().total, separate.step().total, 1e-4));
+TEST_CASE("a supervised device step looks at labeled images alone") {
+  Data data = make_data();
+  Trainer trainer(mm::methods::Supervised(), small_options().weak_views(0), data);
+  const auto batch = trainer.step.draw();
+  CHECK(batch.labeled.sizes() == at::IntArrayRef({4, 3, 8, 8}));
+  CHECK(batch.weak.empty());
+  CHECK_FALSE(batch.hidden_labels.defined());
+  double first = 0, last = 0;
+  for (int64_t step = 0; step < 60; ++step) {
+    const auto result = trainer.step();
+    last = value_of(result, "loss_labeled");
+    first = step == 0 ? last : first;
+    CHECK(result.loss.total.item<double>() == last);
   }
-  grouped.step.synchronize(grouped.ema);
-  separate.step.synchronize(separate.ema);
-  const auto a = tensors_of(grouped), b = tensors_of(separate);
-  for (size_t i = 0; i < a.size(); ++i) {
-    CHECK(close(a[i], b[i], 1e-3));
-  }
+  CHECK(last < 0.5 * first);
 }
 
 TEST_CASE("a device step takes every mixing mode, number of views and precision") {
   for (const auto* mode : {".", "xx.yxy", "xx.yx"}) {
     for (const int64_t views : {1, 3}) {
       Trainer trainer(
-          small_options()
-              .mixing(mm::MixMatchOptions().mix_mode(mm::parse_mix_mode(mode)).num_augmentations(views))
-              .precision(views == 1 ? at::kBFloat16 : at::kFloat));
-      CHECK(std::isfinite(trainer.step().total.item<double>()));
+          MixMatch(mm::MixMatchOptions().mix_mode(mm::parse_mix_mode(mode)).num_augmentations(views), kRamp),
+          small_options().weak_views(views).precision(views == 1 ? at::kBFloat16 : at::kFloat));
+      CHECK(std::isfinite(trainer.step().loss.total.item<double>()));
     }
   }
 }
 
 TEST_CASE("a device step whose gradients are not finite changes no weight") {
   Data data = make_data();
-  Trainer trainer(small_options(), data);
+  MixMatchTrainer trainer(small_options(), data);
   trainer.step();
   const auto before = tensors_of(trainer);
   {
@@ -243,11 +267,11 @@ TEST_CASE("a device step whose gradients are not finite changes no weight") {
 }
 
 TEST_CASE("a captured device step on the CPU is the eager one") {
-  Trainer eager, graphed;
+  MixMatchTrainer eager, graphed;
   mm::training::GraphedStep step([&] { return graphed.step(); }, torch::kCPU, graphed.step.graph_options());
   CHECK_FALSE(step.is_graphed());
   for (int i = 0; i < 3; ++i) {
-    CHECK(step().total.equal(eager.step().total));
+    CHECK(step().loss.total.equal(eager.step().loss.total));
   }
   CHECK(equal(tensors_of(eager), tensors_of(graphed)));
 }
@@ -257,9 +281,8 @@ TEST_CASE("a device step names a bad argument") {
   mm::EmaModel<mm::models::WideResNet> ema(model);
   const Data data = make_data();
   const auto make = [&](const Tensor& images, const Tensor& labels) {
-    return error_of([&] {
-      DeviceStep<mm::models::WideResNet> step(model, ema, images, labels, data.labeled, data.unlabeled);
-    });
+    return error_of(
+        [&] { DeviceStep step(model, ema, MixMatch(), images, labels, data.labeled, data.unlabeled); });
   };
   CHECK_THAT(make(data.images.to(at::kFloat), data.labels),
              contains("images must be uint8 [N, C, H, W], got Float"));
@@ -268,12 +291,16 @@ TEST_CASE("a device step names a bad argument") {
 
 TEST_CASE("a step by the CUDA kernels, emulated, is the step by ATen's calls and the CPU's kernels") {
   const auto train = [] {
-    Trainer trainer(small_options().batch_norm_warmup(false).batch_norm_momentum(0.1));
+    MixMatchTrainer trainer(
+        small_options().learner(mm::training::LearnerOptions().warmup(false).batch_norm_momentum(0.1)));
     std::vector<Tensor> results;
     for (int step = 0; step < 2; ++step) {
-      const auto loss = trainer.step();
-      CHECK(loss.finite.item<bool>());
-      results.insert(results.end(), {loss.total, loss.unlabeled, loss.mean_max_probability});
+      const auto result = trainer.step();
+      CHECK(result.finite.item<bool>());
+      results.push_back(result.loss.total);
+      for (const auto& [name, value] : result.loss.values) {
+        results.push_back(value);
+      }
     }
     trainer.step.synchronize(trainer.ema);
     const auto state = tensors_of(trainer);

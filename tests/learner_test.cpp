@@ -56,7 +56,8 @@ TEST_CASE("Learner: is a Model whose training pass moves the statistics as the m
   }
 }
 
-TEST_CASE("Learner: what is frozen in a step moves nothing, in any order, and the training pass still counts") {
+TEST_CASE(
+    "Learner: what is frozen in a step moves nothing, in any order, and the training pass still counts") {
   torch::manual_seed(1);
   HeldNet model;
   HeldNet alone(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));

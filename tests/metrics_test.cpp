@@ -86,10 +86,11 @@ TEST_CASE("a resumed run's metrics are what its checkpoint counts on, whatever b
     return size;
   });
   const auto resume = [&](const std::vector<std::string>& columns) {
-    const auto metrics = MetricsCsv::unopened(path, columns);
+    const auto metrics = MetricsCsv::unopened(path);
     torch::serialize::InputArchive archive;
     archive.load_from(bytes.data(), bytes.size());
     metrics->load(archive);
+    metrics->set_columns(columns);
     const bool restored = metrics->was_restored();
     metrics->append({9});
     return restored;
@@ -105,8 +106,24 @@ TEST_CASE("a resumed run's metrics are what its checkpoint counts on, whatever b
   std::filesystem::remove(path);
   CHECK(resume({"a"}));
   CHECK(read_file(path) == "a\n1\n2\n9\n");
-  CHECK_THAT(error_of([&] { resume({"b"}); }), contains("the columns are not \"b\""));
-  CHECK(read_file(path) == "a\n1\n2\n9\n");
+  CHECK_THAT(error_of([&] { resume({"b"}); }), contains("the header is not \"b\"; this file has other"));
+  CHECK(read_file(path) == "a\n1\n2\n");
+}
+
+TEST_CASE("metrics whose columns are known with the first row", "[metrics]") {
+  const TempDir dir;
+  {
+    MetricsCsv metrics(dir / "m.csv");
+    CHECK(read_file(dir / "m.csv").empty());
+    CHECK_THAT(error_of([&] { metrics.append({1}); }), contains("0 values, got 1"));
+    metrics.set_columns({"step", "loss"});
+    metrics.append({1, 2});
+  }
+  MetricsCsv again(dir / "m.csv");
+  CHECK_THAT(error_of([&] { again.set_columns({"step", "mask_rate"}); }), contains("other metrics"));
+  again.set_columns({"step", "loss"});
+  again.append({2, 3});
+  CHECK(read_file(dir / "m.csv") == "step,loss\n1,2\n2,3\n");
 }
 
 TEST_CASE("bad metrics arguments throw", "[metrics]") {
@@ -114,7 +131,8 @@ TEST_CASE("bad metrics arguments throw", "[metrics]") {
   MetricsCsv metrics(dir / "m.csv", {"a", "b"});
   CHECK_THAT(error_of([&] { metrics.append({1}); }), contains("2 values") && contains("got 1"));
   CHECK(read_file(dir / "m.csv") == "a,b\n");
-  CHECK_THAT(error_of([&] { MetricsCsv(dir / "n.csv", {}); }), contains("columns must not be empty"));
+  CHECK_THAT(error_of([&] { MetricsCsv(dir / "n.csv", std::vector<std::string>()); }),
+             contains("columns must not be empty"));
   CHECK_THAT(error_of([&] { MetricsCsv(dir / "n.csv", {"a,b"}); }), contains("'a,b'"));
   CHECK_FALSE(std::filesystem::exists(dir / "n.csv"));
   CHECK_THAT(error_of([&] { MetricsCsv(dir / "none" / "n.csv", {"a"}); }),

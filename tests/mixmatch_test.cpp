@@ -9,7 +9,7 @@ using namespace mixmatch;
 
 namespace {
 
-struct Batch {
+struct Rows {
   Tensor x = torch::randn({4, 3}), labels = torch::tensor({0, 1, 1, 0}), u = torch::randn({4, 3});
 };
 
@@ -23,7 +23,7 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
   torch::manual_seed(1);
   HeldNet model;
   HeldNet twin(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));
-  const Batch batch;
+  const Rows batch;
   const RampedLoss criterion(RampedLossOptions().lambda_u(10).rampup_steps(4));
   auto one = seeded(5), two = seeded(5);
 
@@ -59,7 +59,7 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
   total.backward();
 
   CHECK(torch::allclose(loss.guesses, q));
-  CHECK(loss.weight == 5);
+  CHECK(loss.weight.item<double>() == 5);
   CHECK(torch::allclose(loss.labeled, labeled));
   CHECK(torch::allclose(loss.unlabeled, unlabeled));
   CHECK(torch::allclose(loss.total, total));
@@ -71,7 +71,7 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
 TEST_CASE("mixmatch_loss: unlabeled rows alone send a gradient to the student") {
   torch::manual_seed(2);
   HeldNet model;
-  const Batch batch;
+  const Rows batch;
   const auto loss = methods::mixmatch_loss(
       model, [](const Tensor& x) { return x + 0.1 * torch::randn_like(x); }, batch.x, batch.labels, batch.u,
       1, RampedLoss(RampedLossOptions().lambda_u(1).rampup_steps(0)));

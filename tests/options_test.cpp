@@ -130,10 +130,10 @@ TEST_CASE("options: errors of the library name no option; those of programs do")
   int64_t step = 0;
   {
     mm::training::TrainingRun run(mm::training::RunDirectory::create(dir / "run"),
-                                  mm::training::TrainingRunOptions().steps(3).values({"loss"}), step);
+                                  mm::training::TrainingRunOptions().steps(3), step);
     run.start();
     step = 3;
-    run.record({1});
+    run.record(mm::StepMeans::of_step({{"loss", 1}}));
     run.finish_step();
     run.finish();
   }
@@ -143,7 +143,7 @@ TEST_CASE("options: errors of the library name no option; those of programs do")
   step = 0;
   const std::string too_far = error_of([&] {
     mm::training::TrainingRun run(mm::training::RunDirectory::open(dir / "run"),
-                                  mm::training::TrainingRunOptions().steps(2).values({"loss"}), step);
+                                  mm::training::TrainingRunOptions().steps(2), step);
     run.resume();
   });
   CHECK_THAT(too_far, contains("the run has done 3 steps already, more than the 2 asked for"));
@@ -159,7 +159,7 @@ TEST_CASE("options: config.json says which library and which LibTorch wrote it")
   const TempDir dir;
   int64_t step = 0;
   mm::training::TrainingRun run(mm::training::RunDirectory::create(dir / "run"),
-                                mm::training::TrainingRunOptions().steps(1).values({"loss"}), step);
+                                mm::training::TrainingRunOptions().steps(1), step);
   run.start();
   const auto config = mm::training::read_json_object(run.directory().config());
   REQUIRE(mm::training::find_setting(config, "mixmatch-version") != nullptr);

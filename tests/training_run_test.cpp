@@ -8,6 +8,7 @@
 #include "model_zoo.hpp"
 #include "test_util.hpp"
 
+using mixmatch::StepMeans;
 using mixmatch::Tensor;
 using mixmatch::training::MetricsCsv;
 using mixmatch::training::NonFiniteError;
@@ -27,7 +28,6 @@ TrainingRunOptions options(int64_t steps = 6) {
       .eval_every(4)
       .log_every(2)
       .checkpoint_every(3)
-      .values({"loss", "quality"})
       .errors({"validation_error", "test_error"})
       .config({{"depth", "10"}})
       .surroundings({{"data", "a \"dir\""}});
@@ -37,7 +37,8 @@ TrainingRunOptions options(int64_t steps = 6) {
 void train(TrainingRun& run, int64_t& step, int64_t until) {
   while (run.running() && step < until) {
     ++step;
-    run.record({static_cast<double>(step), step % 2 == 1 ? static_cast<double>(10 * step) : kNone});
+    run.record(StepMeans::of_step({{"loss", static_cast<double>(step)},
+                                   {"quality", step % 2 == 1 ? static_cast<double>(10 * step) : kNone}}));
     if (run.evaluation_due()) {
       run.record_errors({kNone, static_cast<double>(100 - step)});
     }
@@ -185,7 +186,7 @@ TEST_CASE("TrainingRun: a loss or gradient that is not finite names the last goo
   ++step;
   const auto message = [&](double loss, bool finite) -> std::string {
     try {
-      run.record({loss, 0}, finite);
+      run.record(StepMeans::of_step({{"loss", loss}, {"quality", 0}}, finite));
     } catch (const NonFiniteError& error) {
       return error.what();
     }
@@ -239,6 +240,39 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("TrainingRun: means are weighed by their counts, and a count of none adds nothing") {
+  TempDir dir;
+  int64_t step = 0;
+  TrainingRun run(RunDirectory::create(dir / "run"), TrainingRunOptions().steps(4).log_every(4), step);
+  run.start();
+  CHECK(read_file(dir / "run" / "metrics.csv").empty());  // the method names the columns
+  step = 3;
+  run.record({{"loss", "accuracy"}, {1, kNone}, {3, 0}});
+  run.finish_step();
+  step = 4;
+  run.record({{"loss", "accuracy"}, {5, 0.5}, {1, 1}});
+  run.finish_step();
+  CHECK(read_file(dir / "run" / "metrics.csv") == "step,loss,accuracy\n4,2,0.5\n");
+}
+
+TEST_CASE("TrainingRun: steps until something is due") {
+  TempDir dir;
+  int64_t step = 0;
+  const auto ends = [&](const std::string& name, int64_t checkpoint_every) {
+    step = 0;
+    TrainingRun run(
+        RunDirectory::create(dir / name),
+        TrainingRunOptions().steps(12).log_every(4).eval_every(6).checkpoint_every(checkpoint_every), step);
+    std::vector<int64_t> list;
+    while (step < 12) {
+      list.push_back(step += run.steps_until_due());
+    }
+    return list;
+  };
+  CHECK(ends("a", 0) == std::vector<int64_t>{4, 6, 8, 12});
+  CHECK(ends("b", 5) == std::vector<int64_t>{4, 5, 6, 8, 10, 12});
+}
+
 TEST_CASE("TrainingRun: options out of range") {
   TempDir dir;
   int64_t step = 0;
@@ -249,10 +283,14 @@ TEST_CASE("TrainingRun: options out of range") {
   CHECK_THAT(refused(options().eval_every(0)), contains("eval_every"));
   CHECK_THAT(refused(options().log_every(0)), contains("log_every"));
   CHECK_THAT(refused(options().checkpoint_every(-1)), contains("checkpoint_every"));
-  CHECK_THAT(refused(options().values({})), contains("values"));
   TrainingRun run(RunDirectory::create(dir / "run"), options(), step);
   run.start();
-  CHECK_THAT(error_of([&] { run.record({1}); }), contains("expected 2 values, got 1"));
+  CHECK_THAT(error_of([&] { run.record({}); }), contains("for each of 0 names, at least one, got 0 and 0"));
+  run.record(StepMeans::of_step({{"loss", 1}}));
+  CHECK_THAT(error_of([&] {
+               run.record(StepMeans::of_step({{"loss", 1}, {"quality", 1}}));
+             }),
+             contains("the names are not those of the steps before"));
   CHECK_THAT(error_of([&] { run.record_errors({1}); }), contains("expected 2 values, got 1"));
 }
 

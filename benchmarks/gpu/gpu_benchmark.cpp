@@ -22,6 +22,7 @@
 #include <mixmatch/training/evaluate.hpp>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -106,9 +107,13 @@ mm::training::DeviceStepOptions step_options(const Options& o, at::ScalarType pr
       .optimizer(mm::training::DeviceAdamOptions()
                      .learning_rate(preset.learning_rate)
                      .weight_decay(preset.weight_decay))
-      .loss(mm::RampedLossOptions().lambda_u(preset.lambda_u).rampup_steps(preset.rampup_steps))
-      .precision(precision)
-      .grouped(o.text("grouped", "yes") == "yes");
+      .precision(precision);
+}
+
+mm::methods::MixMatch mixmatch_method() {
+  const auto preset = mm::presets::cifar10;
+  return mm::methods::MixMatch(
+      {}, mm::RampedLossOptions().lambda_u(preset.lambda_u).rampup_steps(preset.rampup_steps));
 }
 
 struct Timing {
@@ -179,22 +184,23 @@ struct Variant {
 
 /// A DeviceStep, in parts or captured whole.
 std::function<void()> device_step(const Options& o, const Images& data, const Variant& variant) {
-  using Step = mm::training::DeviceStep<mm::models::WideResNet>;
-  using Call = std::function<mm::training::DeviceStepLoss()>;
+  using Step = mm::training::DeviceStep<mm::models::WideResNet, mm::methods::MixMatch>;
+  using Call = std::function<mm::training::DeviceStepResult()>;
   struct State {
     Network network;
     std::unique_ptr<Step> step;
     std::unique_ptr<mm::data::BatchStream> labeled, unlabeled;
-    mm::training::DeviceInputs inputs;
+    Tensor images;  // of the batch, one after the other
+    mm::Batch inputs;
     std::unique_ptr<mm::training::GraphedStep<Call>> graphed;
   };
   const auto device = o.device();
   const int64_t batch = o.number("batch", 64);
   auto state = std::make_shared<State>();
   state->network = make_network(o, variant.channels_last);
-  state->step =
-      std::make_unique<Step>(state->network.model, *state->network.ema, data.images.to(device), data.labels,
-                             data.labeled, data.unlabeled, step_options(o, variant.precision));
+  state->step = std::make_unique<Step>(state->network.model, *state->network.ema, mixmatch_method(),
+                                       data.images.to(device), data.labels, data.labeled, data.unlabeled,
+                                       step_options(o, variant.precision));
   auto options =
       state->step->graph_options().enabled(variant.graph).measure_convolutions(variant.measure_convolutions);
   auto* raw = state.get();
@@ -205,21 +211,28 @@ std::function<void()> device_step(const Options& o, const Images& data, const Va
   }
   state->labeled = std::make_unique<mm::data::BatchStream>(data.labeled, batch, 1);
   state->unlabeled = std::make_unique<mm::data::BatchStream>(data.unlabeled, batch, 2);
+  // Rows of the labeled and the unlabeled images, and the batch's images, augmented.
   const auto draw = [raw, device, &data] {
     const Tensor rows = raw->labeled->next(), others = raw->unlabeled->next();
     const Tensor all = data.images.index_select(0, at::cat({rows, others, others}));
-    return mm::training::DeviceInputs{mm::augment::random_crop_flip(all.to(device)),
-                                      data.labels.index_select(0, rows).to(device),
-                                      data.labels.index_select(0, others).to(device)};
+    return std::array<Tensor, 3>{rows, others, mm::augment::random_crop_flip(all.to(device))};
   };
-  state->inputs = draw();
+  const auto labels_of = [&data, device](const Tensor& rows) {
+    return data.labels.index_select(0, rows).to(device);
+  };
+  const auto [rows, others, images] = draw();
+  state->images = images;
+  state->inputs = {images.narrow(0, 0, batch),
+                   labels_of(rows),
+                   {images.narrow(0, batch, batch), images.narrow(0, 2 * batch, batch)},
+                   labels_of(others)};
   state->graphed = std::make_unique<mm::training::GraphedStep<Call>>(
       [raw] { return raw->step->train(raw->inputs); }, device, options);
-  return [state, draw] {
-    const auto next = draw();
-    state->inputs.images.copy_(next.images);
-    state->inputs.labels.copy_(next.labels);
-    state->inputs.hidden_labels.copy_(next.hidden_labels);
+  return [state, draw, labels_of] {
+    const auto [labeled, unlabeled, augmented] = draw();
+    state->images.copy_(augmented);
+    state->inputs.labels.copy_(labels_of(labeled));
+    state->inputs.hidden_labels.copy_(labels_of(unlabeled));
     (*state->graphed)();
   };
 }
@@ -348,9 +361,8 @@ int train(const Options& o) {
   data = mm::data::to_device(data, device);
   const auto precision = o.text("precision", "bf16") == "bf16" ? at::kBFloat16 : at::kFloat;
   Network network = make_network(o, /*channels_last=*/true);
-  mm::training::DeviceStep<mm::models::WideResNet> step(network.model, *network.ema, data.images, data.labels,
-                                                        split.labeled, split.unlabeled,
-                                                        step_options(o, precision));
+  mm::training::DeviceStep step(network.model, *network.ema, mixmatch_method(), data.images, data.labels,
+                                split.labeled, split.unlabeled, step_options(o, precision));
   double seconds = 0;
   mm::training::Checkpoint checkpoint(out / "checkpoint.pt");
   checkpoint.add("model", network.model).add("ema", *network.ema).add("step", step).add("seconds", seconds);
@@ -370,7 +382,7 @@ int train(const Options& o) {
     const int64_t first = done;
     for (int64_t i = 0; i < every && done < total; ++i, ++done) {
       const auto& result = graphed();
-      loss = result.total;
+      loss = result.loss.total;
       num_finite.add_(result.finite);
     }
     // The optimiser leaves out a step whose gradients are not finite.

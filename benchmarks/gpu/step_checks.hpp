@@ -4,6 +4,8 @@
 // against itself without one.
 
 #include <torch/torch.h>
+#include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/training/device_step.hpp>
 #include <mixmatch/training/graphed_step.hpp>
@@ -23,15 +25,17 @@ using kernel_checks::Check;
 using torch::Tensor;
 
 /// A small network in training, on the same images and from the same weights each time.
+template <class Method = mixmatch::methods::MixMatch>
 struct Trainer {
-  using Step = mixmatch::training::DeviceStep<mixmatch::models::WideResNet>;
+  using Step = mixmatch::training::DeviceStep<mixmatch::models::WideResNet, Method>;
 
-  explicit Trainer(torch::Device device, const mixmatch::training::DeviceStepOptions& options = {})
+  explicit Trainer(torch::Device device, const mixmatch::training::DeviceStepOptions& options = {},
+                   const Method& method = Method())
       : model(make(device)), ema(model) {
     torch::manual_seed(5);
     const Tensor labels = at::arange(60, at::kLong).remainder(10);
     const Tensor images = at::randint(256, {60, 3, 16, 16}, at::kByte);
-    step = std::make_unique<Step>(model, ema, images.to(device), labels, at::arange(20, at::kLong),
+    step = std::make_unique<Step>(model, ema, method, images.to(device), labels, at::arange(20, at::kLong),
                                   at::arange(20, 60, at::kLong),
                                   mixmatch::training::DeviceStepOptions(options).batch_size(8));
   }
@@ -71,60 +75,73 @@ class ExactConvolutions {
 /// Without MixUp nothing of a step is drawn on the device, and images that come from outside are the same
 /// everywhere.
 inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) {
-  const auto options = mixmatch::training::DeviceStepOptions()
-                           .loss(mixmatch::RampedLossOptions().lambda_u(75).rampup_steps(0))
-                           .mixing(mixmatch::MixMatchOptions().mix_mode(mixmatch::MixMode::none));
-  Trainer there(device, options), here(torch::kCPU, options);
+  const mixmatch::methods::MixMatch method(mixmatch::MixMatchOptions().mix_mode(mixmatch::MixMode::none),
+                                           mixmatch::RampedLossOptions().lambda_u(75).rampup_steps(0));
+  Trainer<> there(device, {}, method), here(torch::kCPU, {}, method);
   for (int64_t step = 0; step < 3; ++step) {
-    const auto inputs = here.step->draw();
-    const auto expected = here.step->train(inputs);
-    const auto found = there.step->train(
-        {inputs.images.to(device), inputs.labels.to(device), inputs.hidden_labels.to(device)});
+    const auto batch = here.step->draw();
+    mixmatch::Batch copy{
+        batch.labeled.to(device), batch.labels.to(device), {}, batch.hidden_labels.to(device)};
+    for (const Tensor& view : batch.weak) {
+      copy.weak.push_back(view.to(device));
+    }
+    const auto expected = here.step->train(batch).loss, found = there.step->train(copy).loss;
     checks.push_back({"step: loss beside the CPU's",
                       kernel_checks::difference(found.total.cpu(), expected.total), step == 0 ? 1e-4 : 1e-2});
-    checks.push_back(
-        {"step: confidence beside the CPU's",
-         kernel_checks::difference(found.mean_max_probability.cpu(), expected.mean_max_probability),
-         step == 0 ? 1e-4 : 1e-2});
+    for (size_t i = 0; i < expected.values.size(); ++i) {
+      checks.push_back(
+          {"step: " + expected.values[i].first + " beside the CPU's",
+           kernel_checks::difference(found.values[i].second.cpu(), expected.values[i].second.cpu()),
+           step == 0 ? 1e-4 : 1e-2});
+    }
   }
   checks.push_back({"step: weights beside the CPU's",
                     kernel_checks::difference(there.model->conv1->weight.cpu(), here.model->conv1->weight),
                     1e-2});
 }
 
-/// A hundred replays beside a hundred eager steps of the same random numbers, and construction, which must
-/// change nothing.
-inline void check_graph(std::vector<Check>& checks, torch::Device device) {
+/// A hundred replays of a method beside a hundred eager steps of the same random numbers, and construction,
+/// which must change nothing.
+template <class Method>
+void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method,
+                    int64_t weak_views) {
   constexpr int64_t steps = 100;
   for (const auto precision : {at::kFloat, at::kBFloat16}) {
-    const auto options = mixmatch::training::DeviceStepOptions().precision(precision);
+    const auto options = mixmatch::training::DeviceStepOptions().precision(precision).weak_views(weak_views);
     std::vector<Tensor> losses[2];
     Tensor weights[2];
     for (const bool graph : {false, true}) {
-      Trainer trainer(device, options);
+      Trainer<Method> trainer(device, options);
       const Tensor before = trainer.model->conv1->weight.detach().clone();
       mixmatch::training::GraphedStep graphed([&] { return (*trainer.step)(); }, device,
                                               trainer.step->graph_options().enabled(graph));
-      checks.push_back({"graph: weights after its construction",
+      checks.push_back({method + " graph: weights after its construction",
                         kernel_checks::difference(trainer.model->conv1->weight, before), 0});
-      checks.push_back({"graph: is one", graphed.is_graphed() == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
+      checks.push_back(
+          {method + " graph: is one", graphed.is_graphed() == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
       for (int64_t i = 0; i < steps; ++i) {
-        losses[graph].push_back(graphed().total.cpu());
+        losses[graph].push_back(graphed().loss.total.cpu());
       }
       weights[graph] = trainer.model->conv1->weight.detach().clone();
-      checks.push_back({"graph: steps it counted",
+      checks.push_back({method + " graph: steps it counted",
                         static_cast<double>(std::abs(trainer.step->synchronize(trainer.ema) - steps)), 0});
     }
-    const auto name = [&](const char* text) { return kernel_checks::named(text, precision); };
+    const auto name = [&](const std::string& text) {
+      return kernel_checks::named((method + " graph: " + text).c_str(), precision);
+    };
     const auto all = [&](int which) { return at::stack(losses[which]); };
-    checks.push_back({name("graph: first loss beside the eager one"),
+    checks.push_back({name("first loss beside the eager one"),
                       kernel_checks::difference(losses[1].front(), losses[0].front()), 1e-4});
-    checks.push_back({name("graph: 100 losses beside the eager ones"),
-                      kernel_checks::difference(all(1), all(0)), precision == at::kFloat ? 1e-2 : 1e-1});
-    checks.push_back({name("graph: weights after 100 steps"),
-                      kernel_checks::difference(weights[1], weights[0]),
+    checks.push_back({name("100 losses beside the eager ones"), kernel_checks::difference(all(1), all(0)),
+                      precision == at::kFloat ? 1e-2 : 1e-1});
+    checks.push_back({name("weights after 100 steps"), kernel_checks::difference(weights[1], weights[0]),
                       precision == at::kFloat ? 2e-2 : 5e-2});
   }
+}
+
+inline void check_graph(std::vector<Check>& checks, torch::Device device) {
+  check_graph_of<mixmatch::methods::MixMatch>(checks, device, "mixmatch", 2);
+  check_graph_of<mixmatch::methods::Supervised>(checks, device, "supervised", 0);
 }
 
 /// A graph whose convolutions cuDNN chose by measuring them: the same mathematics, and the process's setting
@@ -133,11 +150,11 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
   at::globalContext().setDeterministicCuDNN(false);  // ExactConvolutions puts it back
   Tensor losses[2];
   for (const bool measured : {false, true}) {
-    Trainer trainer(device);
+    Trainer<> trainer(device);
     mixmatch::training::GraphedStep graphed(
         [&] { return (*trainer.step)(); }, device,
         trainer.step->graph_options().enabled(device.is_cuda()).measure_convolutions(measured));
-    losses[measured] = graphed().total.cpu();
+    losses[measured] = graphed().loss.total.cpu();
     checks.push_back(
         {"measured convolutions: the setting", at::globalContext().benchmarkCuDNN() ? 1.0 : 0.0, 0});
   }

@@ -45,11 +45,16 @@
 #include <mixmatch/data/svhn.hpp>
 
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/supervised.hpp>
 
 #include <mixmatch/models/batch_norm_leaky_relu.hpp>
 #include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
+#include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/learner.hpp>
+#include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/training/batch_norm_statistics.hpp>
 #include <mixmatch/training/confusion_matrix.hpp>
 #include <mixmatch/training/device.hpp>

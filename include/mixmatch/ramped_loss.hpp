@@ -24,8 +24,8 @@ struct RampedLossOutput {
   double weight;
 };
 
-/// The same of a step whose number is on a device: `weight` is float64 [].
-struct DeviceRampedLossOutput {
+/// The same of a step that is a tensor: `weight` is float64 [], on the step's device.
+struct RampedLossTensors {
   Tensor total, labeled, unlabeled, weight;
 };
 
@@ -51,29 +51,26 @@ class RampedLoss {
 
   RampedLossOutput operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
                               const Tensor& targets_u, int64_t step) const {
-    RampedLossOutput output;
-    output.weight = weight(step);
-    output.labeled = soft_cross_entropy(logits_x, targets_x);
-    output.unlabeled = softmax_mse(logits_u, targets_u);
-    output.total = output.labeled + output.weight * output.unlabeled;
-    return output;
+    const auto out =
+        (*this)(logits_x, targets_x, logits_u, targets_u, at::full({}, step, at::TensorOptions(at::kLong)));
+    return {out.total, out.labeled, out.unlabeled, weight(step)};
   }
 
-  /// lambda_u(step) of a counter on a device, int64 []: float64 [].
+  /// lambda_u(step) of a step counter, int64 []: float64 [] on its device.
   Tensor weight(const Tensor& step) const {
     return linear_rampup(step, options_.rampup_steps()) * options_.lambda_u();
   }
 
-  /// The loss at a step whose number is on the device, int64 [], for steps that are captured in a graph: the
-  /// same to the bit, and nothing waits for the device.
-  DeviceRampedLossOutput operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
-                                    const Tensor& targets_u, const Tensor& step) const {
-    DeviceRampedLossOutput output;
-    output.weight = weight(step);
-    output.labeled = soft_cross_entropy(logits_x, targets_x);
-    output.unlabeled = softmax_mse(logits_u, targets_u);
-    output.total = output.labeled + output.weight.to(output.unlabeled.scalar_type()) * output.unlabeled;
-    return output;
+  /// The loss at a step that is a tensor, int64 [] on the device of the logits or the CPU: nothing waits for
+  /// a device, so that a step that is captured in a graph ramps at each replay.
+  RampedLossTensors operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
+                               const Tensor& targets_u, const Tensor& step) const {
+    RampedLossTensors out;
+    out.weight = weight(step);
+    out.labeled = soft_cross_entropy(logits_x, targets_x);
+    out.unlabeled = softmax_mse(logits_u, targets_u);
+    out.total = out.labeled + out.weight.to(out.unlabeled.scalar_type()) * out.unlabeled;
+    return out;
   }
 
   const RampedLossOptions& options() const { return options_; }

@@ -1,8 +1,12 @@
 #pragma once
 
-// The second umbrella: all of training/, for programs that keep runs. But for training/command_line.hpp,
-// which needs CLI11.
+// The second umbrella: all of step/ and training/, for programs that keep runs. But for
+// training/command_line.hpp, which needs CLI11.
 
+#include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/learner.hpp>
+#include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/training/augmented_batch.hpp>
 #include <mixmatch/training/batch_norm_statistics.hpp>
 #include <mixmatch/training/checkpoint.hpp>
@@ -12,7 +16,6 @@
 #include <mixmatch/training/device.hpp>
 #include <mixmatch/training/device_adam.hpp>
 #include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/device_training.hpp>
 #include <mixmatch/training/evaluate.hpp>
 #include <mixmatch/training/example_images.hpp>
 #include <mixmatch/training/finish_run.hpp>
@@ -40,10 +43,10 @@
 #include <mixmatch/training/run_lock.hpp>
 #include <mixmatch/training/run_record.hpp>
 #include <mixmatch/training/standard_streams.hpp>
-#include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/tensorboard.hpp>
 #include <mixmatch/training/train_classifier.hpp>
 #include <mixmatch/training/train_state.hpp>
+#include <mixmatch/training/trainer.hpp>
 #include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_options.hpp>
 #include <mixmatch/training/training_run.hpp>

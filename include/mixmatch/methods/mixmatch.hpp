@@ -3,6 +3,9 @@
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/ramped_loss.hpp>
+#include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/step_loss.hpp>
+#include <mixmatch/training/guess_quality.hpp>
 
 #include <optional>
 #include <utility>
@@ -10,12 +13,10 @@
 
 namespace mixmatch::methods {
 
-/// `total` carries the gradient; `weight` is lambda_u at this step; `guesses` [U, L] are the sharpened labels
-/// of the unlabeled rows before any mixing, to watch their quality.
+/// `total` carries the gradient; `weight` is lambda_u at this step, float64 []; `guesses` [U, L] are the
+/// sharpened labels of the unlabeled rows before any mixing, to watch their quality.
 struct MixMatchLoss {
-  Tensor total, labeled, unlabeled;
-  double weight;
-  Tensor guesses;
+  Tensor total, labeled, unlabeled, weight, guesses;
 };
 
 namespace detail {
@@ -23,7 +24,7 @@ namespace detail {
 template <class Model>
 MixMatchLoss mixmatch_loss_of_views(const mixmatch::detail::BatchNames& names, Model& model,
                                     const Tensor& labeled, const Tensor& labels,
-                                    const std::vector<Tensor>& views, int64_t step,
+                                    const std::vector<Tensor>& views, const Tensor& step,
                                     const RampedLoss& criterion, const MixMatchOptions& options,
                                     const std::optional<at::Generator>& generator) {
   const auto guessed = mixmatch::detail::with_guessed_labels(names, model, labeled, labels, views, options);
@@ -43,19 +44,30 @@ MixMatchLoss mixmatch_loss_of_views(const mixmatch::detail::BatchNames& names, M
 /// squared error.
 ///
 /// `labeled` [B, …] with int64 labels [B] or probabilities [B, L]; `views`: K augmentations [B, …] of the
-/// unlabeled rows; `step` counts from 0 and sets the ramp's weight. `generator` drives MixUp. The same as the
-/// loop that examples/cifar10.cpp spells out.
+/// unlabeled rows; `step` counts from 0, int64 [] on their device or the CPU, and sets the ramp's weight.
+/// `generator` drives MixUp. The same as the step that examples/cifar10.cpp spells out.
 template <class Model>
 MixMatchLoss mixmatch_loss_of_views(Model& model, const Tensor& labeled, const Tensor& labels,
-                                    const std::vector<Tensor>& views, int64_t step,
+                                    const std::vector<Tensor>& views, const Tensor& step,
                                     const RampedLoss& criterion, const MixMatchOptions& options = {},
                                     std::optional<at::Generator> generator = std::nullopt) {
   return detail::mixmatch_loss_of_views({"mixmatch_loss_of_views", "labeled", "views"}, model, labeled,
                                         labels, views, step, criterion, options, generator);
 }
 
-/// mixmatch_loss_of_views() of one augmentation of the labeled rows and K of the unlabeled ones. Arguments as
-/// mixmatch_batch().
+/// The same with the step's number.
+template <class Model>
+MixMatchLoss mixmatch_loss_of_views(Model& model, const Tensor& labeled, const Tensor& labels,
+                                    const std::vector<Tensor>& views, int64_t step,
+                                    const RampedLoss& criterion, const MixMatchOptions& options = {},
+                                    std::optional<at::Generator> generator = std::nullopt) {
+  return mixmatch_loss_of_views(model, labeled, labels, views,
+                                at::full({}, step, at::TensorOptions(at::kLong)), criterion, options,
+                                std::move(generator));
+}
+
+/// mixmatch_loss_of_views() of one augmentation of the labeled rows and K of the unlabeled ones, at step
+/// number `step`. Other arguments as mixmatch_batch().
 template <class Model, class Augment>
 MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
                            const Tensor& unlabeled, int64_t step, const RampedLoss& criterion,
@@ -65,8 +77,36 @@ MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labele
   const Tensor labeled_view = augment(labeled);
   const auto views =
       mixmatch::detail::augmented_views(names, augment, unlabeled, options.num_augmentations());
-  return detail::mixmatch_loss_of_views(names, model, labeled_view, labels, views, step, criterion, options,
+  return detail::mixmatch_loss_of_views(names, model, labeled_view, labels, views,
+                                        at::full({}, step, at::TensorOptions(at::kLong)), criterion, options,
                                         generator);
 }
+
+/// MixMatch as a method of a training step: mixmatch_loss_of_views() of a batch, K being its weak views.
+/// Reports the loss's two terms, lambda_u and the quality of the guesses.
+class MixMatch {
+ public:
+  explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {})
+      : mixing_(std::move(mixing)), criterion_(loss) {}
+
+  template <class Model>
+  StepLoss operator()(Model& model, const Batch& batch, const Tensor& step,
+                      const at::Generator& generator) const {
+    const auto loss = mixmatch_loss_of_views(model, batch.labeled, batch.labels, batch.weak, step, criterion_,
+                                             mixing_, generator);
+    const auto quality = training::guess_quality(loss.guesses, batch.hidden_labels);
+    return {loss.total,
+            {{"loss_labeled", loss.labeled},
+             {"loss_unlabeled", loss.unlabeled},
+             {"lambda_u", loss.weight},
+             {"guess_confidence", quality.mean_max_probability},
+             {"guess_entropy", quality.mean_entropy},
+             {"guess_accuracy", quality.accuracy}}};
+  }
+
+ private:
+  MixMatchOptions mixing_;
+  RampedLoss criterion_;
+};
 
 }  // namespace mixmatch::methods

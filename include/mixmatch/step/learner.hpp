@@ -51,9 +51,9 @@ class Learner {
 
   /// The scope of the step's forward passes. `step`: int64 [] on the model's device.
   auto training_step(const Tensor& step) {
-    return statistics_.update(options_.warmup()
-                                  ? batch_norm_momentum(step, options_.batch_norm_momentum())
-                                  : at::full({}, options_.batch_norm_momentum(), step.options().dtype(at::kDouble)));
+    return statistics_.update(
+        options_.warmup() ? batch_norm_momentum(step, options_.batch_norm_momentum())
+                          : at::full({}, options_.batch_norm_momentum(), step.options().dtype(at::kDouble)));
   }
 
   M& model() { return *model_; }

@@ -5,6 +5,7 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/detail/counter_rng.hpp>
+#include <mixmatch/step/batch.hpp>
 #include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_options.hpp>
 #include <mixmatch/workspace.hpp>
@@ -17,43 +18,33 @@
 
 namespace mixmatch::training {
 
-/// What a step of semi-supervised training reads (Algorithm 1, lines 2-6): x^, the labeled rows augmented
-/// once, [B, C, H, W] with their int64 labels [B], and u^_k, K augmentations of the unlabeled rows, [U, C, H,
-/// W] each: x^ and the u^_k are slices of one tensor, in this order. The unlabeled rows' own labels [U], -1
-/// where unknown, are for watching the guesses alone.
-struct AugmentedBatch {
-  Tensor labeled, labels;
-  std::vector<Tensor> views;
-  Tensor unlabeled_labels;
-};
-
-/// A run's batches by the step's number, for Prefetch: the rows are those of TrainState's streams at that
-/// step, and the augmentation draws from a generator seeded by the run's seed and the step. Images and labels
-/// come on `device`. `data` must outlive the result. That keeps streams of its own, and uses the memory of
-/// images again that nobody holds any more: one thread at a time may call it. Without unlabeled rows, and for
+/// A run's batches by the step's number, for Prefetch (Algorithm 1, lines 2-6), all images slices of one
+/// tensor, the labeled rows first: the rows are those of TrainState's streams at that step, and the
+/// augmentation draws from a generator seeded by the run's seed and the step. Images and labels come on
+/// `device`. `data` must outlive the result. That keeps streams of its own, and uses the memory of images
+/// again that nobody holds any more: one thread at a time may call it. Without unlabeled rows, and for
 /// `--method supervised`, there are no views. Throws what reading the images throws.
-inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOptions& o,
-                                                                const TrainingData& data,
-                                                                torch::Device device) {
+inline std::function<Batch(int64_t)> augmented_batches(const TrainingOptions& o, const TrainingData& data,
+                                                       torch::Device device) {
   struct State {
     data::BatchStream labeled;
     std::optional<data::BatchStream> unlabeled;
     Workspace workspace = {};
   };
   const auto options = train_state_options(o);
+  const int64_t views = weak_views(o);
   auto state = std::make_shared<State>(
       State{labeled_stream(data.split.labeled, options), unlabeled_stream(data.split.unlabeled, options)});
-  if (o.method == "supervised") {
+  if (views == 0) {
     state->unlabeled.reset();
   }
-  return [state, device, &data, seed = o.seed, augmentation = augment_options(o),
-          views = o.num_augmentations](int64_t step) {
+  return [state, device, &data, seed = o.seed, augmentation = augment_options(o), views](int64_t step) {
     const auto generator = at::detail::createCPUGenerator(
         mixmatch::detail::mix_bits(mixmatch::detail::mix_bits(seed) ^ static_cast<uint64_t>(step)));
     const auto images = [&](const Tensor& rows) {
       return data.pool.gather(rows, &state->workspace).to(device);
     };
-    AugmentedBatch batch;
+    Batch batch;
     state->labeled.seek(step);
     const Tensor rows = state->labeled.next();
     const Tensor x = images(rows);
@@ -64,7 +55,7 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
       state->unlabeled->seek(step);
       const Tensor unlabeled_rows = state->unlabeled->next();
       u = images(unlabeled_rows);
-      batch.unlabeled_labels = data.pool.labels_of(unlabeled_rows, device);
+      batch.hidden_labels = data.pool.labels_of(unlabeled_rows, device);
       sizes[0] += views * u.size(0);
     }
     // All images in one tensor, from which guessing and mixing copy nothing.
@@ -76,8 +67,8 @@ inline std::function<AugmentedBatch(int64_t)> augmented_batches(const TrainingOp
     batch.labeled = slice(0, x.size(0));
     augment::random_crop_flip_out(batch.labeled, x, augmentation, generator);
     for (int64_t k = 0; u.defined() && k < views; ++k) {
-      batch.views.push_back(slice(x.size(0) + k * u.size(0), u.size(0)));
-      augment::random_crop_flip_out(batch.views.back(), u, augmentation, generator);
+      batch.weak.push_back(slice(x.size(0) + k * u.size(0), u.size(0)));
+      augment::random_crop_flip_out(batch.weak.back(), u, augmentation, generator);
     }
     return batch;
   };

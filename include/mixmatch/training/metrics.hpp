@@ -24,38 +24,41 @@
 namespace mixmatch::training {
 
 /// A CSV file of numbers that grows by a row at a time: a header line, then one line a row, handed to the
-/// operating system when `append` returns, so that a killed run keeps its rows.
+/// operating system when `append` returns, so that a killed run keeps its rows. The columns may be named as
+/// late as the first row.
 ///
 /// As an entry of a Checkpoint it stores its text: after a resume the file holds what the checkpoint saw and
 /// no more, whatever became of it in between: rows that the resumed run will write again are cut off, and a
 /// file that lost rows (a power cut), was damaged or removed is written anew. The text stands in memory once.
 class MetricsCsv {
  public:
-  /// Makes the file with its header, or opens an existing one of the same columns at its end. Throws
-  /// c10::Error if the file cannot be written or has other columns.
+  /// Makes the file, or opens an existing one at its end. Throws c10::Error if it cannot be written.
+  explicit MetricsCsv(std::filesystem::path path) : MetricsCsv(std::move(path), nullptr) { open_at_end(); }
+  /// The same with its header: throws if the file has other columns.
   MetricsCsv(std::filesystem::path path, std::vector<std::string> columns)
-      : MetricsCsv(std::move(path), std::move(columns), nullptr) {
-    open();
-    text_ = read();
-    // A row that was being written is none.
-    text_.resize(text_.rfind('\n') + 1);
-    if (::ftruncate(file_, static_cast<off_t>(text_.size())) != 0) {
-      mixmatch::detail::throw_cannot_write(path_, errno);
-    }
-    if (text_.empty()) {
-      write(header());
-      mixmatch::detail::sync_directory_of(path_);
-    }
-    TORCH_CHECK(text_.starts_with(header()), path_.string(), ": the header is not \"",
-                header().substr(0, header().size() - 1), "\"; this file has other metrics");
+      : MetricsCsv(std::move(path), nullptr) {
+    static_cast<void>(header_of(columns));
+    open_at_end();
+    set_columns(std::move(columns));
   }
   /// For a run that is resumed: the file is not touched before load().
-  static std::unique_ptr<MetricsCsv> unopened(std::filesystem::path path, std::vector<std::string> columns) {
-    return std::unique_ptr<MetricsCsv>(new MetricsCsv(std::move(path), std::move(columns), nullptr));
+  static std::unique_ptr<MetricsCsv> unopened(std::filesystem::path path) {
+    return std::unique_ptr<MetricsCsv>(new MetricsCsv(std::move(path), nullptr));
   }
   MetricsCsv(const MetricsCsv&) = delete;
   MetricsCsv& operator=(const MetricsCsv&) = delete;
   ~MetricsCsv() { close(); }
+
+  /// Writes the header, or throws if the file has another.
+  void set_columns(std::vector<std::string> columns) {
+    const std::string header = header_of(columns);
+    if (text_.empty()) {
+      write(header);
+    }
+    TORCH_CHECK(text_.starts_with(header), path_.string(), ": the header is not \"",
+                header.substr(0, header.size() - 1), "\"; this file has other metrics");
+    columns_ = std::move(columns);
+  }
 
   /// Adds a row. Whole numbers are written without a fraction, NaN as an empty cell, all else with the fewest
   /// digits that read back to the same value. Throws if the row's length is not that of the columns, or the
@@ -90,8 +93,6 @@ class MetricsCsv {
     c10::IValue stored;
     archive.read("text", stored);
     const std::string& text = stored.toStringRef();
-    TORCH_CHECK(text.starts_with(header()), "the columns are not \"", header().substr(0, header().size() - 1),
-                "\"");
     std::error_code none;
     restored_ = !std::filesystem::exists(path_, none);
     if (!restored_) {
@@ -109,20 +110,16 @@ class MetricsCsv {
   }
 
  private:
-  MetricsCsv(std::filesystem::path path, std::vector<std::string> columns, std::nullptr_t)
-      : path_(std::move(path)), columns_(std::move(columns)) {
-    TORCH_CHECK(!columns_.empty(), "MetricsCsv: columns must not be empty");
-    for (const auto& column : columns_) {
+  MetricsCsv(std::filesystem::path path, std::nullptr_t) : path_(std::move(path)) {}
+
+  static std::string header_of(const std::vector<std::string>& columns) {
+    TORCH_CHECK(!columns.empty(), "MetricsCsv: columns must not be empty");
+    std::string line;
+    for (const auto& column : columns) {
       TORCH_CHECK(
           !column.empty() && column.find_first_of(",\"\r\n") == std::string::npos,
           "MetricsCsv: a column name must be non-empty and without comma, quote and line break, got '",
           column, "'");
-    }
-  }
-
-  std::string header() const {
-    std::string line;
-    for (const auto& column : columns_) {
       line += (line.empty() ? "" : ",") + column;
     }
     return line + '\n';
@@ -150,6 +147,17 @@ class MetricsCsv {
       close();
       TORCH_CHECK(false, "cannot write ", path_.string(), ": not a regular file");
     }
+  }
+
+  void open_at_end() {
+    open();
+    text_ = read();
+    // A row that was being written is none.
+    text_.resize(text_.rfind('\n') + 1);
+    if (::ftruncate(file_, static_cast<off_t>(text_.size())) != 0) {
+      mixmatch::detail::throw_cannot_write(path_, errno);
+    }
+    mixmatch::detail::sync_directory_of(path_);
   }
 
   void close() {

@@ -17,7 +17,6 @@
 #include <mixmatch/training/run_directory.hpp>
 #include <mixmatch/training/run_record.hpp>
 #include <mixmatch/training/standard_streams.hpp>
-#include <mixmatch/training/step_loss.hpp>
 #include <mixmatch/training/train_state.hpp>
 #include <mixmatch/training/training_data.hpp>
 #include <mixmatch/training/training_run.hpp>
@@ -158,6 +157,11 @@ inline Config config_of(const TrainingOptions& o) {
           {"log-every", text(o.log_every)}};
 }
 
+/// The augmentations of each unlabeled image that the method looks at.
+inline int64_t weak_views(const TrainingOptions& o) {
+  return o.method == "supervised" ? 0 : o.num_augmentations;
+}
+
 inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
   return MixMatchOptions()
       .temperature(o.temperature)
@@ -207,7 +211,7 @@ inline std::string resume_command(const TrainingOptions& o) {
 
 }  // namespace detail
 
-/// With the columns of metrics.csv that every program has. `config` is config_of(o), and what a program adds;
+/// With the errors that every program's metrics.csv has. `config` is config_of(o), and what a program adds;
 /// here the data's checksum joins it, so that a run does not go on with other images.
 inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config config,
                                                const TrainingData& data, torch::Device device) {
@@ -218,7 +222,6 @@ inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config 
       .eval_every(o.eval_every)
       .log_every(o.log_every)
       .checkpoint_every(o.checkpoint_every)
-      .values(StepLoss::columns())
       .errors({"validation_error", "test_error", "ema_test_error"})
       .config(std::move(config))
       .surroundings({{"data", o.data}, {"device", device.str()}})

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/version.h>
+#include <mixmatch/step/meter.hpp>
 #include <mixmatch/training/checkpoint.hpp>
 #include <mixmatch/training/interrupt.hpp>
 #include <mixmatch/training/json.hpp>
@@ -45,9 +46,6 @@ struct TrainingRunOptions {
   TORCH_ARG(int64_t, eval_every) = 1024;
   TORCH_ARG(int64_t, log_every) = 50;
   TORCH_ARG(int64_t, checkpoint_every) = 0;
-  /// Columns of metrics.csv: values of every step, of which a row holds the mean since the row before it (NaN
-  /// values are left out); the first is the loss, which must stay finite.
-  TORCH_ARG(std::vector<std::string>, values);
   /// Columns of metrics.csv that evaluations fill, in percent; the last is the one to watch.
   TORCH_ARG(std::vector<std::string>, errors);
   /// What defines the run, for config.json and the checkpoint.
@@ -66,7 +64,7 @@ struct TrainingRunOptions {
 ///     run.start();                                   // or run.resume(), which loads everything registered
 ///     while (run.running()) {
 ///       … one step of the method, ++state.step …
-///       run.record({loss, …});                       // options.values; throws NonFiniteError
+///       run.record(StepMeans::of_step({{"loss", …}, …}));  // throws NonFiniteError
 ///       if (run.evaluation_due()) {
 ///         run.record_errors({…});                    // options.errors
 ///       }
@@ -90,9 +88,6 @@ class TrainingRun {
     TORCH_CHECK(options_.log_every() >= 1, "TrainingRun: log_every must be >= 1, got ", options_.log_every());
     TORCH_CHECK(options_.checkpoint_every() >= 0, "TrainingRun: checkpoint_every must be >= 0, got ",
                 options_.checkpoint_every());
-    TORCH_CHECK(!options_.values().empty(), "TrainingRun: values must name the loss at least");
-    sums_.assign(options_.values().size(), 0);
-    counts_.assign(options_.values().size(), 0);
     checkpoint_.set_config(options_.config());
     checkpoint_.add("step", step_)
         .add("value_sums", sums_)
@@ -110,7 +105,7 @@ class TrainingRun {
   /// Begins a new run: its first files. Throws where the disk has no room for its checkpoints.
   void start() {
     write_config();
-    metrics_ = std::make_unique<MetricsCsv>(directory_.metrics(), columns());
+    metrics_ = std::make_unique<MetricsCsv>(directory_.metrics());
     checkpoint_.add("metrics", *metrics_);
     check_free_space(3 * checkpoint_.size());  // two are kept while the next is written; the rest is smaller
     save();
@@ -122,7 +117,7 @@ class TrainingRun {
   /// configuration (see find_changed_setting), or has done more than `steps`. metrics.csv is made what it was
   /// then.
   void resume() {
-    metrics_ = MetricsCsv::unopened(directory_.metrics(), columns());
+    metrics_ = MetricsCsv::unopened(directory_.metrics());
     checkpoint_.add("metrics", *metrics_);
     const std::string damaged = checkpoint_.load([this](const Config& stored) {
       const auto changed = find_changed_setting(stored, options_.config());
@@ -150,31 +145,43 @@ class TrainingRun {
   bool running() const { return *step_.value < options_.steps() && !interrupted(); }
   bool interrupted() const { return interrupt_.has_value() && interrupt_->interrupted(); }
 
-  /// The values of the step just done, or the means of several steps: `counts` then says of how many numbers
-  /// each is the mean, so that a row's mean weighs every step alike. A first value that is not finite, or
-  /// `finite` false (a gradient that overflowed), throws NonFiniteError with the step and the last good
-  /// checkpoint's name.
-  void record(const std::vector<double>& values, bool finite = true, const std::vector<double>& counts = {}) {
-    TORCH_CHECK(values.size() == sums_.size(), "TrainingRun: record: expected ", sums_.size(),
-                " values, got ", values.size());
-    progress_->count(*step_.value);
-    TORCH_CHECK(counts.empty() || counts.size() == values.size(), "TrainingRun: record: expected ",
-                values.size(), " counts or none, got ", counts.size());
-    if (!finite || !std::isfinite(values[0])) {
-      progress_->finish();
-      throw NonFiniteError(fmt::format(
-          "{} at step {}; the last good checkpoint is {} of step {}",
-          std::isfinite(values[0]) ? "a gradient is not finite" : fmt::format("the loss is {}", values[0]),
-          *step_.value, last_good_.string(), saved_step_));
-    }
-    for (size_t i = 0; i < values.size(); ++i) {
-      if (!std::isnan(values[i])) {
-        const double count = counts.empty() ? 1 : counts[i];
-        sums_[i] += count * values[i];
-        counts_[i] += count;
+  /// Steps until something is due: a row of metrics.csv, an evaluation, a checkpoint, the end.
+  int64_t steps_until_due() const {
+    int64_t next = options_.steps();
+    for (const int64_t every : {options_.log_every(), options_.eval_every(), options_.checkpoint_every()}) {
+      if (every > 0) {
+        next = std::min(next, (*step_.value / every + 1) * every);
       }
     }
-    latest_ = values;
+    return next - *step_.value;
+  }
+
+  /// The numbers of the steps just done, by name: the columns of metrics.csv, of which a row holds the means
+  /// over all steps since the row before it. The first is the loss: where it, or a gradient, was not finite,
+  /// throws NonFiniteError with the step and the last good checkpoint's name. The names are the same at each
+  /// call.
+  void record(const StepMeans& means) {
+    TORCH_CHECK(!means.names.empty() && means.values.size() == means.names.size() &&
+                    means.counts.size() == means.names.size(),
+                "TrainingRun: record: expected a value and a count for each of ", means.names.size(),
+                " names, at least one, got ", means.values.size(), " and ", means.counts.size());
+    progress_->count(*step_.value);
+    if (!means.finite || !std::isfinite(means.values[0])) {
+      progress_->finish();
+      throw NonFiniteError(fmt::format("{} at step {}; the last good checkpoint is {} of step {}",
+                                       std::isfinite(means.values[0])
+                                           ? "a gradient is not finite"
+                                           : fmt::format("the loss is {}", means.values[0]),
+                                       *step_.value, last_good_.string(), saved_step_));
+    }
+    name_values(means.names);
+    for (size_t i = 0; i < means.values.size(); ++i) {
+      if (means.counts[i] > 0) {
+        sums_[i] += means.counts[i] * means.values[i];
+        counts_[i] += means.counts[i];
+      }
+    }
+    latest_ = means.values;
     new_errors_.assign(options_.errors().size(), std::numeric_limits<double>::quiet_NaN());
   }
 
@@ -283,11 +290,18 @@ class TrainingRun {
     }
   };
 
-  std::vector<std::string> columns() const {
-    std::vector<std::string> columns{"step"};
-    columns.insert(columns.end(), options_.values().begin(), options_.values().end());
-    columns.insert(columns.end(), options_.errors().begin(), options_.errors().end());
-    return columns;
+  /// At the first record().
+  void name_values(const std::vector<std::string>& names) {
+    if (names_.empty()) {
+      std::vector<std::string> columns{"step"};
+      columns.insert(columns.end(), names.begin(), names.end());
+      columns.insert(columns.end(), options_.errors().begin(), options_.errors().end());
+      metrics_->set_columns(std::move(columns));
+      names_ = names;
+      sums_.resize(names.size());  // empty, or those of the checkpoint
+      counts_.resize(names.size());
+    }
+    TORCH_CHECK(names == names_, "TrainingRun: record: the names are not those of the steps before");
   }
 
   void write_config() const {
@@ -328,7 +342,7 @@ class TrainingRun {
       const double mean = sums_[i] / counts_[i];  // NaN without values
       row.push_back(mean);
       if (!std::isnan(mean)) {
-        board_->scalar(options_.values()[i], mean, *step_.value);
+        board_->scalar(names_[i], mean, *step_.value);
       }
     }
     row.insert(row.end(), new_errors_.begin(), new_errors_.end());
@@ -344,7 +358,7 @@ class TrainingRun {
       if (std::isnan(latest_[i])) {
         continue;
       }
-      std::string_view name = options_.values()[i];
+      std::string_view name = names_[i];
       if (i > 0 && name.starts_with("loss_")) {
         name.remove_prefix(5);
       }
@@ -368,6 +382,7 @@ class TrainingRun {
   std::optional<TensorBoardWriter> board_;
   std::optional<InterruptGuard> interrupt_{std::in_place};
   std::optional<Progress> progress_;
+  std::vector<std::string> names_;  // of the values of a step
   // Of the row of metrics.csv that is being filled:
   std::vector<double> sums_, counts_, latest_, new_errors_;
   std::vector<double> errors_;  // of all evaluations, one after the other
