@@ -39,7 +39,7 @@ struct Data {
   Tensor images, labels, labeled, unlabeled;
 };
 
-Data make_data() {
+Data device_step_data() {
   torch::manual_seed(5);
   Data data;
   data.labels = at::arange(48, at::kLong).remainder(kClasses);
@@ -52,14 +52,14 @@ Data make_data() {
 
 const mm::RampedLossOptions kRamp = mm::RampedLossOptions().lambda_u(10).rampup_steps(20);
 
-DeviceStepOptions small_options() {
+DeviceStepOptions device_step_options() {
   return DeviceStepOptions()
       .batch_size(4)
       .optimizer(mm::training::DeviceAdamOptions().weight_decay(0.02))
       .augmentation(mm::augment::RandomCropFlipOptions().padding(2));
 }
 
-mm::models::WideResNet make_model() {
+mm::models::WideResNet device_step_model() {
   torch::manual_seed(3);
   mm::models::WideResNet model(mm::models::WideResNetOptions(kClasses).depth(10).widen_factor(1));
   mm::training::to_channels_last(model);
@@ -67,10 +67,10 @@ mm::models::WideResNet make_model() {
 }
 
 template <class Method>
-struct Trainer {
-  explicit Trainer(Method method, const DeviceStepOptions& options = small_options(),
-                   const Data& data = make_data())
-      : model(make_model()),
+struct SmallTraining {
+  explicit SmallTraining(Method method, const DeviceStepOptions& options = device_step_options(),
+                         const Data& data = device_step_data())
+      : model(device_step_model()),
         ema(model, mm::EmaModelOptions(0.9).warmup(true)),
         step(model, ema, std::move(method), data.images, data.labels, data.labeled, data.unlabeled, options) {
   }
@@ -80,9 +80,10 @@ struct Trainer {
   DeviceStep<mm::models::WideResNet, Method> step;
 };
 
-struct MixMatchTrainer : Trainer<MixMatch> {
-  explicit MixMatchTrainer(const DeviceStepOptions& options = small_options(), const Data& data = make_data())
-      : Trainer(MixMatch(mm::MixMatchOptions(), kRamp), options, data) {}
+struct MixMatchTrainer : SmallTraining<MixMatch> {
+  explicit MixMatchTrainer(const DeviceStepOptions& options = device_step_options(),
+                           const Data& data = device_step_data())
+      : SmallTraining(MixMatch(mm::MixMatchOptions(), kRamp), options, data) {}
 };
 
 double value_of(const mm::training::DeviceStepResult& result, const std::string& name) {
@@ -96,7 +97,7 @@ double value_of(const mm::training::DeviceStepResult& result, const std::string&
 }
 
 template <class Method>
-std::vector<Tensor> tensors_of(Trainer<Method>& trainer) {
+std::vector<Tensor> tensors_of(SmallTraining<Method>& trainer) {
   std::vector<Tensor> list;
   for (const auto& item : mm::detail::model_state(trainer.model)) {
     list.push_back(item.tensor.detach().clone());
@@ -126,12 +127,12 @@ bool close(const Tensor& a, const Tensor& b, double tolerance) {
 }  // namespace
 
 TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics on the same draws") {
-  const Data data = make_data();
-  const auto options = small_options();
+  const Data data = device_step_data();
+  const auto options = device_step_options();
   MixMatchTrainer trainer;
 
   // The same with the host's blocks.
-  auto model = make_model();
+  auto model = device_step_model();
   mm::EmaModel<mm::models::WideResNet> ema(model, mm::EmaModelOptions(0.9).warmup(true));
   torch::optim::Adam adam(model->parameters(), torch::optim::AdamOptions(2e-3));
   mm::data::DeviceBatchStream labeled(data.labeled, 4, 1, torch::kCPU),
@@ -185,7 +186,7 @@ TEST_CASE("device steps are mixmatch_loss(), Adam, decay, average and statistics
 }
 
 TEST_CASE("a hundred device steps learn, and a resumed run equals one that never stopped") {
-  const Data data = make_data();
+  const Data data = device_step_data();
   MixMatchTrainer whole;
   std::stringstream model_file, ema_file, step_file;
   double first = 0;
@@ -224,8 +225,8 @@ TEST_CASE("a hundred device steps learn, and a resumed run equals one that never
 }
 
 TEST_CASE("a supervised device step looks at labeled images alone") {
-  Data data = make_data();
-  Trainer trainer(mm::methods::Supervised(), small_options().weak_views(0), data);
+  Data data = device_step_data();
+  SmallTraining trainer(mm::methods::Supervised(), device_step_options().weak_views(0), data);
   const auto batch = trainer.step.draw();
   CHECK(batch.labeled.sizes() == at::IntArrayRef({4, 3, 8, 8}));
   CHECK(batch.weak.empty());
@@ -243,17 +244,17 @@ TEST_CASE("a supervised device step looks at labeled images alone") {
 TEST_CASE("a device step takes every mixing mode, number of views and precision") {
   for (const auto* mode : {".", "xx.yxy", "xx.yx"}) {
     for (const int64_t views : {1, 3}) {
-      Trainer trainer(
+      SmallTraining trainer(
           MixMatch(mm::MixMatchOptions().mix_mode(mm::parse_mix_mode(mode)).num_augmentations(views), kRamp),
-          small_options().weak_views(views).precision(views == 1 ? at::kBFloat16 : at::kFloat));
+          device_step_options().weak_views(views).precision(views == 1 ? at::kBFloat16 : at::kFloat));
       CHECK(std::isfinite(trainer.step().loss.total.item<double>()));
     }
   }
 }
 
 TEST_CASE("a device step whose gradients are not finite changes no weight") {
-  Data data = make_data();
-  MixMatchTrainer trainer(small_options(), data);
+  Data data = device_step_data();
+  MixMatchTrainer trainer(device_step_options(), data);
   trainer.step();
   const auto before = tensors_of(trainer);
   {
@@ -277,9 +278,9 @@ TEST_CASE("a captured device step on the CPU is the eager one") {
 }
 
 TEST_CASE("a device step names a bad argument") {
-  auto model = make_model();
+  auto model = device_step_model();
   mm::EmaModel<mm::models::WideResNet> ema(model);
-  const Data data = make_data();
+  const Data data = device_step_data();
   const auto make = [&](const Tensor& images, const Tensor& labels) {
     return error_of(
         [&] { DeviceStep step(model, ema, MixMatch(), images, labels, data.labeled, data.unlabeled); });
@@ -292,7 +293,7 @@ TEST_CASE("a device step names a bad argument") {
 TEST_CASE("a step by the CUDA kernels, emulated, is the step by ATen's calls and the CPU's kernels") {
   const auto train = [] {
     MixMatchTrainer trainer(
-        small_options().learner(mm::training::LearnerOptions().warmup(false).batch_norm_momentum(0.1)));
+        device_step_options().learner(mm::training::LearnerOptions().warmup(false).batch_norm_momentum(0.1)));
     std::vector<Tensor> results;
     for (int step = 0; step < 2; ++step) {
       const auto result = trainer.step();

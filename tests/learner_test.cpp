@@ -14,7 +14,7 @@ namespace {
 
 Tensor step_number(int64_t step) { return at::full({}, step, at::TensorOptions(at::kLong)); }
 
-std::vector<Tensor> buffers_of(HeldNet& model) {
+std::vector<Tensor> buffer_copies(HeldNet& model) {
   std::vector<Tensor> list;
   for (const Tensor& buffer : model->buffers()) {
     list.push_back(buffer.clone());
@@ -22,7 +22,7 @@ std::vector<Tensor> buffers_of(HeldNet& model) {
   return list;
 }
 
-bool same(const std::vector<Tensor>& a, const std::vector<Tensor>& b, double tolerance = 0) {
+bool all_close(const std::vector<Tensor>& a, const std::vector<Tensor>& b, double tolerance = 0) {
   for (size_t i = 0; i < a.size(); ++i) {
     if (!torch::allclose(a[i].to(at::kDouble), b[i].to(at::kDouble), tolerance, tolerance)) {
       return false;
@@ -52,7 +52,7 @@ TEST_CASE("Learner: is a Model whose training pass moves the statistics as the m
     }
     CHECK(torch::equal(found, alone->forward(x)));
     found.square().sum().backward();
-    CHECK(same(buffers_of(model), buffers_of(alone), 1e-6));
+    CHECK(all_close(buffer_copies(model), buffer_copies(alone), 1e-6));
   }
 }
 
@@ -79,23 +79,23 @@ TEST_CASE(
   }
   set_batch_norm_momentum(alone, 0.25);
   alone->forward(x);
-  CHECK(same(buffers_of(model), buffers_of(alone), 1e-6));
+  CHECK(all_close(buffer_copies(model), buffer_copies(alone), 1e-6));
 
   // Outside of a step, passes are the module's own, and a frozen one leaves no trace.
-  const auto before = buffers_of(model);
+  const auto before = buffer_copies(model);
   {
     const auto frozen = freeze_batch_norm(learner);
     learner(other);
   }
-  CHECK(same(buffers_of(model), before));
+  CHECK(all_close(buffer_copies(model), before));
   learner(other);
-  CHECK_FALSE(same(buffers_of(model), before));
+  CHECK_FALSE(all_close(buffer_copies(model), before));
 }
 
 TEST_CASE("Learner: a step that throws moves nothing, and the next one is whole") {
   HeldNet model;
   Learner learner(model);
-  const auto before = buffers_of(model);
+  const auto before = buffer_copies(model);
   CHECK_THROWS_AS(
       [&] {
         const auto scope = learner.training_step(step_number(0));
@@ -103,12 +103,12 @@ TEST_CASE("Learner: a step that throws moves nothing, and the next one is whole"
         throw std::runtime_error("half a batch");
       }(),
       std::runtime_error);
-  CHECK(same(buffers_of(model), before));
+  CHECK(all_close(buffer_copies(model), before));
   {
     const auto scope = learner.training_step(step_number(0));
     learner(torch::randn({6, 3}));
   }
-  CHECK_FALSE(same(buffers_of(model), before));
+  CHECK_FALSE(all_close(buffer_copies(model), before));
 }
 
 TEST_CASE("Learner: a momentum out of range is refused") {

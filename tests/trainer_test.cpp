@@ -18,7 +18,7 @@ using torch::Tensor;
 
 namespace {
 
-TrainingOptions small_options() {
+TrainingOptions trainer_options() {
   TrainingOptions o(mm::presets::cifar10);
   o.steps = 12;
   o.batch = 4;
@@ -31,7 +31,7 @@ TrainingOptions small_options() {
   return o;
 }
 
-mm::training::TrainingData make_data() {
+mm::training::TrainingData trainer_data() {
   torch::manual_seed(5);
   mm::data::ImageDataset set;
   set.labels = at::arange(60, at::kLong).remainder(3);
@@ -41,9 +41,9 @@ mm::training::TrainingData make_data() {
 }
 
 template <class Method>
-struct Program {
-  Program(const TrainingOptions& o, Method method, StepOn where, const std::string& file = "",
-          mm::training::TrainingData images = make_data())
+struct TrainerProgram {
+  TrainerProgram(const TrainingOptions& o, Method method, StepOn where, const std::string& file = "",
+                 mm::training::TrainingData images = trainer_data())
       : data(std::move(images)),
         state(mm::training::make_wide_resnet(o, 3, torch::kCPU), data.split.labeled, data.split.unlabeled,
               mm::training::train_state_options(o)),
@@ -60,10 +60,10 @@ struct Program {
   mm::training::Checkpoint checkpoint;
 };
 
-struct MixMatchProgram : Program<mm::methods::MixMatch> {
+struct MixMatchProgram : TrainerProgram<mm::methods::MixMatch> {
   MixMatchProgram(const TrainingOptions& o, StepOn where, const std::string& file = "",
-                  mm::training::TrainingData images = make_data())
-      : Program(
+                  mm::training::TrainingData images = trainer_data())
+      : TrainerProgram(
             o, mm::methods::MixMatch(mm::training::mixmatch_options(o), mm::training::ramped_loss_options(o)),
             where, file, std::move(images)) {}
 };
@@ -81,7 +81,7 @@ double value_of(const mm::StepMeans& means, const std::string& name) {
 }  // namespace
 
 TEST_CASE("Trainer: device steps report the means of what each step would") {
-  const auto o = small_options();
+  const auto o = trainer_options();
   MixMatchProgram together(o, StepOn::device), apart(o, StepOn::device);
   const auto mean = together.trainer.run(4);
   CHECK(mean.names == std::vector<std::string>{"loss", "loss_labeled", "loss_unlabeled", "lambda_u",
@@ -106,7 +106,7 @@ TEST_CASE("Trainer: device steps report the means of what each step would") {
 }
 
 TEST_CASE("Trainer: host steps come one at a time") {
-  const auto o = small_options();
+  const auto o = trainer_options();
   MixMatchProgram program(o, StepOn::host);
   const auto mean = program.trainer.run(4);
   CHECK(program.state.step == 1);
@@ -117,7 +117,7 @@ TEST_CASE("Trainer: host steps come one at a time") {
 }
 
 TEST_CASE("Trainer: steps resume from a checkpoint bit for bit") {
-  const auto o = small_options();
+  const auto o = trainer_options();
   const auto run = [](auto& program, int64_t until) {
     while (program.state.step < until) {
       program.trainer.run(until - program.state.step);
@@ -149,15 +149,15 @@ TEST_CASE("Trainer: steps resume from a checkpoint bit for bit") {
   check([&](StepOn where, const std::string& file) {
     auto supervised = o;
     supervised.method = "supervised";
-    return std::make_unique<Program<mm::methods::Supervised>>(supervised, mm::methods::Supervised(), where,
-                                                              file);
+    return std::make_unique<TrainerProgram<mm::methods::Supervised>>(supervised, mm::methods::Supervised(),
+                                                                     where, file);
   });
 }
 
 TEST_CASE("Trainer: an unknown label leaves the accuracy of guesses out") {
-  const auto o = small_options();
+  const auto o = trainer_options();
   for (const auto where : {StepOn::host, StepOn::device}) {
-    auto data = make_data();
+    auto data = trainer_data();
     data.pool.labels.narrow(0, 15, 45).fill_(-1);
     MixMatchProgram program(o, where, "", std::move(data));
     const auto means = program.trainer.run(2);
@@ -169,7 +169,7 @@ TEST_CASE("Trainer: an unknown label leaves the accuracy of guesses out") {
 
 TEST_CASE("Trainer: a row's mean weighs every step alike, however long the runs were that it comes from") {
   TempDir dir;
-  auto o = small_options();
+  auto o = trainer_options();
   o.steps = 10;
   o.log_every = 5;
   o.eval_every = 10;
@@ -204,7 +204,7 @@ TEST_CASE("Trainer: a row's mean weighs every step alike, however long the runs 
 }
 
 TEST_CASE("Trainer: a method of one's own, with names of its own, from a lambda") {
-  auto o = small_options();
+  auto o = trainer_options();
   o.num_augmentations = 1;
   const auto entropy = [](auto& model, const mm::Batch& batch, const Tensor& step, const at::Generator&) {
     const Tensor logits = model(batch.labeled);
@@ -217,7 +217,7 @@ TEST_CASE("Trainer: a method of one's own, with names of its own, from a lambda"
         {{"entropy", unsure}, {"ramp", ramp}}};
   };
   for (const auto where : {StepOn::host, StepOn::device}) {
-    Program program(o, entropy, where);
+    TrainerProgram program(o, entropy, where);
     program.trainer.run(1);
     const auto means = program.trainer.run(1);
     CHECK(means.names == std::vector<std::string>{"loss", "entropy", "ramp"});
@@ -262,11 +262,11 @@ class SurerThanBefore {
 }  // namespace
 
 TEST_CASE("Trainer: a method of one's own with state resumes bit for bit, eagerly and as a graph's step") {
-  const auto o = small_options();
+  const auto o = trainer_options();
   for (const auto where : {StepOn::host, StepOn::device}) {
     TempDir dir;
     const std::string file = dir / "checkpoint.pt";
-    Program whole(o, SurerThanBefore(), where, file);
+    TrainerProgram whole(o, SurerThanBefore(), where, file);
     std::vector<double> thresholds;
     for (int step = 0; step < 12; ++step) {
       if (step == 6) {
@@ -275,7 +275,7 @@ TEST_CASE("Trainer: a method of one's own with state resumes bit for bit, eagerl
       thresholds.push_back(value_of(whole.trainer.run(1), "threshold"));
     }
     CHECK(thresholds[11] > thresholds[0]);
-    Program resumed(o, SurerThanBefore(), where, file);
+    TrainerProgram resumed(o, SurerThanBefore(), where, file);
     resumed.checkpoint.load();
     for (size_t step = 6; step < 12; ++step) {
       CHECK(value_of(resumed.trainer.run(1), "threshold") == thresholds[step]);
