@@ -13,24 +13,28 @@ using torch::Tensor;
 
 namespace {
 
-Tensor scalar(double value) { return at::full({}, value, at::TensorOptions(at::kDouble)); }
-const Tensor kYes = at::ones({}, at::TensorOptions(at::kBool)), kNo = at::zeros_like(kYes);
+Tensor meter_value(double value) { return at::full({}, value, at::TensorOptions(at::kDouble)); }
+const Tensor kFinite = at::ones({}, at::TensorOptions(at::kBool)), kNotFinite = at::zeros_like(kFinite);
 
 }  // namespace
 
 TEST_CASE("Meter: means by name, each over the numbers that there were") {
   Meter meter(torch::kCPU);
   const double none = std::numeric_limits<double>::quiet_NaN();
-  meter.add({scalar(1).to(at::kFloat), {{"mask_rate", scalar(0.5)}, {"accuracy", scalar(none)}}}, kYes);
-  meter.add({scalar(2), {{"mask_rate", scalar(0.25)}, {"accuracy", scalar(0.75)}}}, kYes);
-  meter.add({scalar(6), {{"mask_rate", scalar(0).to(at::kBFloat16)}, {"accuracy", scalar(none)}}}, kYes);
+  meter.add(
+      {meter_value(1).to(at::kFloat), {{"mask_rate", meter_value(0.5)}, {"accuracy", meter_value(none)}}},
+      kFinite);
+  meter.add({meter_value(2), {{"mask_rate", meter_value(0.25)}, {"accuracy", meter_value(0.75)}}}, kFinite);
+  meter.add(
+      {meter_value(6), {{"mask_rate", meter_value(0).to(at::kBFloat16)}, {"accuracy", meter_value(none)}}},
+      kFinite);
   const StepMeans means = meter.read();
   CHECK(means.names == std::vector<std::string>{"loss", "mask_rate", "accuracy"});
   CHECK(means.values == std::vector<double>{3, 0.25, 0.75});
   CHECK(means.counts == std::vector<double>{3, 3, 1});
   CHECK(means.finite);
   // Anew.
-  meter.add({scalar(4), {{"mask_rate", scalar(1)}, {"accuracy", scalar(none)}}}, kYes);
+  meter.add({meter_value(4), {{"mask_rate", meter_value(1)}, {"accuracy", meter_value(none)}}}, kFinite);
   const StepMeans next = meter.read();
   CHECK(next.values[0] == 4);
   CHECK(next.counts == std::vector<double>{1, 1, 0});
@@ -39,22 +43,22 @@ TEST_CASE("Meter: means by name, each over the numbers that there were") {
 
 TEST_CASE("Meter: a loss or a gradient that is not finite shows") {
   Meter meter(torch::kCPU);
-  meter.add({scalar(1)}, kYes);
-  meter.add({scalar(std::numeric_limits<double>::quiet_NaN())}, kYes);
+  meter.add({meter_value(1)}, kFinite);
+  meter.add({meter_value(std::numeric_limits<double>::quiet_NaN())}, kFinite);
   const auto means = meter.read();
   CHECK(std::isnan(means.values[0]));
   CHECK(means.finite);
-  meter.add({scalar(1)}, kNo);
-  meter.add({scalar(1)}, kYes);
+  meter.add({meter_value(1)}, kNotFinite);
+  meter.add({meter_value(1)}, kFinite);
   CHECK_FALSE(meter.read().finite);
-  meter.add({scalar(1)}, kYes);
+  meter.add({meter_value(1)}, kFinite);
   CHECK(meter.read().finite);
 }
 
 TEST_CASE("Meter: keeps no graph, and moves only its state") {
   Meter meter(torch::kCPU);
-  const Tensor weight = scalar(2).requires_grad_();
-  meter.add({weight * 3, {{"part", weight * 2}}}, kYes);
+  const Tensor weight = meter_value(2).requires_grad_();
+  meter.add({weight * 3, {{"part", weight * 2}}}, kFinite);
   for (const Tensor& tensor : meter.state()) {
     CHECK_FALSE(tensor.requires_grad());
   }
@@ -62,7 +66,7 @@ TEST_CASE("Meter: keeps no graph, and moves only its state") {
   for (const Tensor& tensor : meter.state()) {
     before.push_back(tensor.clone());
   }
-  meter.add({scalar(100), {{"part", scalar(100)}}}, kNo);
+  meter.add({meter_value(100), {{"part", meter_value(100)}}}, kNotFinite);
   for (size_t i = 0; i < before.size(); ++i) {
     meter.state()[i].copy_(before[i]);  // what a graph's rollback does
   }
@@ -73,21 +77,22 @@ TEST_CASE("Meter: keeps no graph, and moves only its state") {
 
 TEST_CASE("Meter names what does not fit") {
   Meter meter(torch::kCPU, 2);
-  CHECK_THAT(error_of([&] { meter.add({}, kYes); }), contains("total must be a scalar, got undefined"));
-  CHECK_THAT(error_of([&] { meter.add({at::ones({2})}, kYes); }),
+  CHECK_THAT(error_of([&] { meter.add({}, kFinite); }), contains("total must be a scalar, got undefined"));
+  CHECK_THAT(error_of([&] { meter.add({at::ones({2})}, kFinite); }),
              contains("total must be a scalar, got [2]"));
   CHECK_THAT(error_of([&] {
-               meter.add({scalar(1), {{"a", scalar(1)}, {"b", scalar(1)}}}, kYes);
+               meter.add({meter_value(1), {{"a", meter_value(1)}, {"b", meter_value(1)}}}, kFinite);
              }),
              contains("2 values do not fit a capacity of 2, the loss included"));
-  meter.add({scalar(1), {{"a", scalar(1)}}}, kYes);
+  meter.add({meter_value(1), {{"a", meter_value(1)}}}, kFinite);
   CHECK_THAT(error_of([&] {
-               meter.add({scalar(1), {{"b", scalar(1)}}}, kYes);
+               meter.add({meter_value(1), {{"b", meter_value(1)}}}, kFinite);
              }),
              contains("a method must give the same values at each step"));
-  CHECK_THAT(error_of([&] { meter.add({scalar(1)}, kYes); }), contains("the same values at each step"));
+  CHECK_THAT(error_of([&] { meter.add({meter_value(1)}, kFinite); }),
+             contains("the same values at each step"));
   CHECK_THAT(error_of([&] {
-               meter.add({scalar(1), {{"a", at::ones({3})}}}, kYes);
+               meter.add({meter_value(1), {{"a", at::ones({3})}}}, kFinite);
              }),
              contains("a must be a scalar, got [3]"));
 }
