@@ -117,7 +117,9 @@ int main(int argc, char** argv) {
       "predictions.csv.",
       "own_images");
   options.program = argv[0];
-  mm::training::add_training_options(app, options);
+  options.method = mm::training::find_option(argc, argv, "--method", options.method);
+  mm::training::use_method_preset(options);
+  mm::training::add_training_options(app, options, mm::training::method_names());
   mm::training::add_number<int64_t>(app, "--size", options.size,
                                     "Pixels of the square that pictures are resized and cropped to", 8, 1024);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");

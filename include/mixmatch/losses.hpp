@@ -41,4 +41,26 @@ inline Tensor softmax_mse(const Tensor& logits, const Tensor& targets) {
   return difference.square().sum() / count;
 }
 
+/// -1/N sum_n mask[n] log softmax(logits)[n, labels[n]]: cross-entropy against hard labels, mean over ALL
+/// rows: those that are masked out count as 0 (FixMatch, arXiv 2001.07685, eq. 4), so that few confident rows
+/// weigh little.
+///
+/// `logits` [N, L], `labels` int64 [N] in [0, L), `mask` floating-point [N], of 0 and 1 or weights. Half
+/// precision logits are computed in float32. Gradient to the logits only; no rows, or none selected, give 0.
+inline Tensor masked_cross_entropy(const Tensor& logits, const Tensor& labels, const Tensor& mask) {
+  detail::check_logits("masked_cross_entropy", logits);
+  TORCH_CHECK(
+      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
+          labels.size(0) == logits.size(0),
+      "masked_cross_entropy: labels must be int64 [", logits.size(0), "], got ",
+      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+  TORCH_CHECK(mask.defined() && mask.sizes() == labels.sizes() && at::isFloatingType(mask.scalar_type()),
+              "masked_cross_entropy: mask must be floating-point [", logits.size(0), "], got ",
+              mask.defined() ? c10::str(mask.scalar_type(), " ", mask.sizes()) : std::string("undefined"));
+  const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
+  const Tensor chosen = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1);
+  const auto rows = static_cast<double>(std::max<int64_t>(logits.size(0), 1));
+  return (chosen * mask.detach()).sum() / -rows;
+}
+
 }  // namespace mixmatch

@@ -20,6 +20,7 @@
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/safetensors.hpp>
 #include <mixmatch/schedules.hpp>
+#include <mixmatch/selection.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/version.hpp>
 #include <mixmatch/weight_decay.hpp>
@@ -44,7 +45,10 @@
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/data/svhn.hpp>
 
+#include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/pi_model.hpp>
+#include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
 
 #include <mixmatch/models/batch_norm_leaky_relu.hpp>

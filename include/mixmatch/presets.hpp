@@ -37,6 +37,11 @@ inline constexpr Preset svhn_extra{"svhn-extra", 0.25, 250, 16384, 0.02, 3, 32, 
 inline constexpr Preset stl10{"stl10", 0.75, 50, 16384, 0.02, 4, 32, 12, true};
 inline constexpr Preset ablation{"ablation", 0.75, 100, 2048, 0.02, 3, 32, 4, true};
 
+// The methods that MixMatch is measured against there: the unlabeled loss's weight, ramped over this share of
+// the steps.
+inline constexpr double pseudo_label_weight = 1, pi_model_weight = 20, mean_teacher_weight = 50;
+inline constexpr double consistency_rampup = 0.4;
+
 }  // namespace presets
 
 }  // namespace mixmatch

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <torch/arg.h>
+#include <mixmatch/ema_model.hpp>
 #include <mixmatch/forward_each.hpp>
 #include <mixmatch/training/batch_norm_statistics.hpp>
 
@@ -31,15 +33,24 @@ template <ModuleModel M>
 class Learner {
  public:
   explicit Learner(M& model, const LearnerOptions& options = {})
-      : model_(&model), options_(options), statistics_(model) {
-    TORCH_CHECK(options.batch_norm_momentum() >= 0 && options.batch_norm_momentum() <= 1,
-                "Learner: batch_norm_momentum must be in [0, 1], got ", options.batch_norm_momentum());
-  }
+      : Learner(model, static_cast<EmaModel<M>*>(nullptr), options) {}
+  /// With the moving average of the same model, which must outlive it: for teacher().
+  Learner(M& model, EmaModel<M>& ema, const LearnerOptions& options = {}) : Learner(model, &ema, options) {}
 
   /// model(input)
   Tensor operator()(const Tensor& input) { return forward(*model_, input); }
 
   auto freeze_batch_norm() { return statistics_.discard(); }
+
+  /// The teacher's output (Mean Teacher, arXiv 1703.01780): the averaged weights, in the mode the model is
+  /// in, so by batch statistics in training; without gradient, and no statistics move.
+  Tensor teacher(const Tensor& input) {
+    TORCH_CHECK(ema_ != nullptr, "Learner: teacher() needs the moving average: Learner(model, ema)");
+    const torch::NoGradGuard no_grad;
+    const auto frozen = freeze_batch_norm();
+    const auto averages = ema_->average_parameters();
+    return forward(*model_, input);
+  }
 
   void set_batch_norm_groups(int64_t groups) requires GroupedModel<M> {
     if constexpr (mixmatch::detail::HasBatchNormGroups<M>) {
@@ -61,7 +72,14 @@ class Learner {
   std::vector<Tensor> state() const { return statistics_.state(); }
 
  private:
+  Learner(M& model, EmaModel<M>* ema, const LearnerOptions& options)
+      : model_(&model), ema_(ema), options_(options), statistics_(model) {
+    TORCH_CHECK(options.batch_norm_momentum() >= 0 && options.batch_norm_momentum() <= 1,
+                "Learner: batch_norm_momentum must be in [0, 1], got ", options.batch_norm_momentum());
+  }
+
   M* model_;
+  EmaModel<M>* ema_;
   LearnerOptions options_;
   BatchNormStatistics statistics_;
 };

@@ -19,8 +19,10 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 namespace mixmatch::training {
 
@@ -57,8 +59,10 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& target, const
       ->default_str(fmt::format("{}", target));
 }
 
-/// The options that every training program has, with what `o` holds as defaults.
-inline void add_training_options(CLI::App& app, TrainingOptions& o) {
+/// The options that every training program has, with what `o` holds as defaults. `methods`: those that the
+/// program knows.
+inline void add_training_options(CLI::App& app, TrainingOptions& o,
+                                 const std::vector<std::string>& methods = {"mixmatch", "supervised"}) {
   take_last_of_repeated(app);
   const auto number = [&app](const std::string& name, auto& target, const std::string& text, auto... range) {
     add_number(app, name, target, text, std::remove_reference_t<decltype(target)>(range)...);
@@ -76,8 +80,8 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
   app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
   app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
   app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
-  app.add_option("--method", o.method, "mixmatch, or supervised: the labeled images alone")
-      ->check(CLI::IsMember({"mixmatch", "supervised"}))
+  app.add_option("--method", o.method, "supervised: the labeled images alone")
+      ->check(CLI::IsMember(methods))
       ->capture_default_str();
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
   app.add_option("--precision", o.precision,
@@ -94,7 +98,9 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o) {
   number("--lr", o.learning_rate, "Adam's learning rate", 0);
   number("--weight-decay", o.weight_decay, "Decoupled, times the learning rate", 0);
   number("--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
-  number("--rampup-steps", o.rampup_steps, "Steps until that weight", 0);
+  number("--rampup-steps", o.rampup_steps, "Steps until that weight; -1 = 40 % of --steps", -1);
+  number("--threshold", o.threshold, "Pseudo-labels: least probability of a label that is trained on", 0.0,
+         1.0);
   number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", 0);
   number("--temperature", o.temperature, "Sharpening", 0);
   number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", 1, 1024);
@@ -153,9 +159,24 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& n
 /// `o` with what defines the run that a configuration was stored of, and everything else as it is.
 inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
   CLI::App app;
-  add_training_options(app, o);
+  const auto* method = find_setting(stored, "method");
+  add_training_options(app, o, {method != nullptr ? *method : o.method});  // whichever program's it was
   adopt_config(app, stored, [&] { return config_of(o); });
   return o;
+}
+
+/// The value of an option that decides the other options' defaults, before they are parsed: the last one
+/// given, else `usual`.
+inline std::string find_option(int argc, char** argv, std::string_view name, std::string usual) {
+  for (int i = 1; i < argc; ++i) {
+    const std::string_view argument = argv[i];
+    if (argument == name && i + 1 < argc) {
+      usual = argv[i + 1];
+    } else if (argument.starts_with(name) && argument.substr(name.size()).starts_with("=")) {
+      usual = argument.substr(name.size() + 1);
+    }
+  }
+  return usual;
 }
 
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`

@@ -91,7 +91,7 @@ class DeviceStep {
         labels_(labels.to(images.device(), at::kLong)),
         generator_(detail::device_generator(images.device(), options.seed())),
         labeled_(labeled_rows, options.batch_size(), options.seed(), images.device()),
-        learner_(model, options.learner()),
+        learner_(model, ema, options.learner()),
         optimizer_(model, ema, options.optimizer()),
         augment_(options.augmentation(), generator_) {
     TORCH_CHECK(labels.dim() == 1 && labels.size(0) == images.size(0), "DeviceStep: labels must be int64 [",

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/pi_model.hpp>
+#include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/training/evaluate.hpp>
@@ -13,15 +16,37 @@
 #include <mixmatch/workspace.hpp>
 
 #include <memory>
+#include <string>
 #include <utility>
+#include <vector>
 
 namespace mixmatch::training {
+
+/// The names that with_method() knows.
+inline const std::vector<std::string>& method_names() {
+  static const std::vector<std::string> names{"mixmatch", "supervised", "pseudo_label", "pi_model",
+                                              "mean_teacher"};
+  return names;
+}
 
 /// use(method), with the method of methods/ that o.method names, set up by the options.
 template <class Use>
 auto with_method(const TrainingOptions& o, StepOn where, Use&& use) {
   if (o.method == "supervised") {
     return use(methods::Supervised());
+  }
+  if (o.method == "pseudo_label") {
+    return use(methods::PseudoLabel(methods::PseudoLabelOptions()
+                                        .threshold(o.threshold)
+                                        .weight(o.lambda_u)
+                                        .rampup_steps(o.rampup_steps)));
+  }
+  if (o.method == "pi_model") {
+    return use(methods::PiModel(methods::PiModelOptions().weight(o.lambda_u).rampup_steps(o.rampup_steps)));
+  }
+  if (o.method == "mean_teacher") {
+    return use(
+        methods::MeanTeacher(methods::MeanTeacherOptions().weight(o.lambda_u).rampup_steps(o.rampup_steps)));
   }
   auto mixing = mixmatch_options(o);
   if (where == StepOn::host) {

@@ -70,7 +70,7 @@ class Trainer {
               .learner(learner)
               .precision(parse_precision(o.precision)));
     } else {
-      host_.emplace(state.model, learner, std::move(method), augmented_batches(o, data, device),
+      host_.emplace(state.model, state.ema, learner, std::move(method), augmented_batches(o, data, device),
                     prefetches(o, device), device);
     }
   }
@@ -104,10 +104,10 @@ class Trainer {
 
  private:
   struct Host {
-    Host(Model& model, const LearnerOptions& options, Method own, std::function<Batch(int64_t)> make,
-         bool ahead, torch::Device device)
+    Host(Model& model, EmaModel<Model>& ema, const LearnerOptions& options, Method own,
+         std::function<Batch(int64_t)> make, bool ahead, torch::Device device)
         : method(std::move(own)),
-          learner(model, options),
+          learner(model, ema, options),
           batches(std::move(make), ahead),
           step(at::zeros({}, at::TensorOptions(device).dtype(at::kLong))) {}
 

@@ -70,7 +70,8 @@ struct TrainingOptions {
   int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
   double learning_rate = 2e-3, weight_decay = 0.02;
   double lambda_u = 75;
-  int64_t rampup_steps = 16384;
+  int64_t rampup_steps = 16384;  ///< -1: check_options() puts 40 % of the steps in its place
+  double threshold = 0.95;
   double alpha = 0.75, temperature = 0.5;
   int64_t num_augmentations = 2;
   std::string mix_mode = "xxy.yxy";
@@ -145,6 +146,7 @@ inline Config config_of(const TrainingOptions& o) {
           {"weight-decay", text(o.weight_decay)},
           {"lambda-u", text(o.lambda_u)},
           {"rampup-steps", text(o.rampup_steps)},
+          {"threshold", text(o.threshold)},
           {"alpha", text(o.alpha)},
           {"temperature", text(o.temperature)},
           {"num-augmentations", text(o.num_augmentations)},
@@ -159,7 +161,10 @@ inline Config config_of(const TrainingOptions& o) {
 
 /// The augmentations of each unlabeled image that the method looks at.
 inline int64_t weak_views(const TrainingOptions& o) {
-  return o.method == "supervised" ? 0 : o.num_augmentations;
+  if (o.method == "mixmatch") {
+    return o.num_augmentations;
+  }
+  return o.method == "supervised" ? 0 : o.method == "pseudo_label" ? 1 : 2;
 }
 
 inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
@@ -191,8 +196,8 @@ namespace detail {
 /// The command that continues the run: the data, and how it is run, which the checkpoint does not have.
 inline std::string resume_command(const TrainingOptions& o) {
   using mixmatch::detail::shell_quote;
-  std::string command = fmt::format("{} --data {} --out {} --resume", shell_quote(o.program),
-                                    shell_quote(o.data), shell_quote(o.out));
+  std::string command = shell_quote(o.program) + (o.data.empty() ? "" : " --data " + shell_quote(o.data)) +
+                        " --out " + shell_quote(o.out) + " --resume";
   const TrainingOptions usual;
   if (o.device != usual.device) {
     command += " --device " + o.device;
@@ -323,8 +328,23 @@ inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<
   return RunDirectory::create(o.out);
 }
 
-/// Throws on options that do not fit together, before anything is read or written.
-inline void check_options(const TrainingOptions& o) {
+/// Puts the numbers of the method o.method in the place of MixMatch's (presets.hpp): weight and ramp of the
+/// unlabeled loss.
+inline void use_method_preset(TrainingOptions& o) {
+  if (o.method != "mixmatch" && o.method != "supervised") {
+    o.lambda_u = o.method == "mean_teacher" ? presets::mean_teacher_weight
+                 : o.method == "pi_model"   ? presets::pi_model_weight
+                                            : presets::pseudo_label_weight;
+    o.rampup_steps = -1;
+  }
+}
+
+/// Throws on options that do not fit together, before anything is read or written. Settles the ramp that is
+/// left to the number of steps.
+inline void check_options(TrainingOptions& o) {
+  if (o.rampup_steps < 0) {
+    o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
+  }
   TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
               o.weight_decay, " must be <= 1: the share that each step takes from the weights");
   parse_mix_mode(o.mix_mode);

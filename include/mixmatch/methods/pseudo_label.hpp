@@ -1,0 +1,57 @@
+#pragma once
+
+#include <mixmatch/losses.hpp>
+#include <mixmatch/model.hpp>
+#include <mixmatch/one_hot.hpp>
+#include <mixmatch/schedules.hpp>
+#include <mixmatch/selection.hpp>
+#include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/step_loss.hpp>
+
+namespace mixmatch::methods {
+
+struct PseudoLabelOptions {
+  /// Least probability of a label that is trained on, in [0, 1].
+  TORCH_ARG(double, threshold) = 0.95;
+  /// Of the unlabeled loss, after a linear ramp over `rampup_steps` (the papers: 40 % of training; 0: at
+  /// once).
+  TORCH_ARG(double, weight) = 1;
+  TORCH_ARG(int64_t, rampup_steps) = 0;
+};
+
+/// Pseudo-Label (D.-H. Lee, 2013): the model's own arg-max on an unlabeled image is its label where the model
+/// is sure.
+///
+///     L = CE(x) + w(step) 1/U sum_u [max p(u) >= threshold] CE(u, arg max p(u))
+///
+/// One weak view. Only the labeled pass moves batch-norm statistics. Draws nothing. Reports the two terms,
+/// the weight, the share of rows that are selected, and how many of those are right.
+class PseudoLabel {
+ public:
+  explicit PseudoLabel(const PseudoLabelOptions& options = {}) : options_(options) {}
+
+  static constexpr int64_t weak_views = 1;
+
+  template <class Model>
+  StepLoss operator()(Model& model, const Batch& batch, const Tensor& step, const at::Generator&) const {
+    const Tensor logits_x = forward(model, batch.labeled);
+    const Tensor labeled = soft_cross_entropy(logits_x, mixmatch::one_hot(batch.labels, logits_x.size(1)));
+    const auto frozen = freeze_batch_norm(model);
+    const Tensor logits_u = forward(model, batch.weak.at(0));
+    const auto selected = select_confident(
+        torch::softmax(mixmatch::detail::float_logits(logits_u.detach()), 1), options_.threshold());
+    const Tensor unlabeled = masked_cross_entropy(logits_u, selected.labels, selected.mask);
+    const Tensor weight = linear_rampup(step, options_.rampup_steps()) * options_.weight();
+    return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
+            {{"loss_labeled", labeled},
+             {"loss_unlabeled", unlabeled},
+             {"lambda_u", weight},
+             {"mask_rate", selected.mask.mean()},
+             {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
+  }
+
+ private:
+  PseudoLabelOptions options_;
+};
+
+}  // namespace mixmatch::methods
