@@ -33,6 +33,8 @@ TEST_CASE("a pool is the sets one after the other") {
   CHECK(gathered.is_contiguous());
   CHECK(gathered.equal(gather_images(all, rows)));
   CHECK(pool.gather(at::arange(12, at::kLong)).equal(all));
+  CHECK(pool.all_images().equal(all));
+  CHECK(ImagePool({sets[0]}).all_images().is_same(sets[0].images));  // not held twice
   CHECK(pool.gather(at::arange(24, at::kLong).slice(0, 0, 24, 2).remainder(12)).size(0) == 12);
   CHECK(pool.gather(at::empty({0}, at::kLong)).sizes() == at::IntArrayRef({0, 3, 4, 5}));
 }

@@ -103,6 +103,11 @@ class ImagePool {
     return out;
   }
 
+  /// All images, one set's after the other: of a single set its own tensor, else a copy.
+  Tensor all_images() const {
+    return sets_.size() == 1 ? sets_.front().images : gather(at::arange(size(), at::kLong));
+  }
+
   /// The labels at `indices` (int64 [B], any device), on `device`.
   Tensor labels_of(const Tensor& indices, torch::Device device) const {
     return gather_images(labels, indices).to(device);

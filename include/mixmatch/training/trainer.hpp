@@ -46,7 +46,7 @@ inline const char* name_of(StepOn where) { return where == StepOn::device ? "dev
 /// checkpoint). `state` and `data` must outlive the Trainer.
 ///
 /// On the device, images, streams, augmentation and optimiser are DeviceStep's: `state` gives model, average
-/// and step alone, the images are copied to the device, all of them, and the host waits once for many steps.
+/// and step alone, the images are on the device, all of them, and the host waits once for many steps.
 /// `o.graph` false runs the same steps without a graph. A run goes on only where it was started.
 template <ModuleModel Model, class Method>
 class Trainer {
@@ -58,8 +58,7 @@ class Trainer {
         LearnerOptions().batch_norm_momentum(state.model->options().batch_norm_momentum()).warmup(o.warmup);
     if (where == StepOn::device) {
       step_.emplace(
-          state.model, state.ema, std::move(method),
-          data.pool.gather(at::arange(data.pool.size(), at::kLong)).to(device), data.pool.labels,
+          state.model, state.ema, std::move(method), data.pool.all_images().to(device), data.pool.labels,
           data.split.labeled, data.split.unlabeled,
           DeviceStepOptions()
               .batch_size(o.batch)
