@@ -93,7 +93,7 @@ class Trainer {
     options.batch = shape.batch;
     options.num_augmentations = shape.views;
     batches_.emplace(
-        [make = mm::training::augmented_batches(options, data_, torch::kCPU),
+        [make = mm::training::augmented_batches(options, data_, torch::kCPU, shape.views),
          channels_last = variant.channels_last](int64_t step) {
           auto batch = make(step);
           if (!channels_last) {

@@ -130,8 +130,6 @@ int main(int argc, char** argv) {
       "cifar10");
   options.program = argv[0];
   mm::training::add_training_options(app, options);
-  app.add_flag("--no-graph{false}", options.graph,
-               "On a GPU: launch the step piece by piece, not as one CUDA graph");
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(

@@ -1,5 +1,5 @@
-// Every method on every data set, with the papers' numbers for them. The loop is
-// mixmatch::training::train_classifier; cifar10.cpp shows one in full.
+// Every method on the data sets that have a preset here (stl10.cpp has its own program), with the papers'
+// numbers for them. The loop is mixmatch::training::train_classifier; cifar10.cpp shows one in full.
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>

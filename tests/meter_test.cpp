@@ -43,7 +43,7 @@ TEST_CASE("Meter: means by name, each over the numbers that there were") {
 
 TEST_CASE("Meter: a loss or a gradient that is not finite shows") {
   Meter meter(torch::kCPU);
-  meter.add({meter_value(1)}, kFinite);
+  meter.add({meter_value(1).view({1, 1})}, kFinite);
   meter.add({meter_value(std::numeric_limits<double>::quiet_NaN())}, kFinite);
   const auto means = meter.read();
   CHECK(std::isnan(means.values[0]));

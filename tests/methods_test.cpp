@@ -140,7 +140,7 @@ const at::Generator kNoGenerator;
 template <class F>
 void for_each_method(F&& f) {
   f(mm::methods::Supervised(), "supervised");
-  f(mm::methods::PseudoLabel(mm::methods::PseudoLabelOptions().threshold(0.3)), "pseudo_label");
+  f(mm::methods::PseudoLabel(0.3), "pseudo_label");
   f(mm::methods::PiModel(), "pi_model");
   f(mm::methods::MeanTeacher(), "mean_teacher");
   f(mm::methods::MixMatch(mm::MixMatchOptions(), mm::RampedLossOptions().rampup_steps(0)), "mixmatch");
@@ -178,8 +178,7 @@ TEST_CASE("pseudo_label: golden loss and gradient; rows below the threshold coun
     }
   }
   REQUIRE(selected == 2);
-  const mm::methods::PseudoLabel method(
-      mm::methods::PseudoLabelOptions().threshold(0.8).weight(2).rampup_steps(10));
+  const mm::methods::PseudoLabel method(0.8, mm::RampedLossOptions().lambda_u(2).rampup_steps(10));
   const auto loss = method(learner, in.batch, method_step(5), kNoGenerator);
   CHECK(reported(loss, "lambda_u") == 1);
   CHECK(reported(loss, "mask_rate") == Approx(2.0 / 3));
@@ -197,7 +196,7 @@ TEST_CASE("pi_model: golden loss and gradient, none to the second view's pass") 
   for (size_t i = 0; i < 3; ++i) {
     golden.squared(w, u[i], softmax_of_logits(w, v[i]), 5, 3);
   }
-  const mm::methods::PiModel method(mm::methods::PiModelOptions().weight(20).rampup_steps(8));
+  const mm::methods::PiModel method(mm::RampedLossOptions().lambda_u(20).rampup_steps(8));
   const auto loss = method(learner, in.batch, method_step(2), kNoGenerator);
   CHECK(reported(loss, "lambda_u") == 5);
   CHECK(reported(loss, "loss_unlabeled") == Approx(golden.unlabeled).epsilon(1e-12));
@@ -296,8 +295,7 @@ TEST_CASE("methods: a batch of one class and an empty mask stay finite") {
   const auto batch = small_images(4);
   mm::models::WideResNet model(mm::models::WideResNetOptions(3).depth(10).widen_factor(1));
   mm::training::Learner learner(model);
-  const auto loss = mm::methods::PseudoLabel(mm::methods::PseudoLabelOptions().threshold(1))(
-      learner, batch, method_step(0), kNoGenerator);
+  const auto loss = mm::methods::PseudoLabel(1)(learner, batch, method_step(0), kNoGenerator);
   CHECK(reported(loss, "mask_rate") == 0);
   CHECK(reported(loss, "loss_unlabeled") == 0);
   CHECK(std::isnan(reported(loss, "mask_accuracy")));
@@ -335,4 +333,13 @@ TEST_CASE("Learner: without a moving average there is no teacher") {
   HeldNet model;
   mm::training::Learner learner(model);
   CHECK_THAT(error_of([&] { learner.teacher(torch::ones({2, 3})); }), contains("Learner(model, ema)"));
+}
+
+TEST_CASE("methods: options out of range are refused when the method is made") {
+  CHECK_THAT(error_of([] { mm::methods::PseudoLabel(-0.1); }),
+             contains("threshold must be in [0, 1], got -0.1"));
+  CHECK_THAT(error_of([] { mm::methods::PiModel(mm::RampedLossOptions().lambda_u(-1)); }),
+             contains("lambda_u must be finite and >= 0, got -1"));
+  CHECK_THAT(error_of([] { mm::methods::MeanTeacher(mm::RampedLossOptions().rampup_steps(-1)); }),
+             contains("rampup_steps must be >= 0, got -1"));
 }

@@ -45,6 +45,7 @@
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/data/svhn.hpp>
 
+#include <mixmatch/methods/consistency.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/methods/pi_model.hpp>

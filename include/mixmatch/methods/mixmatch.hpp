@@ -89,6 +89,8 @@ class MixMatch {
   explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {})
       : mixing_(std::move(mixing)), criterion_(loss) {}
 
+  int64_t weak_views() const { return mixing_.num_augmentations(); }
+
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& step,
                       const at::Generator& generator) const {

@@ -3,21 +3,12 @@
 #include <mixmatch/losses.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/one_hot.hpp>
-#include <mixmatch/schedules.hpp>
+#include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/selection.hpp>
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/step_loss.hpp>
 
 namespace mixmatch::methods {
-
-struct PseudoLabelOptions {
-  /// Least probability of a label that is trained on, in [0, 1].
-  TORCH_ARG(double, threshold) = 0.95;
-  /// Of the unlabeled loss, after a linear ramp over `rampup_steps` (the papers: 40 % of training; 0: at
-  /// once).
-  TORCH_ARG(double, weight) = 1;
-  TORCH_ARG(int64_t, rampup_steps) = 0;
-};
 
 /// Pseudo-Label (D.-H. Lee, 2013): the model's own arg-max on an unlabeled image is its label where the model
 /// is sure.
@@ -28,9 +19,16 @@ struct PseudoLabelOptions {
 /// the weight, the share of rows that are selected, and how many of those are right.
 class PseudoLabel {
  public:
-  explicit PseudoLabel(const PseudoLabelOptions& options = {}) : options_(options) {}
+  /// `threshold` in [0, 1]; `ramp`: weight of the unlabeled loss, 1, and its linear ramp, in the papers over
+  /// 40 % of training.
+  explicit PseudoLabel(double threshold = 0.95,
+                       const RampedLossOptions& ramp = RampedLossOptions().lambda_u(1).rampup_steps(0))
+      : threshold_(threshold), ramp_(ramp) {
+    TORCH_CHECK(threshold >= 0 && threshold <= 1, "PseudoLabel: threshold must be in [0, 1], got ",
+                threshold);
+  }
 
-  static constexpr int64_t weak_views = 1;
+  static constexpr int64_t weak_views() { return 1; }
 
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& step, const at::Generator&) const {
@@ -38,10 +36,10 @@ class PseudoLabel {
     const Tensor labeled = soft_cross_entropy(logits_x, mixmatch::one_hot(batch.labels, logits_x.size(1)));
     const auto frozen = freeze_batch_norm(model);
     const Tensor logits_u = forward(model, batch.weak.at(0));
-    const auto selected = select_confident(
-        torch::softmax(mixmatch::detail::float_logits(logits_u.detach()), 1), options_.threshold());
+    const auto selected =
+        select_confident(torch::softmax(mixmatch::detail::float_logits(logits_u.detach()), 1), threshold_);
     const Tensor unlabeled = masked_cross_entropy(logits_u, selected.labels, selected.mask);
-    const Tensor weight = linear_rampup(step, options_.rampup_steps()) * options_.weight();
+    const Tensor weight = ramp_.weight(step);
     return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
             {{"loss_labeled", labeled},
              {"loss_unlabeled", unlabeled},
@@ -51,7 +49,8 @@ class PseudoLabel {
   }
 
  private:
-  PseudoLabelOptions options_;
+  double threshold_;
+  RampedLoss ramp_;
 };
 
 }  // namespace mixmatch::methods

@@ -11,6 +11,8 @@ namespace mixmatch::methods {
 /// The baseline that semi-supervised methods are measured against: cross-entropy on the labeled images alone,
 /// mean over rows. Unlabeled images are not looked at; draws nothing.
 struct Supervised {
+  static constexpr int64_t weak_views() { return 0; }
+
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& /*step*/,
                       const at::Generator& /*generator*/) const {

@@ -47,11 +47,9 @@ class Meter {
   /// total, where it must show. Throws if the names are not those of the first call.
   void add(const StepLoss& loss, const Tensor& finite) {
     const torch::NoGradGuard no_grad;
-    check_names(loss);
-    std::vector<Tensor> numbers{loss.total.detach().to(at::kDouble)};
+    check(loss);
+    std::vector<Tensor> numbers{loss.total.detach().to(sums_.options()).squeeze()};
     for (const auto& [name, value] : loss.values) {
-      TORCH_CHECK(value.defined() && value.numel() == 1, "Meter: ", name, " must be a scalar, got ",
-                  value.defined() ? c10::str(value.sizes()) : std::string("undefined"));
       numbers.push_back(value.detach().to(sums_.options()).squeeze());
     }
     const Tensor values = at::stack(numbers);
@@ -61,6 +59,29 @@ class Meter {
     sums_.narrow(0, 0, size).add_(at::where(known, values, at::zeros_like(values)));
     counts_.narrow(0, 0, size).add_(known);
     finite_.logical_and_(finite);
+  }
+
+  /// Throws where add() would: before a step has changed anything.
+  void check(const StepLoss& loss) {
+    TORCH_CHECK(loss.total.defined() && loss.total.numel() == 1, "StepLoss: total must be a scalar, got ",
+                loss.total.defined() ? c10::str(loss.total.sizes()) : std::string("undefined"));
+    for (const auto& [name, value] : loss.values) {
+      TORCH_CHECK(value.defined() && value.numel() == 1, "StepLoss: ", name, " must be a scalar, got ",
+                  value.defined() ? c10::str(value.sizes()) : std::string("undefined"));
+    }
+    if (names_.empty()) {
+      TORCH_CHECK(static_cast<int64_t>(loss.values.size()) < sums_.size(0), "Meter: ", loss.values.size(),
+                  " values do not fit a capacity of ", sums_.size(0), ", the loss included");
+      names_.emplace_back("loss");
+      for (const auto& [name, value] : loss.values) {
+        names_.push_back(name);
+      }
+    }
+    bool same = names_.size() == loss.values.size() + 1;
+    for (size_t i = 0; same && i < loss.values.size(); ++i) {
+      same = names_[i + 1] == loss.values[i].first;
+    }
+    TORCH_CHECK(same, "StepLoss: a method must give the same values at each step");
   }
 
   /// Waits for the device.
@@ -83,24 +104,6 @@ class Meter {
   std::vector<Tensor> state() const { return {sums_, counts_, finite_}; }
 
  private:
-  void check_names(const StepLoss& loss) {
-    TORCH_CHECK(loss.total.defined() && loss.total.numel() == 1, "StepLoss: total must be a scalar, got ",
-                loss.total.defined() ? c10::str(loss.total.sizes()) : std::string("undefined"));
-    if (names_.empty()) {
-      TORCH_CHECK(static_cast<int64_t>(loss.values.size()) < sums_.size(0), "Meter: ", loss.values.size(),
-                  " values do not fit a capacity of ", sums_.size(0), ", the loss included");
-      names_.emplace_back("loss");
-      for (const auto& [name, value] : loss.values) {
-        names_.push_back(name);
-      }
-    }
-    bool same = names_.size() == loss.values.size() + 1;
-    for (size_t i = 0; same && i < loss.values.size(); ++i) {
-      same = names_[i + 1] == loss.values[i].first;
-    }
-    TORCH_CHECK(same, "StepLoss: a method must give the same values at each step");
-  }
-
   std::vector<std::string> names_;
   Tensor sums_, counts_, finite_;
 };

@@ -22,17 +22,16 @@ namespace mixmatch::training {
 /// tensor, the labeled rows first: the rows are those of TrainState's streams at that step, and the
 /// augmentation draws from a generator seeded by the run's seed and the step. Images and labels come on
 /// `device`. `data` must outlive the result. That keeps streams of its own, and uses the memory of images
-/// again that nobody holds any more: one thread at a time may call it. Without unlabeled rows, and for
-/// `--method supervised`, there are no views. Throws what reading the images throws.
+/// again that nobody holds any more: one thread at a time may call it. `views`: augmentations of each
+/// unlabeled image; without unlabeled rows there are none. Throws what reading the images throws.
 inline std::function<Batch(int64_t)> augmented_batches(const TrainingOptions& o, const TrainingData& data,
-                                                       torch::Device device) {
+                                                       torch::Device device, int64_t views) {
   struct State {
     data::BatchStream labeled;
     std::optional<data::BatchStream> unlabeled;
     Workspace workspace = {};
   };
   const auto options = train_state_options(o);
-  const int64_t views = weak_views(o);
   auto state = std::make_shared<State>(
       State{labeled_stream(data.split.labeled, options), unlabeled_stream(data.split.unlabeled, options)});
   if (views == 0) {

@@ -117,6 +117,8 @@ inline void add_training_options(CLI::App& app, TrainingOptions& o,
   number("--log-every", o.log_every, "Steps between rows of metrics.csv", 1);
   number("--checkpoint-every", o.checkpoint_every,
          "Steps between checkpoints; 0 = at each evaluation, and each minute", 0);
+  app.add_flag("--no-graph{false}", o.graph,
+               "On a GPU: launch the step piece by piece, not as one CUDA graph");
   number("--recalibrate", o.recalibrate,
          "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", 0);
 }
@@ -150,6 +152,9 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& n
   if (const auto* precision = find_setting(stored, "precision");
       precision != nullptr && o.precision == "auto") {
     o.precision = *precision;
+  }
+  if (const auto* rampup = find_setting(stored, "rampup-steps"); rampup != nullptr && o.rampup_steps < 0) {
+    o.rampup_steps = mixmatch::detail::parse_number<int64_t>(*rampup).value_or(o.rampup_steps);
   }
   adopt_config(app, stored, now);
   o.split = directory.split();

@@ -36,18 +36,15 @@ auto with_method(const TrainingOptions& o, StepOn where, Use&& use) {
     return use(methods::Supervised());
   }
   if (o.method == "pseudo_label") {
-    return use(methods::PseudoLabel(methods::PseudoLabelOptions()
-                                        .threshold(o.threshold)
-                                        .weight(o.lambda_u)
-                                        .rampup_steps(o.rampup_steps)));
+    return use(methods::PseudoLabel(o.threshold, ramped_loss_options(o)));
   }
   if (o.method == "pi_model") {
-    return use(methods::PiModel(methods::PiModelOptions().weight(o.lambda_u).rampup_steps(o.rampup_steps)));
+    return use(methods::PiModel(ramped_loss_options(o)));
   }
   if (o.method == "mean_teacher") {
-    return use(
-        methods::MeanTeacher(methods::MeanTeacherOptions().weight(o.lambda_u).rampup_steps(o.rampup_steps)));
+    return use(methods::MeanTeacher(ramped_loss_options(o)));
   }
+  TORCH_CHECK(o.method == "mixmatch", "there is no method ", o.method);
   auto mixing = mixmatch_options(o);
   if (where == StepOn::host) {
     mixing.workspace(std::make_shared<Workspace>());  // each step's mixed batches in the same memory

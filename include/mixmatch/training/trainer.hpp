@@ -41,36 +41,48 @@ inline const char* name_of(StepOn where) { return where == StepOn::device ? "dev
 ///
 /// `method` is any callable `StepLoss(Learner<Model>&, const Batch&, const Tensor& step, const
 /// at::Generator&)`: `step` is int64 [] on the device and counts from 0; all that the method draws comes from
-/// the generator. A method with state of its own keeps it in tensors that it changes in place, which
-/// `state()` returns (for the graph) and save(OutputArchive&) and load(InputArchive&) store (for the
-/// checkpoint). `state` and `data` must outlive the Trainer.
+/// the generator, on the generator's device. `weak_views()`, if it has that, says how many augmentations of
+/// each unlabeled image it looks at, else o.num_augmentations. A method with state of its own keeps it in
+/// tensors that it changes in place, which `state()` returns (for the graph) and save(OutputArchive&) and
+/// load(InputArchive&) store (for the checkpoint). `state` and `data` must outlive the Trainer.
 ///
 /// On the device, images, streams, augmentation and optimiser are DeviceStep's: `state` gives model, average
 /// and step alone, the images are on the device, all of them, and the host waits once for many steps.
 /// `o.graph` false runs the same steps without a graph. A run goes on only where it was started.
 template <ModuleModel Model, class Method>
 class Trainer {
+  static_assert(
+      !requires(Method & method) { method.state(); } || detail::HasArchiveMembers<Method>,
+      "mixmatch: a method with state() needs save(OutputArchive&) const and load(InputArchive&), or a "
+      "resumed run forgets its state");
+
  public:
   Trainer(TrainState<Model>& state, Method method, const TrainingOptions& o, const TrainingData& data,
           torch::Device device, StepOn where)
       : state_(&state), device_(device), options_(o), meter_(device) {
-    const auto learner =
-        LearnerOptions().batch_norm_momentum(state.model->options().batch_norm_momentum()).warmup(o.warmup);
+    auto learner = LearnerOptions().warmup(o.warmup);
+    if constexpr (requires { state.model->options().batch_norm_momentum(); }) {
+      learner.batch_norm_momentum(state.model->options().batch_norm_momentum());
+    }
+    int64_t views = o.num_augmentations;
+    if constexpr (requires { method.weak_views(); }) {
+      views = method.weak_views();
+    }
     if (where == StepOn::device) {
       step_.emplace(
           state.model, state.ema, std::move(method), data.pool.all_images().to(device), data.pool.labels,
           data.split.labeled, data.split.unlabeled,
           DeviceStepOptions()
               .batch_size(o.batch)
-              .weak_views(weak_views(o))
+              .weak_views(views)
               .seed(o.seed)
               .optimizer(DeviceAdamOptions().learning_rate(o.learning_rate).weight_decay(o.weight_decay))
               .augmentation(augment_options(o))
               .learner(learner)
               .precision(parse_precision(o.precision)));
     } else {
-      host_.emplace(state.model, state.ema, learner, std::move(method), augmented_batches(o, data, device),
-                    prefetches(o, device), device);
+      host_.emplace(state.model, state.ema, learner, std::move(method),
+                    augmented_batches(o, data, device, views), prefetches(o, device), device);
     }
   }
   Trainer(const Trainer&) = delete;
@@ -125,6 +137,7 @@ class Trainer {
       const Autocast autocast(device_, parse_precision(options_.precision));
       loss = host_->method(host_->learner, batch, host_->step, state_->generator);
     }
+    meter_.check(loss);
     loss.total.backward();
     const bool finite = optimizer_step(state_->optimizer, state_->ema, options_.weight_decay);
     meter_.add(loss, at::full({}, finite, at::TensorOptions(device_).dtype(at::kBool)));

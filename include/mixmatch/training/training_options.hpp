@@ -159,14 +159,6 @@ inline Config config_of(const TrainingOptions& o) {
           {"log-every", text(o.log_every)}};
 }
 
-/// The augmentations of each unlabeled image that the method looks at.
-inline int64_t weak_views(const TrainingOptions& o) {
-  if (o.method == "mixmatch") {
-    return o.num_augmentations;
-  }
-  return o.method == "supervised" ? 0 : o.method == "pseudo_label" ? 1 : 2;
-}
-
 inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
   return MixMatchOptions()
       .temperature(o.temperature)
@@ -331,7 +323,7 @@ inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<
 /// Puts the numbers of the method o.method in the place of MixMatch's (presets.hpp): weight and ramp of the
 /// unlabeled loss.
 inline void use_method_preset(TrainingOptions& o) {
-  if (o.method != "mixmatch" && o.method != "supervised") {
+  if (o.method == "mean_teacher" || o.method == "pi_model" || o.method == "pseudo_label") {
     o.lambda_u = o.method == "mean_teacher" ? presets::mean_teacher_weight
                  : o.method == "pi_model"   ? presets::pi_model_weight
                                             : presets::pseudo_label_weight;

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <mixmatch/losses.hpp>
+#include <mixmatch/model.hpp>
+#include <mixmatch/one_hot.hpp>
+#include <mixmatch/ramped_loss.hpp>
+#include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/step_loss.hpp>
+#include <mixmatch/training/guess_quality.hpp>
+
+namespace mixmatch::methods::detail {
+
+/// What Pi-Model and Mean Teacher have in common: L = CE(x) + w(step) mean over rows and classes of
+/// (softmax f(u_1) - target(u_2))^2. Only the labeled pass moves batch-norm statistics.
+template <class Model, class Target>
+StepLoss consistency_loss(Model& model, const Batch& batch, const Tensor& step, const RampedLoss& ramp,
+                          Target&& target_of) {
+  const Tensor logits_x = forward(model, batch.labeled);
+  const Tensor labeled = soft_cross_entropy(logits_x, mixmatch::one_hot(batch.labels, logits_x.size(1)));
+  const auto frozen = freeze_batch_norm(model);
+  const Tensor target = target_of(batch.weak.at(1));
+  const Tensor unlabeled = softmax_mse(forward(model, batch.weak.at(0)), target);
+  const Tensor weight = ramp.weight(step);
+  const auto quality = training::guess_quality(target, batch.hidden_labels);
+  return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
+          {{"loss_labeled", labeled},
+           {"loss_unlabeled", unlabeled},
+           {"lambda_u", weight},
+           {"guess_confidence", quality.mean_max_probability},
+           {"guess_entropy", quality.mean_entropy},
+           {"guess_accuracy", quality.accuracy}}};
+}
+
+}  // namespace mixmatch::methods::detail
