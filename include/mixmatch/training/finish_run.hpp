@@ -127,8 +127,8 @@ inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<mod
   write_file_atomically(run.directory().summary(), summary.str());
 
   Report report;
-  report.title =
-      run.directory().path().filename().string() + ": " + o.method + (o.data.empty() ? "" : " on " + o.data);
+  report.title = fmt::format("{}: {}{}{}", run.directory().path().filename().string(), o.method,
+                             o.data.empty() ? "" : " on ", o.data);
   report.class_names = class_names;
   if (judged.size() > 0) {
     const Tensor probabilities = predict_probabilities(

@@ -188,8 +188,9 @@ namespace detail {
 /// The command that continues the run: the data, and how it is run, which the checkpoint does not have.
 inline std::string resume_command(const TrainingOptions& o) {
   using mixmatch::detail::shell_quote;
-  std::string command = shell_quote(o.program) + (o.data.empty() ? "" : " --data " + shell_quote(o.data)) +
-                        " --out " + shell_quote(o.out) + " --resume";
+  std::string command =
+      fmt::format("{}{}{} --out {} --resume", shell_quote(o.program), o.data.empty() ? "" : " --data ",
+                  o.data.empty() ? "" : shell_quote(o.data), shell_quote(o.out));
   const TrainingOptions usual;
   if (o.device != usual.device) {
     command += " --device " + o.device;
