@@ -211,7 +211,8 @@ inline void save_split(const std::filesystem::path& path, const SslSplit& split,
     std::string text = name;
     const Tensor on_cpu = rows.cpu().contiguous();
     for (int64_t i = 0; i < on_cpu.numel(); ++i) {
-      text += " " + std::to_string(on_cpu.data_ptr<int64_t>()[i]);
+      text += ' ';
+      text += std::to_string(on_cpu.data_ptr<int64_t>()[i]);
     }
     return text + "\n";
   };
