@@ -1,6 +1,7 @@
 // MixMatch on STL-10: WRN-28 with four scales on 96x96 images, the official folds, and 100,000 unlabeled
 // images that are read from the disk as they are drawn. What differs from cifar10.cpp: the data, the preset
-// (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets.
+// (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets. The method is the
+// same, taken from methods/.
 
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -8,13 +9,11 @@
 #include <mixmatch/training.hpp>
 #include <mixmatch/training/command_line.hpp>
 
-#include <memory>
 #include <utility>
 
 namespace mm = mixmatch;
 using mm::training::TrainingData;
 using mm::training::TrainingOptions;
-using torch::Tensor;
 
 namespace {
 
@@ -33,33 +32,6 @@ mm::training::Config config_of(const Options& o) {
   config.emplace_back("fold", fmt::format("{}", o.fold));
   return config;
 }
-
-/// The method: MixMatch's loss of one step, as cifar10.cpp spells it out.
-struct MixMatch {
-  mm::MixMatchOptions options;
-  mm::RampedLoss criterion;
-
-  template <class Model>
-  mm::StepLoss operator()(Model& model, const mm::Batch& batch, const Tensor& step,
-                          const at::Generator& generator) const {
-    const auto guessed = mm::with_guessed_labels(model, batch.labeled, batch.labels, batch.weak, options);
-    const auto mixed = mm::mix_labeled_unlabeled(guessed, options, generator);
-    const auto logits = mm::forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs,
-                                                options.workspace().get());
-    const auto loss =
-        criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
-    // The training images among the unlabeled have labels, which only this line looks at.
-    const auto guesses = mm::training::guess_quality(
-        guessed.unlabeled_targets.narrow(0, 0, batch.labeled.size(0)), batch.hidden_labels);
-    return {loss.total,
-            {{"loss_labeled", loss.labeled},
-             {"loss_unlabeled", loss.unlabeled},
-             {"lambda_u", loss.weight},
-             {"guess_confidence", guesses.mean_max_probability},
-             {"guess_entropy", guesses.mean_entropy},
-             {"guess_accuracy", guesses.accuracy}}};
-  }
-};
 
 /// The pool is the training images, of which a fold or `--labels` have their labels, then the unlabeled ones.
 TrainingData load(const Options& o, torch::Device device) {
@@ -110,12 +82,8 @@ int train_run(CLI::App& app, Options& o) {
     }
     return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
   };
-  if (o.method == "supervised") {
-    return train(mm::methods::Supervised());
-  }
-  // Each step's mixed batches are in the same memory.
-  const auto options = mm::training::mixmatch_options(o).workspace(std::make_shared<mm::Workspace>());
-  return train(MixMatch{options, mm::RampedLoss(mm::training::ramped_loss_options(o))});
+  // methods::MixMatch, which cifar10.cpp spells out, or Supervised.
+  return mm::training::with_method(o, mm::training::StepOn::host, train);
 }
 
 }  // namespace

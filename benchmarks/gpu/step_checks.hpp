@@ -106,11 +106,11 @@ inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) 
 /// A hundred replays of a method beside as many eager steps of the same random numbers, and construction,
 /// which must change nothing.
 template <class Method>
-void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method,
-                    int64_t weak_views) {
+void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method) {
   const int64_t steps = device.is_cuda() ? 100 : 3;  // elsewhere there is no graph to check
   for (const auto precision : {at::kFloat, at::kBFloat16}) {
-    const auto options = mixmatch::training::DeviceStepOptions().precision(precision).weak_views(weak_views);
+    const auto options =
+        mixmatch::training::DeviceStepOptions().precision(precision).weak_views(Method().weak_views());
     std::vector<Tensor> losses[2];
     Tensor weights[2];
     for (const bool graph : {false, true}) {
@@ -143,11 +143,11 @@ void check_graph_of(std::vector<Check>& checks, torch::Device device, const std:
 }
 
 inline void check_graph(std::vector<Check>& checks, torch::Device device) {
-  check_graph_of<mixmatch::methods::MixMatch>(checks, device, "mixmatch", 2);
-  check_graph_of<mixmatch::methods::Supervised>(checks, device, "supervised", 0);
-  check_graph_of<mixmatch::methods::PseudoLabel>(checks, device, "pseudo_label", 1);
-  check_graph_of<mixmatch::methods::PiModel>(checks, device, "pi_model", 2);
-  check_graph_of<mixmatch::methods::MeanTeacher>(checks, device, "mean_teacher", 2);
+  check_graph_of<mixmatch::methods::MixMatch>(checks, device, "mixmatch");
+  check_graph_of<mixmatch::methods::Supervised>(checks, device, "supervised");
+  check_graph_of<mixmatch::methods::PseudoLabel>(checks, device, "pseudo_label");
+  check_graph_of<mixmatch::methods::PiModel>(checks, device, "pi_model");
+  check_graph_of<mixmatch::methods::MeanTeacher>(checks, device, "mean_teacher");
 }
 
 /// A graph whose convolutions cuDNN chose by measuring them: the same mathematics, and the process's setting

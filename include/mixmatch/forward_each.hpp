@@ -29,23 +29,25 @@ concept GroupedModel = detail::HasBatchNormGroups<M> || requires(M& model) {
 
 namespace detail {
 
+template <class M>
+void set_batch_norm_groups(M& model, int64_t groups) {
+  if constexpr (HasBatchNormGroups<M>) {
+    model.set_batch_norm_groups(groups);
+  } else {
+    model->set_batch_norm_groups(groups);
+  }
+}
+
 /// Sets the groups of a GroupedModel for the length of a scope.
 template <class M>
 class BatchNormGroups {
  public:
-  BatchNormGroups(M& model, int64_t groups) : model_(&model) { set(groups); }
+  BatchNormGroups(M& model, int64_t groups) : model_(&model) { set_batch_norm_groups(model, groups); }
   BatchNormGroups(const BatchNormGroups&) = delete;
   BatchNormGroups& operator=(const BatchNormGroups&) = delete;
-  ~BatchNormGroups() { set(1); }
+  ~BatchNormGroups() { set_batch_norm_groups(*model_, 1); }
 
  private:
-  void set(int64_t groups) {
-    if constexpr (HasBatchNormGroups<M>) {
-      model_->set_batch_norm_groups(groups);
-    } else {
-      (*model_)->set_batch_norm_groups(groups);
-    }
-  }
   M* model_;
 };
 

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <mixmatch/losses.hpp>
+#include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/model.hpp>
-#include <mixmatch/one_hot.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/step_loss.hpp>
@@ -15,8 +15,7 @@ namespace mixmatch::methods::detail {
 template <class Model, class Target>
 StepLoss consistency_loss(Model& model, const Batch& batch, const Tensor& step, const RampedLoss& ramp,
                           Target&& target_of) {
-  const Tensor logits_x = forward(model, batch.labeled);
-  const Tensor labeled = soft_cross_entropy(logits_x, mixmatch::one_hot(batch.labels, logits_x.size(1)));
+  const Tensor labeled = labeled_loss(model, batch);
   const auto frozen = freeze_batch_norm(model);
   const Tensor target = target_of(batch.weak.at(1));
   const Tensor unlabeled = softmax_mse(forward(model, batch.weak.at(0)), target);

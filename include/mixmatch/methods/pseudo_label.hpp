@@ -1,8 +1,8 @@
 #pragma once
 
 #include <mixmatch/losses.hpp>
+#include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/model.hpp>
-#include <mixmatch/one_hot.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/selection.hpp>
 #include <mixmatch/step/batch.hpp>
@@ -32,8 +32,7 @@ class PseudoLabel {
 
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& step, const at::Generator&) const {
-    const Tensor logits_x = forward(model, batch.labeled);
-    const Tensor labeled = soft_cross_entropy(logits_x, mixmatch::one_hot(batch.labels, logits_x.size(1)));
+    const Tensor labeled = detail::labeled_loss(model, batch);
     const auto frozen = freeze_batch_norm(model);
     const Tensor logits_u = forward(model, batch.weak.at(0));
     const auto selected =

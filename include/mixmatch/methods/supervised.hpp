@@ -8,6 +8,18 @@
 
 namespace mixmatch::methods {
 
+namespace detail {
+
+/// Cross-entropy on the labeled images, mean over rows: the first term of every method that does not mix
+/// them.
+template <class Model>
+Tensor labeled_loss(Model& model, const Batch& batch) {
+  const Tensor logits = forward(model, batch.labeled);
+  return soft_cross_entropy(logits, mixmatch::one_hot(batch.labels, logits.size(1)));
+}
+
+}  // namespace detail
+
 /// The baseline that semi-supervised methods are measured against: cross-entropy on the labeled images alone,
 /// mean over rows. Unlabeled images are not looked at; draws nothing.
 struct Supervised {
@@ -16,8 +28,7 @@ struct Supervised {
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& /*step*/,
                       const at::Generator& /*generator*/) const {
-    const Tensor logits = forward(model, batch.labeled);
-    const Tensor loss = soft_cross_entropy(logits, mixmatch::one_hot(batch.labels, logits.size(1)));
+    const Tensor loss = detail::labeled_loss(model, batch);
     return {loss, {{"loss_labeled", loss}}};
   }
 };

@@ -53,11 +53,7 @@ class Learner {
   }
 
   void set_batch_norm_groups(int64_t groups) requires GroupedModel<M> {
-    if constexpr (mixmatch::detail::HasBatchNormGroups<M>) {
-      model_->set_batch_norm_groups(groups);
-    } else {
-      (*model_)->set_batch_norm_groups(groups);
-    }
+    mixmatch::detail::set_batch_norm_groups(*model_, groups);
   }
 
   /// The scope of the step's forward passes. `step`: int64 [] on the model's device.
