@@ -18,7 +18,7 @@ inline std::string& report_file(Catch::ConfigData& config) { return config.outpu
 
 #include <ATen/Parallel.h>
 #include <fmt/format.h>
-#include <mixmatch/training/memory.hpp>
+#include <mixmatch/run/memory.hpp>
 
 #include <algorithm>
 #include <cmath>

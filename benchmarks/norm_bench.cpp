@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 #include <torch/torch.h>
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
 #include "catch.hpp"
 

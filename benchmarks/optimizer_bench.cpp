@@ -6,7 +6,7 @@
 #include <torch/torch.h>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/fused_adam.hpp>
+#include <mixmatch/optim/fused_adam.hpp>
 
 #include <memory>
 #include <vector>

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
-#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/cpu/parallel.hpp>
 
 #include <cstring>
 

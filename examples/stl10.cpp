@@ -6,8 +6,8 @@
 #include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
-#include <mixmatch/training/command_line.hpp>
 
 #include <utility>
 

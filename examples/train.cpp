@@ -3,8 +3,8 @@
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
+#include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
-#include <mixmatch/training/command_line.hpp>
 
 #include <string>
 #include <utility>

@@ -1,4 +1,4 @@
-#include <mixmatch/atomic_file.hpp>
+#include <mixmatch/io/atomic_file.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,7 +1,7 @@
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/detail/join_rows.hpp>
-#include <mixmatch/training/augmented_batch.hpp>
-#include <mixmatch/training/prefetch.hpp>
+#include <mixmatch/step/augmented_batch.hpp>
+#include <mixmatch/step/prefetch.hpp>
 
 #include <set>
 #include <vector>

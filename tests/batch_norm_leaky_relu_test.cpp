@@ -1,5 +1,5 @@
-#include <mixmatch/batch_norm.hpp>
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/batch_norm.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
 #include <ATen/Parallel.h>
 

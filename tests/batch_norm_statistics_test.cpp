@@ -1,5 +1,5 @@
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/batch_norm_statistics.hpp>
+#include <mixmatch/nn/batch_norm_statistics.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,4 +1,4 @@
-#include <mixmatch/batch_norm.hpp>
+#include <mixmatch/nn/batch_norm.hpp>
 
 #include <cmath>
 

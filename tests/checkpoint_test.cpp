@@ -1,8 +1,8 @@
 #include <torch/nn.h>
 #include <torch/optim/adam.h>
 #include <torch/optim/sgd.h>
-#include <mixmatch/training/checkpoint.hpp>
-#include <mixmatch/training/metrics.hpp>
+#include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/run/metrics_writer.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,4 +1,4 @@
-#include <mixmatch/models/classifier_file.hpp>
+#include <mixmatch/program/classifier_file.hpp>
 
 #include <cmath>
 #include <map>

@@ -1,6 +1,6 @@
 // The compare program from outside: tables, grouping over seeds, unfinished runs, its page, refusals.
 
-#include <mixmatch/training/json.hpp>
+#include <mixmatch/run/json.hpp>
 
 #include <sstream>
 #include <string>

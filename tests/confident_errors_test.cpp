@@ -1,4 +1,4 @@
-#include <mixmatch/training/confident_errors.hpp>
+#include <mixmatch/evaluation/confident_errors.hpp>
 
 #include <limits>
 

@@ -1,4 +1,4 @@
-#include <mixmatch/training/confusion_matrix.hpp>
+#include <mixmatch/evaluation/confusion_matrix.hpp>
 
 #include <cmath>
 

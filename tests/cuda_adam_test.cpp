@@ -1,6 +1,6 @@
 #include <torch/nn/module.h>
 #include <torch/optim/adam.h>
-#include <mixmatch/detail/cuda_adam.hpp>
+#include <mixmatch/detail/cuda/cuda_adam.hpp>
 
 #include "catch.hpp"
 #include "cuda_emulation.hpp"

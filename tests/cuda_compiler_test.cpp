@@ -1,5 +1,5 @@
-#include <mixmatch/detail/cuda_augment.hpp>
-#include <mixmatch/detail/cuda_compiler.hpp>
+#include <mixmatch/detail/cuda/cuda_augment.hpp>
+#include <mixmatch/detail/cuda/cuda_compiler.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

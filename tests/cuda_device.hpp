@@ -1,7 +1,7 @@
 #pragma once
 
 #include <torch/cuda.h>
-#include <mixmatch/detail/cuda.hpp>
+#include <mixmatch/detail/cuda/cuda.hpp>
 
 #include "skip.hpp"
 

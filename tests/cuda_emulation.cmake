@@ -1,7 +1,7 @@
 # The CUDA sources that the headers hold as strings, as files that tests include as host C++, into the namespace
 # cuda_emulation.
 set(MIXMATCH_CUDA_SOURCES_DIR ${CMAKE_CURRENT_BINARY_DIR}/cuda_sources)
-file(GLOB cuda_headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/../include/mixmatch/detail/cuda_*.hpp)
+file(GLOB cuda_headers CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/../include/mixmatch/detail/cuda/cuda_*.hpp)
 foreach(header IN LISTS cuda_headers)
   file(READ ${header} text)
   string(FIND "${text}" "R\"cuda(" begin)

@@ -4,7 +4,7 @@
 // say in the common subset of both languages is what is tested; how a GPU runs it is not.
 
 #include <torch/types.h>
-#include <mixmatch/detail/cuda_kernel.hpp>
+#include <mixmatch/detail/cuda/cuda_kernel.hpp>
 
 #include <barrier>
 #include <bit>

@@ -1,7 +1,7 @@
 // On a machine with a GPU: whole steps as one CUDA graph.
 
-#include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/graphed_step.hpp>
+#include <mixmatch/step/device_step.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 
 #include "../benchmarks/gpu/step_checks.hpp"
 #include "catch.hpp"

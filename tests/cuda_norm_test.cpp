@@ -1,6 +1,6 @@
 #include <torch/autograd.h>
-#include <mixmatch/detail/cuda_norm.hpp>
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
+#include <mixmatch/detail/cuda/cuda_norm.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
 #include "../benchmarks/gpu/kernel_checks.hpp"
 #include "catch.hpp"

@@ -1,8 +1,8 @@
 #include <torch/optim/adam.h>
 #include <torch/serialize.h>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/device_adam.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/optim/device_adam.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,11 +1,11 @@
 #include <torch/optim/adam.h>
 #include <torch/serialize.h>
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/checkpoint.hpp>
-#include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/guess_quality.hpp>
+#include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/step/device_step.hpp>
 
 #include "catch.hpp"
 #include "emulated_norm.hpp"

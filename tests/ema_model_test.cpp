@@ -1,6 +1,6 @@
 #include <torch/serialize.h>
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/nn/precision.hpp>
 
 #include <sstream>
 

@@ -1,5 +1,5 @@
-#include <mixmatch/forward_each.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/nn/forward_each.hpp>
 
 #include <memory>
 #include <vector>

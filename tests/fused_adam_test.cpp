@@ -1,8 +1,8 @@
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/training/checkpoint.hpp>
-#include <mixmatch/training/fused_adam.hpp>
-#include <mixmatch/training/optimizer_step.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/optim/fused_adam.hpp>
+#include <mixmatch/optim/optimizer_step.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 
 #include <ATen/Parallel.h>
 #include <torch/nn/modules.h>

@@ -1,4 +1,4 @@
-#include <mixmatch/training/graphed_step.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

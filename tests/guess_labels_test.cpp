@@ -1,5 +1,5 @@
 #include <mixmatch/guess_labels.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/nn/precision.hpp>
 
 #include <algorithm>
 #include <array>

@@ -1,4 +1,4 @@
-#include <mixmatch/training/guess_quality.hpp>
+#include <mixmatch/evaluation/guess_quality.hpp>
 
 #include <cmath>
 

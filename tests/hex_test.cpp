@@ -1,4 +1,4 @@
-#include <mixmatch/detail/hex.hpp>
+#include <mixmatch/detail/io/hex.hpp>
 
 #include "catch.hpp"
 

@@ -1,4 +1,4 @@
-#include <mixmatch/training/html.hpp>
+#include <mixmatch/report/html.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

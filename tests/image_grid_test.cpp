@@ -1,6 +1,6 @@
 #include <torch/types.h>
-#include <mixmatch/training/image_grid.hpp>
-#include <mixmatch/training/png.hpp>
+#include <mixmatch/run/image_grid.hpp>
+#include <mixmatch/run/png.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

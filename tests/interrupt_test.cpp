@@ -1,4 +1,4 @@
-#include <mixmatch/training/interrupt.hpp>
+#include <mixmatch/run/interrupt.hpp>
 
 #include "catch.hpp"
 #include "subprocess.hpp"

@@ -1,4 +1,4 @@
-#include <mixmatch/detail/json_cursor.hpp>
+#include <mixmatch/detail/io/json_cursor.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

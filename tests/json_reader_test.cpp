@@ -1,5 +1,5 @@
-#include <mixmatch/detail/json_reader.hpp>
-#include <mixmatch/training/json.hpp>
+#include <mixmatch/detail/io/json_reader.hpp>
+#include <mixmatch/run/json.hpp>
 
 #include <cstdint>
 #include <limits>

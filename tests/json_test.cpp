@@ -1,4 +1,4 @@
-#include <mixmatch/training/json.hpp>
+#include <mixmatch/run/json.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,4 +1,4 @@
-#include <mixmatch/training/line_chart.hpp>
+#include <mixmatch/report/line_chart.hpp>
 
 #include <algorithm>
 #include <cmath>

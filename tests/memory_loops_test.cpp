@@ -1,4 +1,4 @@
-#include <mixmatch/detail/memory_loops.hpp>
+#include <mixmatch/detail/cpu/memory_loops.hpp>
 
 #include "catch.hpp"
 

@@ -1,5 +1,5 @@
-#include <mixmatch/training/metrics.hpp>
-#include <mixmatch/training/metrics_table.hpp>
+#include <mixmatch/run/metrics_table.hpp>
+#include <mixmatch/run/metrics_writer.hpp>
 
 #include <cmath>
 #include <limits>

@@ -1,4 +1,4 @@
-#include <mixmatch/training/metrics.hpp>
+#include <mixmatch/run/metrics_writer.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

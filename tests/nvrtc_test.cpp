@@ -1,10 +1,10 @@
-#include <mixmatch/detail/cuda_adam.hpp>
-#include <mixmatch/detail/cuda_augment.hpp>
-#include <mixmatch/detail/cuda_compiler.hpp>
-#include <mixmatch/detail/cuda_mixup.hpp>
-#include <mixmatch/detail/cuda_norm.hpp>
-#include <mixmatch/detail/cuda_sharpen.hpp>
-#include <mixmatch/detail/cuda_shuffle.hpp>
+#include <mixmatch/detail/cuda/cuda_adam.hpp>
+#include <mixmatch/detail/cuda/cuda_augment.hpp>
+#include <mixmatch/detail/cuda/cuda_compiler.hpp>
+#include <mixmatch/detail/cuda/cuda_mixup.hpp>
+#include <mixmatch/detail/cuda/cuda_norm.hpp>
+#include <mixmatch/detail/cuda/cuda_sharpen.hpp>
+#include <mixmatch/detail/cuda/cuda_shuffle.hpp>
 
 #include "catch.hpp"
 #include "skip.hpp"

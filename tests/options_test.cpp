@@ -8,7 +8,7 @@
 #include "test_util.hpp"
 
 #if __has_include(<CLI/CLI.hpp>)
-#include <mixmatch/training/command_line.hpp>
+#include <mixmatch/program/command_line.hpp>
 #define MIXMATCH_HAS_CLI11
 #endif
 

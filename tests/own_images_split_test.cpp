@@ -3,7 +3,7 @@
 
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/split_file.hpp>
-#include <mixmatch/training/png.hpp>
+#include <mixmatch/run/png.hpp>
 
 #include <algorithm>
 #include <filesystem>

@@ -1,6 +1,6 @@
 // examples/own_images and examples/predict: a folder of pictures to a model, a report and predictions.
 
-#include <mixmatch/training/png.hpp>
+#include <mixmatch/run/png.hpp>
 
 #include <algorithm>
 #include <filesystem>

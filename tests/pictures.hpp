@@ -2,7 +2,7 @@
 
 // Pictures as files' bytes, made by the letter of their formats, for the tests of what reads them.
 
-#include <mixmatch/training/png.hpp>
+#include <mixmatch/run/png.hpp>
 
 #include <cstdint>
 #include <filesystem>

@@ -1,4 +1,4 @@
-#include <mixmatch/training/predict.hpp>
+#include <mixmatch/evaluation/predict.hpp>
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include <mixmatch/training/predictions_file.hpp>
+#include <mixmatch/program/predictions_file.hpp>
 
 #include <limits>
 

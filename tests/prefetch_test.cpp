@@ -1,4 +1,4 @@
-#include <mixmatch/training/prefetch.hpp>
+#include <mixmatch/step/prefetch.hpp>
 
 #include <ATen/Parallel.h>
 #include <torch/types.h>

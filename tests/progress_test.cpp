@@ -1,4 +1,4 @@
-#include <mixmatch/training/progress.hpp>
+#include <mixmatch/run/progress.hpp>
 
 #include "catch.hpp"
 #include "skip.hpp"

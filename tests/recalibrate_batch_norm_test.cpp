@@ -1,6 +1,6 @@
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/training/evaluate.hpp>
-#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/update_bn.hpp>
 
 #include <memory>
 

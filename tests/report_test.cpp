@@ -1,4 +1,4 @@
-#include <mixmatch/training/report.hpp>
+#include <mixmatch/report/report.hpp>
 
 #include <limits>
 

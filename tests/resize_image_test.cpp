@@ -1,4 +1,4 @@
-#include <mixmatch/detail/resize_image.hpp>
+#include <mixmatch/detail/io/resize_image.hpp>
 
 #include <ATen/ATen.h>
 

@@ -1,4 +1,4 @@
-#include <mixmatch/training/run_directory.hpp>
+#include <mixmatch/run/run_directory.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

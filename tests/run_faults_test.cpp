@@ -1,6 +1,6 @@
 // What may happen around a program that trains: streams that fail, a second program, signals, damaged files.
 
-#include <mixmatch/detail/shell_quote.hpp>
+#include <mixmatch/detail/io/shell_quote.hpp>
 
 #include <signal.h>
 

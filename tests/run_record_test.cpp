@@ -1,5 +1,5 @@
-#include <mixmatch/training/json.hpp>
-#include <mixmatch/training/run_record.hpp>
+#include <mixmatch/run/json.hpp>
+#include <mixmatch/run/run_record.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,7 +1,7 @@
 #include <mixmatch/detail/counter_rng.hpp>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/safetensors.hpp>
 
 #include "catch.hpp"
 #include "model_zoo.hpp"

@@ -4,7 +4,7 @@
 // escape.
 
 #include <mixmatch/data/shapes.hpp>
-#include <mixmatch/training/report.hpp>
+#include <mixmatch/report/report.hpp>
 
 #include <cmath>
 #include <limits>

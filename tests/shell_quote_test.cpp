@@ -1,4 +1,4 @@
-#include <mixmatch/detail/shell_quote.hpp>
+#include <mixmatch/detail/io/shell_quote.hpp>
 
 #include <string>
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mixmatch/detail/simd.hpp>
+#include <mixmatch/detail/cpu/simd.hpp>
 
 #include <vector>
 

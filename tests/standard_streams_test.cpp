@@ -1,4 +1,4 @@
-#include <mixmatch/training/standard_streams.hpp>
+#include <mixmatch/run/standard_streams.hpp>
 
 #include "catch.hpp"
 #include "subprocess.hpp"

@@ -13,7 +13,7 @@
 #endif
 
 #include <mixmatch/data/image_folder.hpp>
-#include <mixmatch/detail/stb_image.hpp>
+#include <mixmatch/detail/io/stb_image.hpp>
 
 #include <string>
 

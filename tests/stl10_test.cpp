@@ -1,7 +1,7 @@
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/stl10.hpp>
-#include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
 
 #include <unistd.h>
 

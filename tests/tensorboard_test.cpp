@@ -1,6 +1,6 @@
 #include <torch/types.h>
-#include <mixmatch/detail/crc32c.hpp>
-#include <mixmatch/training/tensorboard.hpp>
+#include <mixmatch/detail/io/crc32c.hpp>
+#include <mixmatch/run/tensorboard.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,7 +1,7 @@
 // The example program torchscript from outside, on models that are written here, without Python.
 
 #include <torch/script.h>
-#include <mixmatch/safetensors.hpp>
+#include <mixmatch/io/safetensors.hpp>
 
 #include <filesystem>
 #include <string>

@@ -1,9 +1,9 @@
 #include <mixmatch/methods/mixmatch.hpp>
-#include <mixmatch/training/metrics_table.hpp>
-#include <mixmatch/training/train_classifier.hpp>
-#include <mixmatch/training/train_state.hpp>
-#include <mixmatch/training/trainer.hpp>
-#include <mixmatch/training/training_run.hpp>
+#include <mixmatch/program/train_classifier.hpp>
+#include <mixmatch/run/metrics_table.hpp>
+#include <mixmatch/run/training_run.hpp>
+#include <mixmatch/step/train_state.hpp>
+#include <mixmatch/step/trainer.hpp>
 
 #include "catch.hpp"
 #include "test_util.hpp"

@@ -1,5 +1,5 @@
-#include <mixmatch/training/train_state.hpp>
-#include <mixmatch/training/training_run.hpp>
+#include <mixmatch/run/training_run.hpp>
+#include <mixmatch/step/train_state.hpp>
 
 #include <csignal>
 #include <limits>

@@ -1,7 +1,9 @@
-#include <mixmatch/training/device.hpp>
-#include <mixmatch/training/evaluate.hpp>
-#include <mixmatch/training/memory.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/precision.hpp>
+#include <mixmatch/program/device.hpp>
+#include <mixmatch/program/threads.hpp>
+#include <mixmatch/run/memory.hpp>
 
 #include <ATen/Parallel.h>
 #include <sys/resource.h>

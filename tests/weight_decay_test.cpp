@@ -1,4 +1,4 @@
-#include <mixmatch/training/optimizer_step.hpp>
+#include <mixmatch/optim/optimizer_step.hpp>
 #include <mixmatch/weight_decay.hpp>
 
 #include <cmath>

@@ -1,6 +1,7 @@
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/precision.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/precision.hpp>
 
 #include <torch/csrc/autograd/function.h>
 #include <torch/nn/modules/container/functional.h>

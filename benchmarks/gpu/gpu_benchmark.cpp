@@ -14,12 +14,12 @@
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
 #include <mixmatch/data/label_split.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/presets.hpp>
-#include <mixmatch/training/checkpoint.hpp>
-#include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/evaluate.hpp>
+#include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/step/device_step.hpp>
 
 #include <algorithm>
 #include <array>

@@ -6,12 +6,12 @@
 #include <torch/torch.h>
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/device_batch_stream.hpp>
-#include <mixmatch/detail/cuda_adam.hpp>
-#include <mixmatch/detail/cuda_norm.hpp>
+#include <mixmatch/detail/cuda/cuda_adam.hpp>
+#include <mixmatch/detail/cuda/cuda_norm.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
-#include <mixmatch/training/graphed_step.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 
 #include <cmath>
 #include <functional>

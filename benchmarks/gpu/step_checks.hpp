@@ -10,8 +10,8 @@
 #include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/graphed_step.hpp>
+#include <mixmatch/step/device_step.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 
 #include <algorithm>
 #include <cmath>

@@ -2,7 +2,7 @@
 
 #include <torch/arg.h>
 #include <torch/serialize/archive.h>
-#include <mixmatch/detail/ema_kernel.hpp>
+#include <mixmatch/detail/cpu/ema_kernel.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/weight_decay.hpp>
 

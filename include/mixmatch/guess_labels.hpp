@@ -1,10 +1,10 @@
 #pragma once
 
 #include <torch/arg.h>
-#include <mixmatch/detail/cuda_sharpen.hpp>
-#include <mixmatch/detail/guess_kernel.hpp>
-#include <mixmatch/forward_each.hpp>
+#include <mixmatch/detail/cpu/guess_kernel.hpp>
+#include <mixmatch/detail/cuda/cuda_sharpen.hpp>
 #include <mixmatch/model.hpp>
+#include <mixmatch/nn/forward_each.hpp>
 #include <mixmatch/sharpen.hpp>
 
 #include <vector>

@@ -2,8 +2,8 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/join_rows.hpp>
-#include <mixmatch/forward_each.hpp>
 #include <mixmatch/model.hpp>
+#include <mixmatch/nn/forward_each.hpp>
 #include <mixmatch/workspace.hpp>
 
 #include <algorithm>

@@ -6,10 +6,7 @@
 
 #include <mixmatch/model.hpp>
 
-#include <mixmatch/atomic_file.hpp>
-#include <mixmatch/batch_norm.hpp>
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/forward_each.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
@@ -18,7 +15,6 @@
 #include <mixmatch/one_hot.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/ramped_loss.hpp>
-#include <mixmatch/safetensors.hpp>
 #include <mixmatch/schedules.hpp>
 #include <mixmatch/selection.hpp>
 #include <mixmatch/sharpen.hpp>
@@ -44,6 +40,17 @@
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/stl10.hpp>
 #include <mixmatch/data/svhn.hpp>
+#include <mixmatch/data/training_data.hpp>
+
+#include <mixmatch/evaluation/confident_errors.hpp>
+#include <mixmatch/evaluation/confusion_matrix.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/evaluation/predict.hpp>
+#include <mixmatch/evaluation/update_bn.hpp>
+
+#include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/io/safetensors.hpp>
 
 #include <mixmatch/methods/consistency.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
@@ -52,26 +59,24 @@
 #include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
 
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
-#include <mixmatch/models/classifier_file.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
+#include <mixmatch/nn/batch_norm.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/batch_norm_statistics.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/forward_each.hpp>
+#include <mixmatch/nn/precision.hpp>
+
+#include <mixmatch/optim/device_adam.hpp>
+#include <mixmatch/optim/fused_adam.hpp>
+#include <mixmatch/optim/optimizer_step.hpp>
+
 #include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/device_step.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/prefetch.hpp>
 #include <mixmatch/step/step_loss.hpp>
-#include <mixmatch/training/batch_norm_statistics.hpp>
-#include <mixmatch/training/confusion_matrix.hpp>
-#include <mixmatch/training/device.hpp>
-#include <mixmatch/training/device_adam.hpp>
-#include <mixmatch/training/device_step.hpp>
-#include <mixmatch/training/evaluate.hpp>
-#include <mixmatch/training/fused_adam.hpp>
-#include <mixmatch/training/graphed_step.hpp>
-#include <mixmatch/training/guess_quality.hpp>
-#include <mixmatch/training/memory.hpp>
-#include <mixmatch/training/optimizer_step.hpp>
-#include <mixmatch/training/precision.hpp>
-#include <mixmatch/training/predict.hpp>
-#include <mixmatch/training/prefetch.hpp>
-#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/step/train_state.hpp>

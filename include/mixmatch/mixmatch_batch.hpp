@@ -1,8 +1,8 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/join_rows.hpp>
-#include <mixmatch/detail/printable.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>

@@ -2,8 +2,8 @@
 
 #include <torch/arg.h>
 #include <torch/types.h>
-#include <mixmatch/detail/cuda_mixup.hpp>
-#include <mixmatch/detail/mixup_kernel.hpp>
+#include <mixmatch/detail/cpu/mixup_kernel.hpp>
+#include <mixmatch/detail/cuda/cuda_mixup.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/workspace.hpp>

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <torch/types.h>
-#include <mixmatch/detail/cuda_sharpen.hpp>
+#include <mixmatch/detail/cpu/sharpen_kernel.hpp>
+#include <mixmatch/detail/cuda/cuda_sharpen.hpp>
 #include <mixmatch/detail/preallocated.hpp>
-#include <mixmatch/detail/sharpen_kernel.hpp>
 
 #include <cmath>
 

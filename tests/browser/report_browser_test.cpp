@@ -1,8 +1,8 @@
 // The report in a real browser: it renders at desk and phone width, in light and dark, without an error, a
 // request or a line that leaves its chart.
 
-#include <mixmatch/detail/json_reader.hpp>
-#include <mixmatch/training/report.hpp>
+#include <mixmatch/detail/io/json_reader.hpp>
+#include <mixmatch/report/report.hpp>
 
 #include <string>
 #include <string_view>

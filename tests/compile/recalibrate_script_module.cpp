@@ -1,5 +1,5 @@
 // Must not compile, and must say why in one line.
-#include <mixmatch/training/recalibrate_batch_norm.hpp>
+#include <mixmatch/evaluation/update_bn.hpp>
 
 int main() {
   torch::jit::Module model;

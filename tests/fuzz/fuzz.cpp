@@ -23,7 +23,7 @@
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
-#include <mixmatch/detail/utf8.hpp>
+#include <mixmatch/detail/io/utf8.hpp>
 
 #include <algorithm>
 #include <atomic>

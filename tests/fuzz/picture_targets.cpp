@@ -1,8 +1,8 @@
 // Pictures of each format, and folders of them.
 
 #include <mixmatch/data/image_folder.hpp>
-#include <mixmatch/detail/byte_view.hpp>
-#include <mixmatch/detail/crc32c.hpp>
+#include <mixmatch/detail/io/byte_view.hpp>
+#include <mixmatch/detail/io/crc32c.hpp>
 
 #include <cstring>
 

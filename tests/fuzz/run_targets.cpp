@@ -2,12 +2,12 @@
 
 #include <fmt/format.h>
 #include <mixmatch/data/split_file.hpp>
-#include <mixmatch/training/command_line.hpp>
-#include <mixmatch/training/html.hpp>
-#include <mixmatch/training/line_chart.hpp>
-#include <mixmatch/training/metrics.hpp>
-#include <mixmatch/training/metrics_table.hpp>
-#include <mixmatch/training/run_record.hpp>
+#include <mixmatch/program/command_line.hpp>
+#include <mixmatch/report/html.hpp>
+#include <mixmatch/report/line_chart.hpp>
+#include <mixmatch/run/metrics_table.hpp>
+#include <mixmatch/run/metrics_writer.hpp>
+#include <mixmatch/run/run_record.hpp>
 
 #include "fuzz.hpp"
 

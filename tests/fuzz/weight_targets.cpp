@@ -4,10 +4,10 @@
 #include <torch/nn/module.h>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/models/classifier_file.hpp>
-#include <mixmatch/safetensors.hpp>
-#include <mixmatch/training/checkpoint.hpp>
-#include <mixmatch/training/fused_adam.hpp>
+#include <mixmatch/io/safetensors.hpp>
+#include <mixmatch/optim/fused_adam.hpp>
+#include <mixmatch/program/classifier_file.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 
 #include "fuzz.hpp"
 

@@ -1,6 +1,6 @@
 // What TensorBoardWriter writes, read by TensorBoard's own Python package.
 
-#include <mixmatch/training/tensorboard.hpp>
+#include <mixmatch/run/tensorboard.hpp>
 
 #include <cstdio>
 

@@ -2,7 +2,7 @@
 
 #include <torch/arg.h>
 #include <torch/types.h>
-#include <mixmatch/detail/augment_kernel.hpp>
+#include <mixmatch/detail/cpu/augment_kernel.hpp>
 
 #include <string>
 #include <vector>

@@ -3,7 +3,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/augment/normalize.hpp>
-#include <mixmatch/detail/augment_kernel.hpp>
+#include <mixmatch/detail/cpu/augment_kernel.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>

@@ -1,8 +1,8 @@
 #pragma once
 
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/detail/cifar_records.hpp>
-#include <mixmatch/detail/data_files.hpp>
+#include <mixmatch/detail/io/cifar_records.hpp>
+#include <mixmatch/detail/io/data_files.hpp>
 
 #include <filesystem>
 #include <string>

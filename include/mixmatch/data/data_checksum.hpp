@@ -1,8 +1,8 @@
 #pragma once
 
 #include <mixmatch/data/image_pool.hpp>
-#include <mixmatch/detail/crc32c.hpp>
-#include <mixmatch/detail/hex.hpp>
+#include <mixmatch/detail/io/crc32c.hpp>
+#include <mixmatch/detail/io/hex.hpp>
 
 #include <algorithm>
 #include <cstdint>

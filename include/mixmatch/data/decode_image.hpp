@@ -5,14 +5,14 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <unistd.h>
-#include <mixmatch/detail/jpeg_header.hpp>
-#include <mixmatch/detail/picture_format.hpp>
-#include <mixmatch/detail/picture_header.hpp>
-#include <mixmatch/detail/png_header.hpp>
-#include <mixmatch/detail/pnm.hpp>
-#include <mixmatch/detail/printable.hpp>
-#include <mixmatch/detail/resize_image.hpp>
-#include <mixmatch/detail/stb_image.hpp>
+#include <mixmatch/detail/io/jpeg_header.hpp>
+#include <mixmatch/detail/io/picture_format.hpp>
+#include <mixmatch/detail/io/picture_header.hpp>
+#include <mixmatch/detail/io/png_header.hpp>
+#include <mixmatch/detail/io/pnm.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/io/resize_image.hpp>
+#include <mixmatch/detail/io/stb_image.hpp>
 
 #include <algorithm>
 #include <array>

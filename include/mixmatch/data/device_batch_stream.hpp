@@ -2,7 +2,7 @@
 
 #include <torch/serialize/archive.h>
 #include <torch/types.h>
-#include <mixmatch/detail/cuda_shuffle.hpp>
+#include <mixmatch/detail/cuda/cuda_shuffle.hpp>
 #include <mixmatch/detail/shuffled_index.hpp>
 
 #include <cstdint>

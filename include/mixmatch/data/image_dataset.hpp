@@ -1,8 +1,8 @@
 #pragma once
 
 #include <torch/types.h>
-#include <mixmatch/detail/mapped_file.hpp>
-#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/cpu/parallel.hpp>
+#include <mixmatch/detail/io/mapped_file.hpp>
 #include <mixmatch/workspace.hpp>
 
 #include <algorithm>

@@ -5,8 +5,8 @@
 #include <mixmatch/data/decode_image.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/list_images.hpp>
-#include <mixmatch/detail/parallel.hpp>
-#include <mixmatch/detail/printable.hpp>
+#include <mixmatch/detail/cpu/parallel.hpp>
+#include <mixmatch/detail/io/printable.hpp>
 
 #include <algorithm>
 #include <atomic>

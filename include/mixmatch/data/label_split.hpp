@@ -2,7 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/counter_rng.hpp>
-#include <mixmatch/detail/printable.hpp>
+#include <mixmatch/detail/io/printable.hpp>
 
 #include <algorithm>
 #include <cstddef>

@@ -4,8 +4,8 @@
 #include <sys/stat.h>
 #include <torch/types.h>
 #include <unistd.h>
-#include <mixmatch/detail/picture_format.hpp>
-#include <mixmatch/detail/printable.hpp>
+#include <mixmatch/detail/io/picture_format.hpp>
+#include <mixmatch/detail/io/printable.hpp>
 
 #include <algorithm>
 #include <array>

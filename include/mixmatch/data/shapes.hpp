@@ -3,7 +3,7 @@
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/detail/counter_rng.hpp>
-#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/cpu/parallel.hpp>
 
 #include <algorithm>
 #include <array>

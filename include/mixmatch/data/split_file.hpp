@@ -1,13 +1,13 @@
 #pragma once
 
 #include <c10/util/Exception.h>
-#include <mixmatch/atomic_file.hpp>
 #include <mixmatch/data/label_split.hpp>
-#include <mixmatch/detail/crc32c.hpp>
-#include <mixmatch/detail/hex.hpp>
-#include <mixmatch/detail/parse_number.hpp>
-#include <mixmatch/detail/printable.hpp>
-#include <mixmatch/detail/read_file.hpp>
+#include <mixmatch/detail/io/crc32c.hpp>
+#include <mixmatch/detail/io/hex.hpp>
+#include <mixmatch/detail/io/parse_number.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/io/read_file.hpp>
+#include <mixmatch/io/atomic_file.hpp>
 
 #include <algorithm>
 #include <cerrno>

@@ -2,8 +2,8 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/detail/data_files.hpp>
-#include <mixmatch/detail/mapped_file.hpp>
+#include <mixmatch/detail/io/data_files.hpp>
+#include <mixmatch/detail/io/mapped_file.hpp>
 
 #include <charconv>
 #include <cstdint>

@@ -2,14 +2,14 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/detail/data_files.hpp>
+#include <mixmatch/detail/io/data_files.hpp>
 
 #include <filesystem>
 #include <string>
 
 #ifdef MIXMATCH_HAS_MATIO
 #include <matio.h>
-#include <mixmatch/detail/parallel.hpp>
+#include <mixmatch/detail/cpu/parallel.hpp>
 
 #include <algorithm>
 #include <array>

@@ -1,12 +1,12 @@
 #pragma once
 
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/step_loss.hpp>
-#include <mixmatch/training/guess_quality.hpp>
 
 namespace mixmatch::methods::detail {
 

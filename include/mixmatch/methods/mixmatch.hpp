@@ -1,11 +1,11 @@
 #pragma once
 
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/step_loss.hpp>
-#include <mixmatch/training/guess_quality.hpp>
 
 #include <optional>
 #include <utility>

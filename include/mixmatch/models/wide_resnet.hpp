@@ -8,7 +8,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
-#include <mixmatch/models/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
 #include <cmath>
 #include <cstdint>

@@ -2,8 +2,8 @@
 
 #include <torch/arg.h>
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/forward_each.hpp>
-#include <mixmatch/training/batch_norm_statistics.hpp>
+#include <mixmatch/nn/batch_norm_statistics.hpp>
+#include <mixmatch/nn/forward_each.hpp>
 
 #include <cstdint>
 #include <vector>

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <mixmatch/detail/cuda/cuda_kernel.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+namespace mixmatch::detail {
+
+inline constexpr CudaSource cuda_mixup_source{"mixmatch_mixup.cu", R"cuda(
+// Row i of out is weight[i] x[i] + (1 - weight[i]) partners[permutation[i]], rows of `packs` packs. Blocks
+// along x have a row each, those along y share its packs.
+template <class Scalar, int width>
+__global__ void mix_rows(Pack<Scalar, width>* out, const Pack<Scalar, width>* x,
+                         const Pack<Scalar, width>* partners, const i64* permutation,
+                         const typename ComputeOf<Scalar>::type* weights, i64 weight_step, i64 packs,
+                         i64 partner_rows) {
+  typedef typename ComputeOf<Scalar>::type Compute;
+  const i64 row = blockIdx.x;
+  const i64 partner = permutation[row];
+  if (partner < 0 || partner >= partner_rows) {
+    __trap();
+  }
+  const Compute weight = weights[row * weight_step];
+  const Compute rest = 1 - weight;
+  const i64 step = static_cast<i64>(gridDim.y) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.y) * blockDim.x + threadIdx.x; i < packs; i += step) {
+    Pack<Scalar, width> mixed = x[row * packs + i];
+    if (weight != 1) {  // else exactly x, whatever the partner holds
+      const Pack<Scalar, width> other = partners[partner * packs + i];
+      for (int k = 0; k < width; ++k) {
+        narrow(mixed.values[k], weight * widen(mixed.values[k]) + rest * widen(other.values[k]));
+      }
+    }
+    out[row * packs + i] = mixed;
+  }
+}
+)cuda"};
+
+/// mix_rows of dense CUDA rows that lie alike in memory, in one kernel; false where it does not apply.
+inline bool mix_rows_on_cuda(at::Tensor& out, const at::Tensor& x, const at::Tensor& partners,
+                             const at::Tensor& permutation, const at::Tensor& lambda) {
+  const auto type = x.scalar_type();
+  if (!has_cuda_memory(x) || !has_cuda_memory(partners) || !has_cuda_memory(out) ||
+      cuda_type_name(type) == nullptr || partners.scalar_type() != type || out.scalar_type() != type ||
+      partners.device() != x.device() || out.device() != x.device() || !cuda_kernels_available(x.device())) {
+    return false;
+  }
+  if (x.numel() == 0) {
+    return true;
+  }
+  const int64_t rows = x.size(0);
+  const int64_t row = x.numel() / rows;
+  for (const at::Tensor* tensor : {&x, &partners, static_cast<const at::Tensor*>(&out)}) {
+    // Several rows, each dense, one after the other, in one order of their elements.
+    if (!tensor->is_non_overlapping_and_dense() || (tensor->size(0) > 1 && tensor->stride(0) != row) ||
+        tensor->strides().slice(1) != x.strides().slice(1)) {
+      return false;
+    }
+  }
+  const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
+  const at::Tensor weights = lambda.to(x.device(), compute).contiguous();
+  const at::Tensor order = permutation.to(x.device()).contiguous();
+  const auto aligned = [](const at::Tensor& tensor) {
+    return reinterpret_cast<std::uintptr_t>(tensor.data_ptr()) % 16 == 0;
+  };
+  const auto wide = 16 / static_cast<int64_t>(x.element_size());
+  const int64_t width =
+      row % wide == 0 && aligned(x) && aligned(partners) && aligned(static_cast<const at::Tensor&>(out))
+          ? wide
+          : 1;
+  const int64_t packs = row / width;
+  const int64_t threads = packs >= 256 ? 256 : (packs >= 64 ? 64 : 32);
+  const std::string entry =
+      std::string("mix_rows<") + cuda_type_name(type) + ", " + std::to_string(width) + ">";
+  launch_cuda_kernel(cuda_mixup_source, entry, x.device(),
+                     {.blocks_x = rows, .blocks_y = cuda_blocks(packs, threads, 64), .threads = threads},
+                     out.data_ptr(), x.data_ptr(), partners.data_ptr(), order.data_ptr(), weights.data_ptr(),
+                     static_cast<int64_t>(weights.dim() == 0 ? 0 : 1), packs, partners.size(0));
+  return true;
+}
+
+}  // namespace mixmatch::detail

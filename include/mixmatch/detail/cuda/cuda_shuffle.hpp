@@ -1,0 +1,65 @@
+#pragma once
+
+#include <mixmatch/detail/cuda/cuda_kernel.hpp>
+
+#include <cstdint>
+#include <string>
+
+namespace mixmatch::detail {
+
+inline constexpr CudaSource cuda_shuffle_source{"mixmatch_shuffle.cu", R"cuda(
+__device__ inline u64 mix_bits(u64 value) {
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ull;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBull;
+  return value ^ (value >> 31);
+}
+
+// shuffled_index.hpp's function, word for word. `Index` is i64: kernels are templates.
+template <class Index>
+__device__ inline Index shuffled_index(Index index, Index size, u64 key) {
+  const u64 golden = 0x9E3779B97F4A7C15ull;
+  const u64 range = static_cast<u64>(size);
+  u64 place = static_cast<u64>(index);
+  for (int round = 0; round < 90; ++round) {
+    const u64 first = key + 3 * static_cast<u64>(round) * golden;
+    const u64 pivot = ((mix_bits(first) >> 32) * range) >> 32;
+    u64 partner = pivot + range - place;
+    partner = partner >= range ? partner - range : partner;
+    const u64 larger = place > partner ? place : partner;
+    const u64 hash = mix_bits(first + golden) * larger + mix_bits(first + 2 * golden);
+    place = hash >> 63 != 0 ? partner : place;
+  }
+  return static_cast<Index>(place);
+}
+
+// The rows of batch number *position of an endless stream over `indices`: see DeviceBatchStream.
+template <class Index>
+__global__ void stream_rows(Index* out, const Index* indices, Index size, const Index* position, Index batch,
+                            Index rank, Index world_size, u64 seed_bits) {
+  const u64 golden = 0x9E3779B97F4A7C15ull;
+  const Index first = (*position * world_size + rank) * batch;
+  const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
+  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch; i += step) {
+    const Index row = first + i;
+    const u64 key = mix_bits(seed_bits + static_cast<u64>(row / size + 1) * golden);
+    out[i] = indices[shuffled_index(row % size, size, key)];
+  }
+}
+)cuda"};
+
+/// The next batch's rows in one kernel; false where it does not apply. All int64 on one CUDA device,
+/// `position` 0-dimensional; `seed_bits` is mix_bits(seed + golden).
+inline bool stream_rows_on_cuda(at::Tensor& out, const at::Tensor& indices, const at::Tensor& position,
+                                int64_t rank, int64_t world_size, uint64_t seed_bits) {
+  if (!has_cuda_memory(indices) || !cuda_kernels_available(indices.device())) {
+    return false;
+  }
+  constexpr int64_t threads = 64;
+  launch_cuda_kernel(cuda_shuffle_source, "stream_rows<i64>", indices.device(),
+                     {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
+                     indices.data_ptr(), indices.numel(), position.data_ptr(), out.numel(), rank, world_size,
+                     seed_bits);
+  return true;
+}
+
+}  // namespace mixmatch::detail

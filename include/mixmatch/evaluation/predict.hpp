@@ -1,0 +1,75 @@
+#pragma once
+
+#include <torch/arg.h>
+#include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/guess_labels.hpp>
+#include <mixmatch/nn/precision.hpp>
+
+#include <algorithm>
+#include <string>
+
+namespace mixmatch::training {
+
+struct EvaluateOptions {
+  TORCH_ARG(int64_t, batch_size) = 250;
+  TORCH_ARG(at::ScalarType, precision) = at::kFloat;
+  TORCH_ARG(torch::Device, device) = torch::kCPU;
+};
+
+namespace detail {
+
+/// consume(first, logits [B, L]) for each batch of images in order, without gradient.
+template <class Predictor, class Consume>
+void for_each_logits(const std::string& function, Predictor& predictor, const data::ImageDataset& dataset,
+                     const EvaluateOptions& options, Consume&& consume) {
+  TORCH_CHECK(dataset.size() > 0, function, ": the data set holds no images");
+  TORCH_CHECK(options.batch_size() > 0, function, ": batch_size must be > 0, got ", options.batch_size());
+  torch::NoGradGuard no_grad;
+  Autocast autocast(options.device(), options.precision());
+  for (int64_t begin = 0; begin < dataset.size(); begin += options.batch_size()) {
+    const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
+    const Tensor images = dataset.gather(at::arange(begin, begin + count, at::kLong)).to(options.device());
+    const Tensor logits = predictor(augment::normalize(images));
+    mixmatch::detail::check_logits(function.c_str(), logits);
+    TORCH_CHECK(logits.size(0) == count, function, ": the predictor must return one row an image, got ",
+                logits.sizes(), " for ", count, " images");
+    consume(begin, logits);
+  }
+}
+
+}  // namespace detail
+
+/// softmax(logits) of every image, float32 [N, L] on the CPU: row n sums to 1.
+///
+/// `dataset`: N >= 1 images; labels are not looked at. The predictor is any callable `Tensor(const Tensor&
+/// images)` that returns logits [B, L]; it gets images normalised to [-1, 1], a batch at a time, on
+/// options.device(). Nothing is augmented or drawn, no gradient is recorded. The predictor chooses weights
+/// and mode: EmaModel::forward does both. Throws on an empty set, batch_size < 1, or logits of another shape.
+/// See confusion_matrix and most_confident_errors for what to do with it.
+template <class Predictor>
+Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& dataset,
+                             const EvaluateOptions& options = {}) {
+  Tensor probabilities;
+  detail::for_each_logits(
+      "predict_probabilities", predictor, dataset, options, [&](int64_t begin, const Tensor& logits) {
+        if (!probabilities.defined()) {
+          probabilities = at::empty({dataset.size(), logits.size(1)}, at::kFloat);
+        }
+        TORCH_CHECK(logits.size(1) == probabilities.size(1), "predict_probabilities: the predictor returned ",
+                    probabilities.size(1), " classes for the first batch and ", logits.size(1),
+                    " for a later one");
+        probabilities.narrow(0, begin, logits.size(0))
+            .copy_(torch::softmax(mixmatch::detail::float_logits(logits), 1));
+      });
+  return probabilities;
+}
+
+/// The same for images alone, uint8 [N, C, H, W].
+template <class Predictor>
+Tensor predict_probabilities(Predictor&& predictor, const Tensor& images,
+                             const EvaluateOptions& options = {}) {
+  return predict_probabilities(predictor, data::ImageDataset{images, {}, {}}, options);
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <ATen/Context.h>
+#include <torch/types.h>
+#include <mixmatch/detail/cpu/fast_bfloat16.hpp>
+#include <mixmatch/detail/version.hpp>
+
+#include <string>
+
+namespace mixmatch::training {
+
+/// Automatic mixed precision for one scope: convolutions and matrix products in `dtype`, what needs it in
+/// float32; parameters and gradients stay float32. bfloat16 needs no gradient scaling. Switched off by
+/// float32.
+class Autocast {
+ public:
+  Autocast(torch::Device device, at::ScalarType dtype)
+      : device_(device.type()), before_(mixmatch::detail::autocast_state(device_)) {
+    at::autocast::increment_nesting();
+    const bool enabled = dtype != at::kFloat;
+    mixmatch::detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+  ~Autocast() {
+    if (at::autocast::decrement_nesting() == 0) {
+      at::autocast::clear_cache();
+    }
+    mixmatch::detail::set_autocast_state(device_, before_);
+  }
+
+ private:
+  at::DeviceType device_;
+  mixmatch::detail::AutocastState before_;
+};
+
+/// "fp32" or "bf16"; another name throws.
+inline at::ScalarType parse_precision(const std::string& name) {
+  TORCH_CHECK(name == "fp32" || name == "bf16", "precision: expected fp32 or bf16, got \"", name, "\"");
+  return name == "bf16" ? at::kBFloat16 : at::kFloat;
+}
+
+/// What trains fastest on the device: bfloat16 by autocast on a CPU with AVX512-BF16 or AMX and on a GPU that
+/// has it, else float32.
+inline at::ScalarType fastest_precision(torch::Device device) {
+  const bool fast = device.is_cpu() ? mixmatch::detail::has_fast_bfloat16() && at::globalContext().hasMKLDNN()
+                                    : device.is_cuda() && mixmatch::detail::cuda_has_bfloat16();
+  return fast ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace mixmatch::training

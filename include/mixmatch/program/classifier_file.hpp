@@ -1,0 +1,130 @@
+#pragma once
+
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/ema_model.hpp>
+#include <mixmatch/io/safetensors.hpp>
+#include <mixmatch/models/wide_resnet.hpp>
+
+#include <charconv>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::models {
+
+/// A trained Wide ResNet with what is needed to use it.
+struct Classifier {
+  WideResNet model{nullptr};
+  std::vector<std::string> class_names;
+  int64_t image_size;  ///< of the square images, normalised to [-1, 1], that it was trained on
+};
+
+/// Writes the averaged weights of a model, with the network's options, class names and image size as
+/// metadata, so that load_classifier() needs nothing else. A safetensors file with a checksum: the tensors
+/// load into any PyTorch module of the same parameter names. Throws as save_safetensors().
+inline void save_classifier(const std::filesystem::path& path, WideResNet& model, EmaModel<WideResNet>& ema,
+                            const std::vector<std::string>& class_names, int64_t image_size) {
+  const auto& options = model->options();
+  SafetensorsMetadata metadata{{"format", "pt"},
+                               {"architecture", "WideResNet"},
+                               {"num_classes", std::to_string(options.num_classes())},
+                               {"depth", std::to_string(options.depth())},
+                               {"widen_factor", std::to_string(options.widen_factor())},
+                               {"filters", std::to_string(options.filters())},
+                               {"scales", std::to_string(options.scales())},
+                               {"in_channels", std::to_string(options.in_channels())},
+                               {"image_size", std::to_string(image_size)}};
+  for (size_t i = 0; i < class_names.size(); ++i) {
+    metadata.emplace("class_" + std::to_string(i), class_names[i]);
+  }
+  auto averages = ema.average_parameters();
+  save_safetensors(path, model, metadata, WriteSafetensorsOptions().checksum(true));
+}
+
+namespace detail {
+
+/// How many numbers the parameters and buffers of such a network hold. The options' limits in
+/// load_classifier() keep it in range.
+inline int64_t wide_resnet_numbers(const WideResNetOptions& options) {
+  const int64_t first = options.filters() > 0 ? options.filters() : 16 * options.widen_factor();
+  const auto norm = [](int64_t channels) { return 4 * channels + 1; };
+  int64_t channels = 16;
+  int64_t numbers = options.in_channels() * channels * 9;
+  for (int64_t scale = 0; scale < options.scales(); ++scale) {
+    const int64_t filters = first << scale;
+    for (int64_t block = 0; block < (options.depth() - 4) / 6; ++block) {
+      numbers += norm(channels) + norm(filters) + 9 * channels * filters + 9 * filters * filters +
+                 (channels == filters ? 0 : channels * filters);
+      channels = filters;
+    }
+  }
+  return numbers + norm(channels) + (channels + 1) * options.num_classes();
+}
+
+}  // namespace detail
+
+/// Reads what save_classifier() wrote; the model is in evaluation mode, on the CPU.
+///
+/// Throws one line that names the file where it cannot be read, holds no such classifier, holds more or less
+/// numbers than the network that it describes (before that network is built), does not fit its checksum, if
+/// it has one, or has a weight that is not finite.
+inline Classifier load_classifier(const std::filesystem::path& path) {
+  using mixmatch::detail::quote_for_message;
+  const std::string shown = mixmatch::detail::printable(path);
+  mixmatch::detail::SafetensorsReader reader("load_classifier", path);
+  const auto& metadata = reader.header().metadata;
+  const auto text = [&](const std::string& key) -> const std::string& {
+    const auto found = metadata.find(key);
+    TORCH_CHECK(found != metadata.end(), shown, " is no classifier of this library: its metadata has no \"",
+                key, "\"");
+    return found->second;
+  };
+  const auto number = [&](const std::string& key, int64_t least, int64_t most) {
+    const std::string& digits = text(key);
+    int64_t value = -1;
+    const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+    TORCH_CHECK(
+        error == std::errc() && end == digits.data() + digits.size() && value >= least && value <= most,
+        shown, ": its metadata's \"", key, "\" must be a number from ", least, " to ", most, ", got ",
+        quote_for_message(digits));
+    return value;
+  };
+  TORCH_CHECK(text("architecture") == "WideResNet", shown, " holds a ",
+              mixmatch::detail::printable(text("architecture").substr(0, 60)), ", expected a WideResNet");
+  Classifier classifier;
+  classifier.image_size = number("image_size", 1, 16384);
+  const int64_t classes = number("num_classes", 1, 100000);
+  for (int64_t i = 0; i < classes; ++i) {
+    classifier.class_names.push_back(text("class_" + std::to_string(i)));
+  }
+  const auto options = WideResNetOptions(classes)
+                           .depth(number("depth", 10, 1000))
+                           .widen_factor(number("widen_factor", 1, 100))
+                           .filters(number("filters", 0, 4096))
+                           .scales(number("scales", 1, 10))
+                           .in_channels(number("in_channels", 1, 1000));
+  int64_t numbers = 0;
+  for (const auto& entry : reader.header().entries) {
+    reader.check_readable(entry);
+    numbers += static_cast<int64_t>((entry.end - entry.begin) / c10::elementSize(entry.type));
+  }
+  TORCH_CHECK(numbers == detail::wide_resnet_numbers(options), shown, " holds ", numbers,
+              " numbers, but the network that its metadata describes has ",
+              detail::wide_resnet_numbers(options), " (depth ", options.depth(), ", widen_factor ",
+              options.widen_factor(), ", filters ", options.filters(), ", scales ", options.scales(), ")");
+  classifier.model = WideResNet(options);
+  const auto state = mixmatch::detail::model_state(classifier.model);
+  mixmatch::detail::load_state(reader, state, {});  // and the checksum
+  for (const auto& item : state) {
+    TORCH_CHECK(!item.tensor.is_floating_point() || item.tensor.isfinite().all().item<bool>(), shown,
+                ": tensor ", quote_for_message(item.name),
+                " holds a value that is not finite: the file is damaged, or its training diverged");
+  }
+  classifier.model->eval();
+  return classifier;
+}
+
+}  // namespace mixmatch::models

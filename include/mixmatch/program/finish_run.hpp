@@ -1,0 +1,182 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/detail/io/csv.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/evaluation/confident_errors.hpp>
+#include <mixmatch/evaluation/confusion_matrix.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/update_bn.hpp>
+#include <mixmatch/program/classifier_file.hpp>
+#include <mixmatch/data/training_data.hpp>
+#include <mixmatch/program/training_options.hpp>
+#include <mixmatch/report/report.hpp>
+#include <mixmatch/run/json.hpp>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+namespace mixmatch::training {
+
+namespace detail {
+
+struct RecalibratedErrors {
+  double raw = std::numeric_limits<double>::quiet_NaN(), averaged = raw;
+};
+
+/// Errors of both sets of weights with batch-norm statistics recomputed for them; the model is left as it
+/// was.
+template <class Model>
+RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::ImageDataset& judged,
+                                       const TrainingData& data, int64_t num_images,
+                                       const EvaluateOptions& options) {
+  RecalibratedErrors errors;
+  if (num_images == 0 || judged.size() == 0) {
+    return errors;
+  }
+  const Tensor trained = torch::cat({data.split.labeled, data.split.unlabeled});
+  const auto gather = [&](const Tensor& rows) {
+    return augment::normalize(data.pool.gather(trained.index_select(0, rows)).to(options.device()));
+  };
+  const auto recalibrate = RecalibrateOptions()
+                               .num_images(num_images)
+                               .batch_size(options.batch_size())
+                               .precision(options.precision())
+                               .device(options.device());
+  {
+    BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
+    errors.raw = evaluate_model(state.model, judged, options);
+  }
+  auto average = state.ema.average_parameters();
+  BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
+  errors.averaged = evaluate_model(state.model, judged, options);
+  return errors;
+}
+
+inline std::string confusion_csv(const Tensor& confusion, const std::vector<std::string>& class_names) {
+  std::string text = "true \\ predicted";
+  for (const auto& name : class_names) {
+    text += "," + mixmatch::detail::csv_cell(name);
+  }
+  text += "\n";
+  for (int64_t row = 0; row < confusion.size(0); ++row) {
+    text += mixmatch::detail::csv_cell(class_names[static_cast<size_t>(row)]);
+    for (int64_t column = 0; column < confusion.size(1); ++column) {
+      text += fmt::format(",{}", confusion[row][column].item<int64_t>());
+    }
+    text += "\n";
+  }
+  return text;
+}
+
+}  // namespace detail
+
+/// Errors for TrainingRun::record_errors, in the columns of training_run_options(): validation (averaged
+/// weights), test (raw weights), test (averaged weights); NaN for an empty set.
+template <class Model>
+std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageDataset& validation,
+                                 const data::ImageDataset& test, const EvaluateOptions& options) {
+  return {evaluate_ema(state.ema, validation, options), evaluate_model(state.model, test, options),
+          evaluate_ema(state.ema, test, options)};
+}
+
+/// The end of a run: model.safetensors (the averaged weights) and summary.json first, then what is for
+/// reading: confusion.csv and report.html, with the last errors, also those with recalibrated batch norm, and
+/// the confusion matrix. Prints the result. Returns 0, or after an interrupt the status of
+/// TrainingRun::leave: a run that is resumed then finishes.
+///
+/// The test set may be empty; pictures and matrix are then those of the validation images, if there are any.
+inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<models::WideResNet>& state,
+                      const TrainingData& data, torch::Device device) {
+  run.finish_steps();
+  const auto& class_names = data.pool.class_names;
+  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
+                          data.pool.image_size());
+  const auto options = evaluate_options(o, device);
+  const auto last = [&](const std::string& column) {
+    const auto errors = run.errors(column);
+    return errors.empty() ? std::numeric_limits<double>::quiet_NaN() : errors.back();
+  };
+  const double test_error = last("test_error"), ema_error = last("ema_test_error");
+  const auto ema_errors = run.errors("ema_test_error");
+  const double median = median_of_last(ema_errors, 20);
+  const bool has_test = data.test.size() > 0;
+  const auto& judged = has_test ? data.test : data.validation;
+  const auto recalibrated = detail::recalibrated_errors(state, judged, data, o.recalibrate, options);
+
+  const double validation_error = last("validation_error");
+  const std::string kind = has_test ? "test" : "validation";
+  const auto summary = JsonObject()
+                           .set("method", o.method)
+                           .set("seed", o.seed)
+                           .set("labels", data.split.labeled.size(0))
+                           .set("steps", state.step)
+                           .set("test_error", test_error)
+                           .set("ema_test_error", ema_error)
+                           .set("median_last20_test_error", median)
+                           .set("validation_error", validation_error)
+                           .set("recalibrated_" + kind + "_error", recalibrated.raw)
+                           .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
+                           .set("seconds_per_step", run.seconds_per_step());
+  if (run.interrupted()) {
+    return run.leave();
+  }
+  write_file_atomically(run.directory().summary(), summary.str());
+
+  Report report;
+  report.title = fmt::format("{}: {}{}{}", run.directory().path().filename().string(), o.method,
+                             o.data.empty() ? "" : " on ", o.data);
+  report.class_names = class_names;
+  if (judged.size() > 0) {
+    const Tensor probabilities = predict_probabilities(
+        [&](const Tensor& images) { return state.ema.forward(images); }, judged.images, options);
+    const Tensor confusion =
+        confusion_matrix(judged.labels, probabilities.argmax(1), static_cast<int64_t>(class_names.size()));
+    write_file_atomically(run.directory().confusion(), detail::confusion_csv(confusion, class_names));
+    const auto errors = per_class_error(confusion);
+    std::string line = kind + " error by class (averaged weights):";
+    for (size_t i = 0; i < errors.size(); ++i) {
+      line += fmt::format("{} {} ", i == 0 ? "" : ",", mixmatch::detail::printable(class_names[i])) +
+              (std::isnan(errors[i]) ? "has no images" : fmt::format("{:.1f} %", errors[i]));
+    }
+    print_message(stdout, line + "\n");
+    report.confusion = confusion;
+    report.wrong_examples = wrong_examples(judged, probabilities, 24);
+  }
+  report.metrics = run.metrics();
+  report.config = config_of(o);
+  const auto percent = [&](const std::string& name, double error) {
+    if (!std::isnan(error)) {
+      report.summary.emplace_back(name, fmt::format("{:.2f} %", error));
+    }
+  };
+  report.summary = {{"images with a label", fmt::format("{}", data.split.labeled.size(0))},
+                    {"images without", fmt::format("{}", data.split.unlabeled.size(0))},
+                    {"steps", fmt::format("{}", state.step)},
+                    {"seconds a step", fmt::format("{:.3g}", run.seconds_per_step())}};
+  percent("test error, averaged weights", ema_error);
+  percent("test error, raw weights", test_error);
+  percent("median of the last 20 evaluations", median);
+  percent("validation error, averaged weights", validation_error);
+  percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
+  percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
+  write_report(run.directory().report(), report);
+  if (run.interrupted()) {
+    return run.leave();
+  }
+  run.finish();
+  if (has_test) {
+    print_message(stdout,
+                  "test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
+                  test_error, ema_error, std::min<size_t>(20, ema_errors.size()), median);
+  } else if (data.validation.size() > 0) {
+    print_message(stdout, "validation error: EMA {:.2f} % of {} images\n", last("validation_error"),
+                  data.validation.size());
+  }
+  return 0;
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,375 @@
+#pragma once
+
+#include <fmt/format.h>
+#include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/evaluation/confident_errors.hpp>
+#include <mixmatch/evaluation/confusion_matrix.hpp>
+#include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/report/html.hpp>
+#include <mixmatch/report/line_chart.hpp>
+#include <mixmatch/run/config.hpp>
+#include <mixmatch/run/image_grid.hpp>
+#include <mixmatch/run/metrics_table.hpp>
+#include <mixmatch/run/png.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <filesystem>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// An image that a model puts into another class than its own.
+struct WrongExample {
+  Tensor image;  ///< [C, H, W] with C = 1 or 3, uint8 or floating point in [-1, 1]
+  int64_t truth = 0, predicted = 0;
+  double confidence = 0;  ///< the probability of `predicted`
+  std::string name;       ///< of its file, say; may be empty
+};
+
+/// What a report shows. A part that is empty is left out, and the report says that it is.
+struct Report {
+  std::string title = "Training run";
+  Config summary;  ///< the run's results, name and value
+  Config config;   ///< the run's settings, name and value
+  /// Column "step" is the x axis (without it, the row's number); others are told by their names, see
+  /// metrics_charts.
+  MetricsTable metrics;
+  Tensor confusion;                      ///< int64 [L, L] as of confusion_matrix
+  std::vector<std::string> class_names;  ///< one a class, or none: then classes are numbers
+  std::vector<WrongExample> wrong_examples;
+};
+
+/// The images that are wrong with the greatest confidence, at most `count`: see most_confident_errors.
+inline std::vector<WrongExample> wrong_examples(const data::ImageDataset& dataset,
+                                                const Tensor& probabilities, int64_t count) {
+  const Tensor rows = most_confident_errors(probabilities, dataset.labels, count);
+  std::vector<WrongExample> examples;
+  for (int64_t i = 0; i < rows.size(0); ++i) {
+    const auto row = rows[i].item<int64_t>();
+    const auto [confidence, predicted] = probabilities[row].max(0);
+    examples.push_back({dataset.images[row], dataset.labels[row].item<int64_t>(), predicted.item<int64_t>(),
+                        confidence.item<double>(), ""});
+  }
+  return examples;
+}
+
+namespace detail {
+
+/// 1234567 as 1,234,567.
+inline std::string grouped(int64_t value) {
+  const std::string digits = fmt::format("{}", value);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    const bool after_digit = i > 0 && digits[i - 1] != '-';
+    if (after_digit && (digits.size() - i) % 3 == 0) {
+      text += ',';
+    }
+    text += digits[i];
+  }
+  return text;
+}
+
+inline std::string percent_or_dash(double value) {
+  return std::isnan(value) ? "\xE2\x80\x93" : fmt::format("{:.2f}", value);
+}
+
+inline std::string metric_label(const std::string& column) {
+  static const std::vector<std::pair<std::string, std::string>> labels = {
+      {"loss", "total"},
+      {"loss_labeled", "labeled"},
+      {"loss_unlabeled", "unlabeled"},
+      {"lambda_u", "lambda_u"},
+      {"test_error", "test, raw weights"},
+      {"ema_test_error", "test, EMA"},
+      {"validation_error", "validation, EMA"},
+      {"guess_confidence", "largest probability"},
+      {"guess_accuracy", "share that is right"},
+      {"guess_entropy", "entropy"}};
+  for (const auto& [name, label] : labels) {
+    if (name == column) {
+      return label;
+    }
+  }
+  return column;
+}
+
+/// The losses differ by orders of magnitude: told apart on a logarithmic axis, where there is one.
+inline bool wants_logarithm(const std::vector<Curve>& curves) {
+  double low = std::numeric_limits<double>::infinity(), high = 0;
+  for (const auto& curve : curves) {
+    for (const double y : curve.y) {
+      if (std::isfinite(y)) {
+        low = std::min(low, y);
+        high = std::max(high, y);
+      }
+    }
+  }
+  return low > 0 && high > 30 * low;
+}
+
+}  // namespace detail
+
+/// A chart for each kind of column: losses (loss, loss_*), errors in percent (*_error), lambda_u, guessed
+/// labels (guess_confidence and guess_accuracy together, guess_entropy), and one for each column that is
+/// none of these. Losses stand on a logarithmic axis where they are all positive and differ by more than 30
+/// times; a loss that is 0 throughout is left out. Columns without a number are left out.
+inline std::vector<LineChart> metrics_charts(const MetricsTable& metrics) {
+  std::vector<double> steps = metrics.column("step");
+  const std::string x_label = steps.empty() ? "row" : "step";
+  if (steps.empty()) {
+    for (size_t i = 1; i <= metrics.rows.size(); ++i) {
+      steps.push_back(static_cast<double>(i));
+    }
+  }
+  LineChart loss{"Loss", x_label, "mean since the row before", {}};
+  LineChart error{"Error", x_label, "percent", {}};
+  LineChart weight{"Weight of the unlabeled loss", x_label, "", {}};
+  LineChart guess{"Guessed labels", x_label, "mean over rows", {}};
+  LineChart entropy{"Entropy of guessed labels", x_label, "nats, mean over rows", {}};
+  std::vector<LineChart> others;
+  for (const auto& column : metrics.columns) {
+    Curve curve{detail::metric_label(column), steps, metrics.column(column)};
+    const bool is_loss = column == "loss" || column.starts_with("loss_");
+    const auto shown = [&](double y) { return std::isfinite(y) && !(is_loss && y == 0); };
+    if (column == "step" || std::none_of(curve.y.begin(), curve.y.end(), shown)) {
+      continue;
+    }
+    if (is_loss) {
+      loss.curves.push_back(std::move(curve));
+    } else if (column.ends_with("_error")) {
+      error.curves.push_back(std::move(curve));
+    } else if (column == "lambda_u") {
+      weight.curves.push_back(std::move(curve));
+    } else if (column == "guess_confidence" || column == "guess_accuracy") {
+      guess.curves.push_back(std::move(curve));
+    } else if (column == "guess_entropy") {
+      entropy.curves.push_back(std::move(curve));
+    } else {
+      others.push_back({column, x_label, "", {std::move(curve)}});
+    }
+  }
+  loss.logarithmic = detail::wants_logarithm(loss.curves);
+  std::vector<LineChart> charts{std::move(loss), std::move(error), std::move(weight), std::move(guess),
+                                std::move(entropy)};
+  charts.insert(charts.end(), others.begin(), others.end());
+  charts.erase(std::remove_if(charts.begin(), charts.end(),
+                              [](const LineChart& chart) { return chart.curves.empty(); }),
+               charts.end());
+  return charts;
+}
+
+namespace detail {
+
+/// Builds the page section by section, and remembers what there is and what is missing.
+class ReportPage {
+ public:
+  explicit ReportPage(const Report& report) : report_(report) {
+    if (report.confusion.defined()) {
+      errors_ = per_class_error(report.confusion);  // checks it
+      confusion_ = report.confusion.cpu().contiguous();
+      TORCH_CHECK(report.class_names.empty() || report.class_names.size() == errors_.size(),
+                  "render_report: class_names must hold one name a class of confusion, ", errors_.size(),
+                  ", got ", report.class_names.size());
+    }
+  }
+
+  std::string render() {
+    add("summary", "Summary", "summary numbers", settings(report_.summary, "cards"));
+    add("curves", "Learning curves", "learning curves (no metrics)", curves());
+    add("confusion", "Confusion matrix", "a confusion matrix (no labels known)", confusion());
+    add("wrong", "Most confidently wrong", "wrongly classified images", wrong_examples());
+    add("configuration", "Configuration", "the configuration", settings(report_.config, "settings"));
+    const std::string& title = report_.title.empty() ? Report().title : report_.title;
+    std::string page = "<header><h1>" + escape_html(title) + "</h1>\n";
+    if (!links_.empty()) {
+      page += "<nav aria-label=\"Sections\">" + links_ + "</nav>";
+    }
+    page += "</header>\n<main>\n" + body_ + "</main>\n";
+    if (!missing_.empty()) {
+      page += "<footer><p class=\"missing\">Not in this report: " + join(missing_, ", ") + ".</p></footer>\n";
+    }
+    return html_page(title, page);
+  }
+
+ private:
+  void add(const std::string& id, const std::string& heading, const std::string& what,
+           const std::string& html) {
+    if (html.empty()) {
+      missing_.push_back(what);
+      return;
+    }
+    links_ += "<a href=\"#" + id + "\">" + heading + "</a>\n";
+    body_ += "<section id=\"" + id + "\"><h2>" + heading + "</h2>\n" + html + "</section>\n";
+  }
+
+  std::string class_name(int64_t index) const {
+    if (report_.class_names.empty()) {
+      return fmt::format("{}", index);
+    }
+    TORCH_CHECK(index >= 0 && index < static_cast<int64_t>(report_.class_names.size()),
+                "render_report: a wrong example's class must be in [0, ", report_.class_names.size(),
+                "), got ", index);
+    return escape_html(report_.class_names[static_cast<size_t>(index)]);
+  }
+
+  static std::string settings(const Config& rows, const char* style) {
+    std::string out;
+    for (const auto& [name, value] : rows) {
+      out += "<div><dt>" + escape_html(name) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
+    }
+    return out.empty() ? out : fmt::format("<dl class=\"{}\">\n", style) + out + "</dl>\n";
+  }
+
+  std::string curves() const {
+    std::string out;
+    size_t max_points = 0;
+    for (const auto& chart : metrics_charts(report_.metrics)) {
+      out += render_line_chart(chart);
+      max_points = chart.max_points;
+    }
+    if (out.empty()) {
+      return out;
+    }
+    std::vector<std::string> empty;
+    for (const auto& column : report_.metrics.columns) {
+      const auto values = report_.metrics.column(column);
+      if (std::none_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); })) {
+        empty.push_back(escape_html(column));
+      }
+    }
+    std::string note = "<p class=\"muted\">From " +
+                       grouped(static_cast<int64_t>(report_.metrics.rows.size())) + " rows of metrics.";
+    if (report_.metrics.rows.size() > max_points) {
+      note += fmt::format(
+          " Curves of more than {} points are thinned: the lowest and the highest value of each stretch "
+          "stay.",
+          max_points);
+    }
+    if (!empty.empty()) {
+      note += " Without values: " + join(empty, ", ") + ".";
+    }
+    return "<div class=\"charts\">\n" + out + "</div>\n" + note + "</p>\n";
+  }
+
+  std::string confusion() const {
+    const auto classes = static_cast<int64_t>(errors_.size());
+    const int64_t images = classes > 0 ? confusion_.sum().item<int64_t>() : 0;
+    if (images == 0) {
+      return "";
+    }
+    const int64_t wrong = images - confusion_.diagonal().sum().item<int64_t>();
+    std::string out = fmt::format(
+        "<p>{} images, {} of them in a wrong class: {:.2f} %. Rows are the true class, columns the predicted "
+        "one; "
+        "<span class=\"swatch good\"></span> is a row's share that is right, <span class=\"swatch "
+        "bad\"></span> "
+        "that is wrong.</p>\n",
+        grouped(images), grouped(wrong), 100.0 * static_cast<double>(wrong) / static_cast<double>(images));
+    out +=
+        "<div class=\"beside\"><div class=\"scroll\" role=\"region\" aria-label=\"Confusion matrix\" "
+        "tabindex=\"0\">";
+    out += "<table class=\"matrix\">\n";
+    out += "<thead><tr><th scope=\"col\">true \xE2\x86\x93 predicted \xE2\x86\x92</th>";
+    out += "<th scope=\"col\" class=\"sum\">error %</th><th scope=\"col\" class=\"sum\">images</th>";
+    for (int64_t j = 0; j < classes; ++j) {
+      out += "<th scope=\"col\"><span>" + class_name(j) + "</span></th>";
+    }
+    out += "</tr></thead>\n<tbody>\n";
+    const auto* count = confusion_.data_ptr<int64_t>();
+    for (int64_t i = 0; i < classes; ++i, count += classes) {
+      const int64_t row_images = std::accumulate(count, count + classes, int64_t{0});
+      const double error = errors_[static_cast<size_t>(i)];
+      out += "<tr><th scope=\"row\" title=\"" + class_name(i) + "\">" + class_name(i) + "</th>";
+      out += fmt::format("<td class=\"sum share\" style=\"--w:{:.1f}%\">{}</td><td class=\"sum\">{}</td>",
+                         std::isnan(error) ? 0.0 : error, percent_or_dash(error), grouped(row_images));
+      for (int64_t j = 0; j < classes; ++j) {
+        out += cell(count[j], row_images, i == j);
+      }
+      out += "</tr>\n";
+    }
+    return out + "</tbody></table></div>\n" + frequent_confusions() + "</div>\n";
+  }
+
+  /// Shade 1 to 10 of a cell: the share of its row that is right, or the square root of the share that is
+  /// wrong, so that a few percent can be seen.
+  static std::string cell(int64_t count, int64_t row_images, bool right) {
+    if (count == 0) {
+      return "<td class=\"zero\">0</td>";
+    }
+    const double share = static_cast<double>(count) / static_cast<double>(row_images);
+    const int shade = std::clamp(static_cast<int>(std::ceil(10 * (right ? share : std::sqrt(share)))), 1, 10);
+    return fmt::format("<td class=\"{}{}\">{}</td>", right ? 'g' : 'b', shade, count);
+  }
+
+  std::string frequent_confusions() const {
+    const auto classes = static_cast<int64_t>(errors_.size());
+    const auto* count = confusion_.data_ptr<int64_t>();
+    std::vector<std::tuple<int64_t, int64_t, int64_t>> pairs;  // count, true, predicted
+    for (int64_t i = 0; i < classes; ++i) {
+      for (int64_t j = 0; j < classes; ++j) {
+        if (i != j && count[i * classes + j] > 0) {
+          pairs.emplace_back(count[i * classes + j], i, j);
+        }
+      }
+    }
+    if (pairs.empty()) {
+      return "";
+    }
+    std::stable_sort(pairs.begin(), pairs.end(),
+                     [](const auto& a, const auto& b) { return std::get<0>(a) > std::get<0>(b); });
+    pairs.resize(std::min<size_t>(pairs.size(), 10));
+    std::string out = "<div><h3>Most frequent confusions</h3>\n<ol class=\"confusions\">\n";
+    for (const auto& [number, truth, predicted] : pairs) {
+      out += "<li>" + class_name(truth) + " taken for " + class_name(predicted) + ": " + grouped(number) +
+             "</li>\n";
+    }
+    return out + "</ol></div>\n";
+  }
+
+  std::string wrong_examples() const {
+    std::string out;
+    for (const auto& example : report_.wrong_examples) {
+      TORCH_CHECK(example.image.defined() && example.image.dim() == 3,
+                  "render_report: a wrong example's image must be [C, H, W], got ",
+                  example.image.defined() ? c10::str(example.image.sizes()) : "undefined");
+      const std::string png = encode_png(make_image_grid(example.image.unsqueeze(0), 1, 0));
+      out += fmt::format(
+          "<figure><img alt=\"{0}\" width=\"{1}\" height=\"{2}\" src=\"data:image/png;base64,{3}\">"
+          "<figcaption>true: <b>{0}</b><br>predicted: <b>{4}</b><br>confidence: {5:.1f} "
+          "%{6}{7}</figcaption></figure>\n",
+          class_name(example.truth), example.image.size(2), example.image.size(1), encode_base64(png),
+          class_name(example.predicted), 100 * example.confidence, example.name.empty() ? "" : "<br>",
+          escape_html(example.name));
+    }
+    return out.empty() ? out : "<div class=\"images\">\n" + out + "</div>\n";
+  }
+
+  const Report& report_;
+  Tensor confusion_;
+  std::vector<double> errors_;
+  std::string links_, body_;
+  std::vector<std::string> missing_;
+};
+
+}  // namespace detail
+
+/// The report as one HTML page that needs no other file and no network: results, learning curves, confusion
+/// matrix with the error of each class, wrong images, configuration. Every text is escaped. Long runs are
+/// thinned (LineChart::max_points), so that the page's size does not grow with the number of rows. Throws
+/// c10::Error if class_names does not fit confusion, a class is out of range, or an image is none.
+inline std::string render_report(const Report& report) { return detail::ReportPage(report).render(); }
+
+/// render_report into a file, whole or not at all.
+inline void write_report(const std::filesystem::path& path, const Report& report) {
+  write_file_atomically(path, render_report(report));
+}
+
+}  // namespace mixmatch::training

@@ -1,0 +1,551 @@
+#pragma once
+
+#include <ATen/ATen.h>
+#include <torch/nn/module.h>
+#include <torch/optim/optimizer.h>
+#include <torch/serialize/archive.h>
+#include <mixmatch/detail/io/crc32c.hpp>
+#include <mixmatch/detail/io/hex.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/model_access.hpp>
+#include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/run/config.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <concepts>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+namespace detail {
+
+using torch::serialize::InputArchive;
+using torch::serialize::OutputArchive;
+
+inline constexpr int64_t checkpoint_format = 1;
+
+/// The file is a LibTorch archive (a zip) whose zip comment says what the CRC-32C of all bytes before the
+/// comment is. The archive's own checksums cover the entries but not the directory, and LibTorch does not
+/// always check them.
+inline constexpr std::string_view checkpoint_seal = "mixmatch checkpoint crc32c ";
+inline constexpr size_t checkpoint_comment_size = checkpoint_seal.size() + 8;
+inline constexpr size_t zip_end_size =
+    22;  ///< the end-of-directory record; the comment's length is its last two bytes
+
+/// The first line that says something, as it may stand in a message: LibTorch's own repeat bytes of the file.
+inline std::string message_of(const std::exception& error) {
+  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
+  std::string_view text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  text.remove_prefix(std::min(text.find_first_not_of(" \r\n"), text.size()));
+  text = text.substr(0, text.find('\n'));
+  return text.empty() ? "LibTorch gives no reason" : mixmatch::detail::printable_beginning(text, 800);
+}
+
+inline std::string seal_checkpoint(std::string bytes) {
+  TORCH_CHECK(bytes.size() >= zip_end_size && bytes.compare(bytes.size() - zip_end_size, 4, "PK\5\6") == 0 &&
+                  bytes.ends_with(std::string_view("\0\0", 2)),
+              "Checkpoint: LibTorch wrote an archive of an unknown kind");
+  bytes[bytes.size() - 2] = static_cast<char>(checkpoint_comment_size);
+  const uint32_t crc = mixmatch::detail::crc32c(bytes);
+  bytes.append(checkpoint_seal).append(mixmatch::detail::hex(crc));
+  return bytes;
+}
+
+/// The bytes of a whole and unchanged checkpoint file.
+inline std::string read_sealed_checkpoint(const std::filesystem::path& path) {
+  std::error_code no_error;
+  TORCH_CHECK(std::filesystem::exists(path, no_error), "no checkpoint ", path.string());
+  std::ifstream in(path, std::ios::binary);
+  TORCH_CHECK(in && std::filesystem::is_regular_file(path, no_error), "cannot read the checkpoint ",
+              path.string());
+  std::string bytes{std::istreambuf_iterator<char>(in), std::istreambuf_iterator<char>()};
+  TORCH_CHECK(!in.bad(), "cannot read the checkpoint ", path.string());
+  const size_t size = bytes.size();
+  TORCH_CHECK(size >= zip_end_size + checkpoint_comment_size && bytes.starts_with("PK") &&
+                  bytes.compare(size - checkpoint_comment_size, checkpoint_seal.size(), checkpoint_seal) == 0,
+              path.string(), " was cut short, or is no checkpoint of this library (", size, " bytes)");
+  uint32_t expected = 0;
+  const char* digits = bytes.data() + size - 8;
+  const auto parsed = std::from_chars(digits, digits + 8, expected, 16);
+  const auto found =
+      mixmatch::detail::crc32c(std::string_view(bytes).substr(0, size - checkpoint_comment_size));
+  TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == digits + 8 && expected == found, path.string(),
+              " is corrupt: its checksum does not match");
+  return bytes;
+}
+
+/// checkpoint.previous.pt beside checkpoint.pt
+inline std::filesystem::path previous_checkpoint(const std::filesystem::path& path) {
+  std::filesystem::path previous = path;
+  previous.replace_extension("previous" + path.extension().string());
+  return previous;
+}
+
+inline InputArchive parse_checkpoint(const std::filesystem::path& path, const std::string& bytes,
+                                     at::Device device) {
+  InputArchive archive;
+  c10::IValue format;
+  try {
+    archive.load_from(bytes.data(), bytes.size(), device);
+    archive.read("mixmatch_checkpoint_format", format);
+  } catch (const std::exception& error) {
+    TORCH_CHECK(false, path.string(), " is no readable checkpoint: ", message_of(error));
+  }
+  TORCH_CHECK(format.isInt() && format.toInt() == checkpoint_format, path.string(),
+              " is a checkpoint of format ", format.isInt() ? std::to_string(format.toInt()) : "?",
+              "; this library reads format ", checkpoint_format);
+  return archive;
+}
+
+/// A checkpoint file that is whole: the last, or where that is damaged or missing the one before it.
+struct CheckpointFile {
+  std::filesystem::path path;
+  std::string bytes;
+  InputArchive archive;    ///< of the bytes, on the CPU
+  std::string last_error;  ///< why the last one was not taken; empty if it was
+};
+
+inline CheckpointFile read_checkpoint(const std::filesystem::path& path) {
+  const auto read = [](const std::filesystem::path& file, std::string last_error) {
+    std::string bytes = read_sealed_checkpoint(file);
+    auto archive = parse_checkpoint(file, bytes, at::kCPU);
+    return CheckpointFile{file, std::move(bytes), std::move(archive), std::move(last_error)};
+  };
+  try {
+    return read(path, "");
+  } catch (const c10::Error& error) {
+    const auto previous = previous_checkpoint(path);
+    std::error_code no_error;
+    if (!std::filesystem::exists(previous, no_error)) {
+      throw;
+    }
+    const std::string last_error = message_of(error);
+    try {
+      return read(previous, last_error);
+    } catch (const c10::Error& previous_error) {
+      TORCH_CHECK(false, last_error, "; and ", message_of(previous_error));
+    }
+  }
+}
+
+inline Config parse_config(const std::filesystem::path& path, InputArchive& archive) {
+  Config config;
+  try {
+    c10::IValue list;
+    archive.read("config", list);
+    const auto values = list.toListRef();
+    for (size_t i = 0; i + 1 < values.size(); i += 2) {
+      config.emplace_back(values[i].toStringRef(), values[i + 1].toStringRef());
+    }
+  } catch (const std::exception& error) {
+    TORCH_CHECK(false, path.string(), " has no config: ", message_of(error));
+  }
+  return config;
+}
+
+template <class T>
+concept HasArchiveMembers = requires(const T& source, T& target, OutputArchive& output, InputArchive& input) {
+  source.save(output);
+  target.load(input);
+};
+
+template <class T>
+concept HoldsModule = mixmatch::detail::is_any_module<T> || mixmatch::detail::is_nn_module<T> ||
+    mixmatch::detail::is_module_pointer<T>;
+
+template <class T>
+concept PlainValue = std::same_as<T, int64_t> || std::same_as<T, double> || std::same_as<T, bool> ||
+    std::same_as<T, std::string> || std::same_as<T, std::vector<double>>;
+
+template <class T>
+inline constexpr bool can_be_saved = HoldsModule<T> || HasArchiveMembers<T> || PlainValue<T> ||
+                                     std::same_as<T, at::Generator> || std::same_as<T, at::Tensor>;
+
+template <PlainValue T>
+c10::IValue to_ivalue(const T& value) {
+  if constexpr (std::same_as<T, std::vector<double>>) {
+    return c10::IValue(at::tensor(value, at::TensorOptions().dtype(at::kDouble)));
+  } else {
+    return c10::IValue(value);
+  }
+}
+
+template <PlainValue T>
+T from_ivalue(const c10::IValue& value) {
+  if constexpr (std::same_as<T, int64_t>) {
+    return value.toInt();
+  } else if constexpr (std::same_as<T, double>) {
+    return value.toDouble();
+  } else if constexpr (std::same_as<T, bool>) {
+    return value.toBool();
+  } else if constexpr (std::same_as<T, std::string>) {
+    return value.toStringRef();
+  } else {
+    const auto tensor = value.toTensor().contiguous();
+    TORCH_CHECK(tensor.scalar_type() == at::kDouble && tensor.dim() == 1, "expected float64 [N], got ",
+                tensor.scalar_type(), " ", tensor.sizes());
+    const auto* data = tensor.template data_ptr<double>();
+    return std::vector<double>(data, data + tensor.numel());
+  }
+}
+
+inline void check_same_kind(const std::string& name, const at::Tensor& saved, const at::Tensor& target) {
+  TORCH_CHECK(saved.sizes() == target.sizes() && saved.scalar_type() == target.scalar_type(), name, " is ",
+              target.scalar_type(), " ", target.sizes(), " here, but ", saved.scalar_type(), " ",
+              saved.sizes(), " in the file");
+}
+
+/// Throws unless the archive holds every tensor of the module in its size and dtype.
+inline void check_module(torch::nn::Module& module, InputArchive& archive, const std::string& prefix) {
+  const auto check = [&](const std::string& key, const at::Tensor& target, bool is_buffer) {
+    if (!target.defined()) {
+      return;
+    }
+    at::Tensor saved;
+    TORCH_CHECK(archive.try_read(key, saved, is_buffer), prefix, key, " is missing");
+    check_same_kind(prefix + key, saved, target);
+  };
+  for (const auto& item : module.named_parameters(/*recurse=*/false)) {
+    check(item.key(), item.value(), false);
+  }
+  for (const auto& item : module.named_buffers(/*recurse=*/false)) {
+    check(item.key(), item.value(), true);
+  }
+  for (const auto& child : module.named_children()) {
+    if (child.value()->is_serializable()) {
+      InputArchive nested;
+      TORCH_CHECK(archive.try_read(child.key(), nested), prefix, child.key(), " is missing");
+      check_module(*child.value(), nested, prefix + child.key() + ".");
+    }
+  }
+}
+
+/// torch::nn::Module::load makes each tensor another one: of the file's device and strides. Here every tensor
+/// keeps its memory, so that channels-last stays and whoever holds its address (a captured graph, a fused
+/// optimiser) sees the loaded values.
+inline void load_module(torch::nn::Module& module, InputArchive& archive) {
+  const at::NoGradGuard no_grad;
+  std::vector<std::pair<at::Tensor, at::Tensor>> kept;  // the module's tensor, and its memory from before
+  const auto keep = [&](const at::Tensor& tensor) {
+    const bool known =
+        std::any_of(kept.begin(), kept.end(), [&](const auto& item) { return item.first.is_same(tensor); });
+    if (tensor.defined() && !known) {
+      kept.emplace_back(tensor, tensor.detach());
+    }
+  };
+  for (const auto& tensor : module.parameters()) {
+    keep(tensor);
+  }
+  for (const auto& tensor : module.buffers()) {
+    keep(tensor);
+  }
+  module.load(archive);
+  for (auto& [tensor, memory] : kept) {
+    memory.copy_(tensor);
+    tensor.set_data(memory);
+  }
+}
+
+inline at::Device optimizer_device(const torch::optim::Optimizer& optimizer) {
+  for (const auto& group : optimizer.param_groups()) {
+    for (const auto& parameter : group.params()) {
+      if (parameter.defined()) {
+        return parameter.device();
+      }
+    }
+  }
+  return at::kCPU;
+}
+
+inline torch::nn::Module& module_of(torch::nn::Module& module) { return module; }
+template <class T>
+torch::nn::Module& module_of(T& object) {
+  return mixmatch::detail::nn_module(object);
+}
+
+}  // namespace detail
+
+/// Everything a training run needs to continue bit for bit, in one file that LibTorch and PyTorch
+/// (torch.jit.load) can open.
+///
+///     Checkpoint checkpoint(run.checkpoint());
+///     checkpoint.add("model", model).add("ema", ema).add("optimizer", optimizer).add("generator",
+///     generator).add("step", step); checkpoint.set_config({{"depth", "28"}}); checkpoint.save();  // in the
+///     resumed run: checkpoint.load();
+///
+/// Saving is atomic: the file is the old one or the new one, whole; the old one is kept beside it
+/// (checkpoint.previous.pt beside checkpoint.pt). Loading checks the file's checksum, that every entry is
+/// there, and the sizes of modules and tensors before it changes anything, and takes the previous file where
+/// the last is damaged or missing; tensors are filled in place, on the device they are on. Not thread-safe.
+class Checkpoint {
+ public:
+  explicit Checkpoint(std::filesystem::path path) : path_(std::move(path)) {}
+
+  /// Registers an object, by reference: it must live as long as it is saved or loaded. Kinds:
+  /// torch::nn::Module, holders and shared pointers of one; torch::optim::Optimizer; at::Generator;
+  /// at::Tensor; int64_t, double, bool, std::string, std::vector<double>; and all types with
+  /// `save(OutputArchive&) const` and `load(InputArchive&)`. The name is a C identifier, once.
+  template <class T>
+  Checkpoint& add(std::string name, T& object) {
+    static_assert(detail::can_be_saved<T>,
+                  "Checkpoint::add: the type needs save(OutputArchive&) const and load(InputArchive&)");
+    check_name(name);
+    Entry entry;
+    entry.name = std::move(name);
+    if constexpr (detail::HoldsModule<T>) {
+      entry.save =
+          nested_save([&object](detail::OutputArchive& out) { detail::module_of(object).save(out); });
+      entry.check = nested_load(
+          [&object](detail::InputArchive& in) { detail::check_module(detail::module_of(object), in, ""); });
+      entry.load = nested_load(
+          [&object](detail::InputArchive& in) { detail::load_module(detail::module_of(object), in); });
+    } else if constexpr (detail::HasArchiveMembers<T>) {
+      entry.save = nested_save([&object](detail::OutputArchive& out) { object.save(out); });
+      entry.check = nested_load([](detail::InputArchive&) {});
+      entry.load = nested_load([&object](detail::InputArchive& in) { object.load(in); });
+      if constexpr (std::is_base_of_v<torch::optim::Optimizer, T>) {
+        // Its state goes where the archive is; modules and tensors move what they read themselves.
+        entry.device = [&object] { return detail::optimizer_device(object); };
+      }
+    } else if constexpr (std::same_as<T, at::Generator>) {
+      entry.save = [&object](const std::string& key, detail::OutputArchive& out) {
+        out.write(key, object.get_state(), true);
+      };
+      entry.check = [&object](const std::string& key, detail::InputArchive& in) {
+        TORCH_CHECK(read_tensor(key, in).sizes() == object.get_state().sizes(),
+                    "the state of another kind of generator");
+      };
+      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
+        object.set_state(read_tensor(key, in).cpu());
+      };
+    } else if constexpr (std::same_as<T, at::Tensor>) {
+      entry.save = [&object, where = entry.name](const std::string& key, detail::OutputArchive& out) {
+        TORCH_CHECK(object.defined(), "Checkpoint::save: the tensor '", where, "' is undefined");
+        out.write(key, object.detach(), true);
+      };
+      entry.check = [&object](const std::string& key, detail::InputArchive& in) {
+        const auto saved = read_tensor(key, in);
+        if (object.defined()) {
+          detail::check_same_kind("the tensor", saved, object);
+        }
+      };
+      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
+        const at::NoGradGuard no_grad;
+        const auto saved = read_tensor(key, in);
+        if (object.defined()) {
+          object.copy_(saved);
+        } else {
+          object = saved;
+        }
+      };
+    } else if constexpr (detail::PlainValue<T>) {
+      entry.save = [&object](const std::string& key, detail::OutputArchive& out) {
+        out.write(key, detail::to_ivalue(object));
+      };
+      entry.check = [](const std::string& key, detail::InputArchive& in) {
+        c10::IValue value;
+        in.read(key, value);
+        static_cast<void>(detail::from_ivalue<T>(value));
+      };
+      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
+        c10::IValue value;
+        in.read(key, value);
+        object = detail::from_ivalue<T>(value);
+      };
+    }
+    entries_.push_back(std::move(entry));
+    return *this;
+  }
+
+  /// What `read_config` gives back for the file.
+  Checkpoint& set_config(Config config) {
+    config_ = std::move(config);
+    return *this;
+  }
+  const Config& config() const { return config_; }
+
+  /// Writes the file (see write_file_atomically), and keeps the one that was there as the previous. Throws
+  /// c10::Error "cannot write PATH: REASON".
+  void save() {
+    const std::string bytes = detail::seal_checkpoint(serialize());
+    keep_previous();
+    write_file_atomically(path_, bytes);
+    last_is_good_ = true;
+  }
+
+  /// How many bytes save() would write.
+  size_t size() const { return serialize().size() + detail::checkpoint_comment_size; }
+
+  /// Restores every entry, in the order they were added, from the last checkpoint, or from the previous one
+  /// where the last is missing, cut short, corrupt or of another format; returns why, empty if it was the
+  /// last. Throws one line of c10::Error that names the file: neither can be read, an entry is missing or
+  /// does not fit; the objects are then unchanged, except where a type's own load() is what refuses. Entries
+  /// of the file that were not added are ignored. `check`, if given, sees the file's config first, and may
+  /// throw.
+  std::string load(const std::function<void(const Config&)>& check = {}) {
+    auto file = detail::read_checkpoint(path_);
+    const auto& path = file.path;
+    std::map<std::string, detail::InputArchive> archives;  // by device
+    archives.emplace(at::Device(at::kCPU).str(), std::move(file.archive));
+    const auto archive_on = [&](at::Device device) -> detail::InputArchive& {
+      auto found = archives.find(device.str());
+      if (found == archives.end()) {
+        found = archives.emplace(device.str(), detail::parse_checkpoint(file.path, file.bytes, device)).first;
+      }
+      return found->second;
+    };
+    const auto archive_for = [&](const Entry& entry) -> detail::InputArchive& {
+      return archive_on(entry.device ? entry.device() : at::Device(at::kCPU));
+    };
+    if (check) {
+      check(detail::parse_config(path, archive_on(at::kCPU)));
+    }
+    for (const auto& entry : entries_) {
+      auto& archive = archive_for(entry);
+      const std::string key = key_of(entry);
+      const auto keys = archive.keys();
+      TORCH_CHECK(std::find(keys.begin(), keys.end(), key) != keys.end(), path.string(), " has no entry '",
+                  entry.name, "'");
+      guarded(path, entry, [&] { entry.check(key, archive); });
+    }
+    for (const auto& entry : entries_) {
+      guarded(path, entry, [&] { entry.load(key_of(entry), archive_for(entry)); });
+    }
+    last_is_good_ = file.last_error.empty();
+    return file.last_error;
+  }
+
+  bool exists() const {
+    std::error_code no_error;
+    return std::filesystem::exists(path_, no_error);
+  }
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  using Save = std::function<void(const std::string&, detail::OutputArchive&)>;
+  using Load = std::function<void(const std::string&, detail::InputArchive&)>;
+  struct Entry {
+    std::string name;
+    Save save;
+    Load check;
+    Load load;
+    std::function<at::Device()> device;  // empty: CPU
+  };
+
+  // An archive's keys become attributes of a TorchScript class, where a bare name could be a keyword.
+  static std::string key_of(const Entry& entry) { return "entry_" + entry.name; }
+
+  void check_name(const std::string& name) const {
+    const auto letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; };
+    const auto digit = [](char c) { return c >= '0' && c <= '9'; };
+    TORCH_CHECK(!name.empty() && letter(name[0]) &&
+                    std::all_of(name.begin(), name.end(), [&](char c) { return letter(c) || digit(c); }),
+                "Checkpoint::add: a name must be letters, digits and underscores, got '", name, "'");
+    for (const auto& entry : entries_) {
+      TORCH_CHECK(entry.name != name, "Checkpoint::add: the name '", name, "' is taken");
+    }
+  }
+
+  std::string serialize() const {
+    detail::OutputArchive archive;
+    archive.write("mixmatch_checkpoint_format", c10::IValue(detail::checkpoint_format));
+    c10::List<std::string> settings;
+    for (const auto& [key, value] : config_) {
+      settings.push_back(key);
+      settings.push_back(value);
+    }
+    archive.write("config", c10::IValue(settings));
+    for (const auto& entry : entries_) {
+      entry.save(key_of(entry), archive);
+    }
+    std::string bytes;
+    archive.save_to([&bytes](const void* data, size_t size) {
+      bytes.append(static_cast<const char*>(data), size);
+      return size;
+    });
+    return bytes;
+  }
+
+  template <class F>
+  static Save nested_save(F body) {
+    return [body = std::move(body)](const std::string& key, detail::OutputArchive& out) {
+      detail::OutputArchive inner(out.compilation_unit());
+      body(inner);
+      out.write(key, inner);
+    };
+  }
+  template <class F>
+  static Load nested_load(F body) {
+    return [body = std::move(body)](const std::string& key, detail::InputArchive& in) {
+      detail::InputArchive inner;
+      in.read(key, inner);
+      body(inner);
+    };
+  }
+
+  static at::Tensor read_tensor(const std::string& key, detail::InputArchive& in) {
+    at::Tensor tensor;
+    in.read(key, tensor, /*is_buffer=*/true);
+    return tensor;
+  }
+
+  template <class F>
+  static void guarded(const std::filesystem::path& path, const Entry& entry, F&& body) {
+    try {
+      body();
+    } catch (const std::exception& error) {
+      TORCH_CHECK(false, path.string(), ": entry '", entry.name, "': ", detail::message_of(error));
+    }
+  }
+
+  /// At no time are there fewer whole checkpoints than before.
+  void keep_previous() const {
+    std::error_code error;
+    if (!last_is_good_ || !std::filesystem::is_regular_file(path_, error)) {
+      return;
+    }
+    const auto previous = detail::previous_checkpoint(path_);
+    const auto temporary = previous.string() + ".tmp-" + std::to_string(::getpid()) + "-0";
+    std::filesystem::remove(temporary, error);
+    // Of the file that a symbolic link leads to; a copy where there are no hard links.
+    std::filesystem::create_hard_link(std::filesystem::canonical(path_, error), temporary, error);
+    if (error) {
+      std::filesystem::copy_file(path_, temporary, error);
+    }
+    if (!error) {
+      std::filesystem::rename(temporary, previous, error);
+    }
+    // Giving a file one more of the names that it has already does nothing, and this name stays.
+    std::error_code ignored;
+    std::filesystem::remove(temporary, ignored);
+    if (error) {
+      mixmatch::detail::throw_cannot_write(previous, error.value());
+    }
+  }
+
+  std::filesystem::path path_;
+  std::vector<Entry> entries_;
+  Config config_;
+  bool last_is_good_ = true;  ///< whether the last checkpoint may take the place of the previous
+};
+
+/// The config stored with a checkpoint, without touching its entries; of the previous one where the last is
+/// damaged. Throws as Checkpoint::load does.
+inline Config read_config(const std::filesystem::path& path) {
+  auto file = detail::read_checkpoint(path);
+  return detail::parse_config(file.path, file.archive);
+}
+
+}  // namespace mixmatch::training
