@@ -1,10 +1,12 @@
 // Batched mirror + crop + normalisation against the same done image by image in ATen calls, as a per-sample
-// loader does.
+// loader does; and the strong augmentation, whose peer is peer/pillow_rand_augment.py.
 
 #include <fmt/format.h>
 #include <torch/torch.h>
+#include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
 
+#include <string>
 #include <vector>
 
 #include "catch.hpp"
@@ -43,4 +45,15 @@ TEST_CASE("random_crop_flip, uint8 to float32") {
     BENCHMARK(name + "random_crop_flip") { return mixmatch::augment::random_crop_flip(images); };
     BENCHMARK(name + "ATen, image by image") { return augment_one_by_one(images, 4); };
   }
+}
+
+TEST_CASE("RandAugment, uint8") {
+  // FixMatch's and UDA's unlabeled batch: 7 x 64.
+  const Tensor planes = at::randint(256, {448, 3, 32, 32}, at::kByte);
+  const Tensor channels_last = planes.contiguous(at::MemoryFormat::ChannelsLast);
+  const auto uda = mixmatch::augment::RandAugmentOptions::uda();
+  const std::string size = "448x3x32x32", column = " | rand_augment";
+  BENCHMARK(size + column) { return mixmatch::augment::rand_augment(planes); };
+  BENCHMARK(size + " channels-last" + column) { return mixmatch::augment::rand_augment(channels_last); };
+  BENCHMARK(size + ", UDA's policy" + column) { return mixmatch::augment::rand_augment(planes, uda); };
 }

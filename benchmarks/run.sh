@@ -78,6 +78,12 @@ printf '\n== Scaling\n'
 $build/benchmarks/step_bench --threads "$threads" --steps 5 --scaling
 printf '\n== Kernels\n'
 $build/benchmarks/mixmatch_benchmarks
+if "$python" -c 'import numpy, PIL' 2>/dev/null; then
+  "$python" benchmarks/peer/pillow_rand_augment.py
+  "$python" benchmarks/peer/pillow_rand_augment.py --processes "$threads"
+else
+  echo "no Pillow beside rand_augment: $python cannot import numpy and PIL"
+fi
 printf '\n== Compile time\n'
 if [ -n "$its_torch" ]; then
   TORCH=$folder sh benchmarks/compile_time.sh

@@ -6,6 +6,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
 
+#include <atomic>
 #include <barrier>
 #include <bit>
 #include <cmath>
@@ -44,6 +45,30 @@ using std::exp, std::pow, std::sqrt;
 inline float expf(float value) { return std::exp(value); }
 inline float powf(float base, float exponent) { return std::pow(base, exponent); }
 inline float sqrtf(float value) { return std::sqrt(value); }
+// Volatile, as a host compiler may fuse a product with a sum.
+inline float __fmul_rn(float a, float b) {
+  const volatile float product = a * b;
+  return product;
+}
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline double __dmul_rn(double a, double b) {
+  const volatile double product = a * b;
+  return product;
+}
+inline double __dadd_rn(double a, double b) { return a + b; }
+inline void atomicAdd(unsigned* to, unsigned value) {
+  std::atomic_ref(*to).fetch_add(value, std::memory_order_relaxed);
+}
+/// Replaces `to` by the value while `better(value, to)`.
+template <class Better>
+void atomic_replace(int* to, int value, const Better& better) {
+  const std::atomic_ref shared(*to);
+  int held = shared.load();
+  while (better(value, held) && !shared.compare_exchange_weak(held, value)) {
+  }
+}
+inline void atomicMin(int* to, int value) { atomic_replace(to, value, std::less<int>()); }
+inline void atomicMax(int* to, int value) { atomic_replace(to, value, std::greater<int>()); }
 
 #include "cuda_compiler.inc"
 

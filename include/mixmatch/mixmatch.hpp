@@ -22,7 +22,9 @@
 #include <mixmatch/weight_decay.hpp>
 #include <mixmatch/workspace.hpp>
 
+#include <mixmatch/augment/cutout.hpp>
 #include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
 
 #include <mixmatch/data/batch_stream.hpp>
