@@ -1,18 +1,25 @@
-// Every method but MixMatch (mixmatch_test.cpp): golden values of loss and gradient from double-precision
-// arithmetic by hand, and what holds of all.
+// What holds of every method; golden values of loss and gradient, from double-precision arithmetic by hand,
+// of those that do without MixUp and strong views. The others have a file each.
 
+#include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/mixup.hpp>
 #include <mixmatch/methods/pi_model.hpp>
 #include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
+#include <mixmatch/methods/uda.hpp>
+#include <mixmatch/methods/vat.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/presets.hpp>
 #include <mixmatch/step/learner.hpp>
+#include <mixmatch/nn/precision.hpp>
 
 #include <algorithm>
 #include <cmath>
 
 #include "catch.hpp"
+#include "method_checks.hpp"
 #include "model_zoo.hpp"
 #include "test_util.hpp"
 
@@ -20,121 +27,6 @@ namespace mm = mixmatch;
 using torch::Tensor;
 
 namespace {
-
-Tensor method_step(int64_t step) { return at::full({}, step, at::TensorOptions(at::kLong)); }
-
-/// One weight matrix, so that logits and gradients are easy to write down.
-struct LinearNet : torch::nn::Cloneable<LinearNet> {
-  LinearNet() { reset(); }
-  void reset() override { weight = register_parameter("weight", torch::zeros({3, 2}, at::kDouble)); }
-  Tensor forward(const Tensor& x) { return x.matmul(weight.t()); }
-  Tensor weight;
-};
-
-struct MethodInput {
-  std::shared_ptr<LinearNet> model = std::make_shared<LinearNet>();
-  mm::Batch batch{torch::tensor({1.0, -0.5, 0.25, 2.0}, at::kDouble).view({2, 2}),
-                  torch::tensor({2, 0}, at::kLong),
-                  {torch::tensor({3.0, 0.5, -0.25, 0.75, 0.0, -4.0}, at::kDouble).view({3, 2}),
-                   torch::tensor({2.5, 1.0, -0.5, 0.25, 0.5, -3.0}, at::kDouble).view({3, 2})},
-                  torch::tensor({0, 1, -1}, at::kLong)};
-  MethodInput() {
-    const torch::NoGradGuard no_grad;
-    model->weight.copy_(torch::tensor({1.5, -0.5, -0.75, 0.25, 0.5, 1.0}, at::kDouble).view({3, 2}));
-  }
-};
-
-using Matrix = std::vector<std::vector<double>>;
-
-Matrix matrix_of(const Tensor& tensor) {
-  Matrix rows;
-  for (int64_t i = 0; i < tensor.size(0); ++i) {
-    const Tensor row = tensor[i].contiguous();
-    rows.emplace_back(row.data_ptr<double>(), row.data_ptr<double>() + row.size(0));
-  }
-  return rows;
-}
-
-std::vector<double> softmax_of_logits(const Matrix& weight, const std::vector<double>& x) {
-  std::vector<double> p;
-  double sum = 0;
-  for (const auto& row : weight) {
-    p.push_back(std::exp(row[0] * x[0] + row[1] * x[1]));
-    sum += p.back();
-  }
-  for (double& value : p) {
-    value /= sum;
-  }
-  return p;
-}
-
-/// Loss and gradient of the weight, as written in the papers, class by class.
-struct Golden {
-  double labeled = 0, unlabeled = 0;
-  Matrix gradient = Matrix(3, std::vector<double>(2, 0.0));
-
-  /// dL/dlogits of one row, times x.
-  void add(const std::vector<double>& slope, const std::vector<double>& x, double weight) {
-    for (size_t c = 0; c < 3; ++c) {
-      for (size_t d = 0; d < 2; ++d) {
-        gradient[c][d] += weight * slope[c] * x[d];
-      }
-    }
-  }
-  void cross_entropy(const Matrix& w, const std::vector<double>& x, size_t label, double weight, double& sum,
-                     double rows) {
-    auto p = softmax_of_logits(w, x);
-    sum -= std::log(p[label]) / rows;
-    p[label] -= 1;
-    add(p, x, weight / rows);
-  }
-  /// Mean over rows and classes of (softmax - target)^2.
-  void squared(const Matrix& w, const std::vector<double>& x, const std::vector<double>& target,
-               double weight, double rows) {
-    const auto p = softmax_of_logits(w, x);
-    double inner = 0;
-    for (size_t c = 0; c < 3; ++c) {
-      unlabeled += (p[c] - target[c]) * (p[c] - target[c]) / (3 * rows);
-      inner += 2 * (p[c] - target[c]) * p[c];
-    }
-    std::vector<double> slope;
-    for (size_t c = 0; c < 3; ++c) {
-      slope.push_back(p[c] * (2 * (p[c] - target[c]) - inner));
-    }
-    add(slope, x, weight / (3 * rows));
-  }
-};
-
-Golden supervised_golden(const MethodInput& in) {
-  Golden golden;
-  const auto w = matrix_of(in.model->weight.detach()), x = matrix_of(in.batch.labeled);
-  golden.cross_entropy(w, x[0], 2, 1, golden.labeled, 2);
-  golden.cross_entropy(w, x[1], 0, 1, golden.labeled, 2);
-  return golden;
-}
-
-double reported(const mm::StepLoss& loss, const std::string& name) {
-  for (const auto& [key, value] : loss.values) {
-    if (key == name) {
-      return value.item<double>();
-    }
-  }
-  FAIL("no value " << name);
-  return 0;
-}
-
-void check_golden(const MethodInput& in, const mm::StepLoss& loss, const Golden& golden, double weight) {
-  CHECK(loss.total.item<double>() == Approx(golden.labeled + weight * golden.unlabeled).epsilon(1e-12));
-  loss.total.backward();
-  const auto gradient = matrix_of(in.model->weight.grad());
-  for (size_t c = 0; c < 3; ++c) {
-    for (size_t d = 0; d < 2; ++d) {
-      CHECK(gradient[c][d] == Approx(golden.gradient[c][d]).epsilon(1e-10));
-    }
-  }
-}
-
-const at::Generator kNoGenerator;
 
 /// f(method, name) for each method, at full weight.
 template <class F>
@@ -144,14 +36,21 @@ void for_each_method(F&& f) {
   f(mm::methods::PiModel(), "pi_model");
   f(mm::methods::MeanTeacher(), "mean_teacher");
   f(mm::methods::MixMatch(mm::MixMatchOptions(), mm::RampedLossOptions().rampup_steps(0)), "mixmatch");
+  f(mm::methods::MixUp(), "mixup");
+  f(mm::methods::Ict(), "ict");
+  f(mm::methods::Vat(), "vat");
+  f(mm::methods::Uda(mm::methods::UdaOptions().threshold(0.3).annealing(mm::Annealing::none)), "uda");
 }
 
-mm::Batch small_images(int64_t rows) {
-  torch::manual_seed(4);
-  return {torch::randn({rows, 3, 8, 8}),
-          at::arange(rows, at::kLong).remainder(3),
-          {torch::randn({rows, 3, 8, 8}), torch::randn({rows, 3, 8, 8})},
-          at::full({rows}, -1, at::TensorOptions(at::kLong))};
+/// What goes through the model in the pass that moves batch-norm statistics, with the draws of seeded(1).
+Tensor statistics_input(const std::string& name, const mm::Batch& batch) {
+  if (name == "uda") {
+    return at::cat({batch.labeled, batch.weak[0], batch.strong[0]});
+  }
+  if (name == "mixup") {
+    return mm::mixup(batch.labeled, mm::one_hot(batch.labels, 3), {}, seeded(1)).inputs;
+  }
+  return batch.labeled;
 }
 
 }  // namespace
@@ -227,10 +126,10 @@ TEST_CASE("mean_teacher: golden loss and gradient against the averaged weights")
 }
 
 TEST_CASE(
-    "methods: unlabeled images send a gradient to the student, and only the labeled pass moves statistics") {
+    "methods: unlabeled images send a gradient to the student, and move statistics only in a joint pass") {
   for_each_method([](auto method, const std::string& name) {
     INFO(name);
-    const auto batch = small_images(6);
+    const auto batch = method_images(6);
     const auto make = [] {
       torch::manual_seed(7);
       return mm::models::WideResNet(mm::models::WideResNetOptions(3).depth(10).widen_factor(1));
@@ -264,7 +163,7 @@ TEST_CASE(
     if (name != "mixmatch") {  // whose statistics are those of a mixed batch
       mm::training::Learner alone(other);
       const auto scope = alone.training_step(method_step(0));
-      alone(batch.labeled);
+      alone(statistics_input(name, batch));
     }
     if (name != "mixmatch") {
       for (const auto& buffer : model->named_buffers()) {
@@ -275,7 +174,15 @@ TEST_CASE(
     if (name != "supervised") {
       auto changed = batch;
       changed.weak[0] = changed.weak[0] + 0.5 * torch::randn_like(changed.weak[0]);
+      generator = seeded(1);
       CHECK_FALSE(torch::allclose(gradients(changed), first));
+    }
+    generator = seeded(1);
+    const Tensor again = gradients(batch);
+    CHECK(again.equal(first));  // the same draws give the same bits
+    if (name == "mixup" || name == "ict" || name == "vat") {
+      generator = seeded(2);
+      CHECK_FALSE(gradients(batch).equal(first));
     }
   });
 }
@@ -283,7 +190,7 @@ TEST_CASE(
 TEST_CASE("methods: a batch of one class and an empty mask stay finite") {
   for_each_method([](auto method, const std::string& name) {
     INFO(name);
-    auto batch = small_images(4);
+    auto batch = method_images(4);
     batch.labels.fill_(1);
     torch::manual_seed(7);
     mm::models::WideResNet model(mm::models::WideResNetOptions(3).depth(10).widen_factor(1));
@@ -292,7 +199,7 @@ TEST_CASE("methods: a batch of one class and an empty mask stay finite") {
     auto generator = seeded(1);
     CHECK(std::isfinite(method(learner, batch, method_step(0), generator).total.template item<double>()));
   });
-  const auto batch = small_images(4);
+  const auto batch = method_images(4);
   mm::models::WideResNet model(mm::models::WideResNetOptions(3).depth(10).widen_factor(1));
   mm::training::Learner learner(model);
   const auto loss = mm::methods::PseudoLabel(1)(learner, batch, method_step(0), kNoGenerator);
@@ -301,6 +208,38 @@ TEST_CASE("methods: a batch of one class and an empty mask stay finite") {
   CHECK(std::isnan(reported(loss, "mask_accuracy")));
   loss.total.backward();
   CHECK(model->conv1->weight.grad().isfinite().all().item<bool>());
+}
+
+TEST_CASE("methods: bfloat16 by autocast has about float32's loss, and every parameter its gradient") {
+  for_each_method([](auto method, const std::string& name) {
+    INFO(name);
+    const auto batch = method_images(6);
+    torch::manual_seed(7);
+    mm::models::WideResNet model(mm::models::WideResNetOptions(3).depth(10).widen_factor(1));
+    mm::EmaModel ema(model);
+    mm::training::Learner learner(model, ema);
+    double totals[2];
+    for (const auto precision : {at::kFloat, at::kBFloat16}) {
+      auto generator = seeded(1);
+      const auto scope = learner.training_step(method_step(0));
+      mm::StepLoss loss;
+      {
+        const mm::training::Autocast autocast(torch::kCPU, precision);
+        loss = method(learner, batch, method_step(0), generator);
+      }
+      CHECK(loss.total.scalar_type() == at::kFloat);
+      totals[precision == at::kBFloat16] = loss.total.template item<double>();
+      model->zero_grad();
+      loss.total.backward();
+      for (const auto& parameter : model->named_parameters()) {
+        INFO(parameter.key());
+        REQUIRE(parameter.value().grad().defined());
+        CHECK(parameter.value().grad().isfinite().all().template item<bool>());
+        CHECK(parameter.value().grad().abs().sum().template item<double>() > 0);
+      }
+    }
+    CHECK(totals[1] == Approx(totals[0]).epsilon(0.1));
+  });
 }
 
 TEST_CASE("select_confident and masked_cross_entropy: values, limits and what does not fit") {
@@ -335,11 +274,60 @@ TEST_CASE("Learner: without a moving average there is no teacher") {
   CHECK_THAT(error_of([&] { learner.teacher(torch::ones({2, 3})); }), contains("Learner(model, ema)"));
 }
 
+TEST_CASE("methods: the options' defaults are the presets") {
+  namespace presets = mm::presets;
+  CHECK(mm::MixUpOptions().alpha() == presets::mixup_alpha);
+  const mm::methods::VatOptions vat;
+  CHECK(vat.radius() == presets::vat_radius);
+  CHECK(vat.entropy_weight() == presets::vat_entropy_weight);
+  CHECK(vat.direction().xi() == presets::vat_xi);
+  CHECK(vat.direction().power_iterations() == 1);
+  const mm::methods::UdaOptions uda;
+  CHECK(uda.temperature() == presets::uda_temperature);
+  CHECK(uda.threshold() == presets::uda_threshold);
+  CHECK(uda.weight() == presets::uda_weight);
+  CHECK(uda.total_steps() == presets::cifar10.total_steps);
+  MethodInput in;
+  mm::EmaModel ema(in.model);
+  mm::training::Learner learner(in.model, ema);
+  const auto weight = [&](const auto& method) {
+    return reported(method(learner, in.batch, method_step(0), seeded(1)), "lambda_u");
+  };
+  CHECK(weight(mm::methods::PseudoLabel()) == presets::pseudo_label_weight);
+  CHECK(weight(mm::methods::PiModel()) == presets::pi_model_weight);
+  CHECK(weight(mm::methods::MeanTeacher()) == presets::mean_teacher_weight);
+  CHECK(weight(mm::methods::MixUp()) == presets::mixup_weight);
+  CHECK(weight(mm::methods::Ict()) == presets::ict_weight);
+  CHECK(weight(mm::methods::Vat()) == presets::vat_weight);
+}
+
 TEST_CASE("methods: options out of range are refused when the method is made") {
   CHECK_THAT(error_of([] { mm::methods::PseudoLabel(-0.1); }),
              contains("threshold must be in [0, 1], got -0.1"));
   CHECK_THAT(error_of([] { mm::methods::PiModel(mm::RampedLossOptions().lambda_u(-1)); }),
              contains("lambda_u must be finite and >= 0, got -1"));
+  CHECK_THAT(error_of([] { mm::methods::MixUp(mm::MixUpOptions().alpha(-1)); }),
+             contains("MixUp: alpha must be finite and >= 0, got -1"));
+  CHECK_THAT(error_of([] { mm::methods::MixUp({}, -2); }),
+             contains("MixUp: weight must be finite and >= 0, got -2"));
+  CHECK_THAT(error_of([] { mm::methods::Ict(mm::MixUpOptions().alpha(-1)); }),
+             contains("Ict: alpha must be finite and >= 0, got -1"));
+  using mm::methods::UdaOptions, mm::methods::VatOptions;
+  CHECK_THAT(error_of([] { mm::methods::Vat(VatOptions().radius(0)); }),
+             contains("Vat: radius must be finite and > 0, got 0"));
+  CHECK_THAT(error_of([] { mm::methods::Vat(VatOptions().entropy_weight(-1)); }),
+             contains("Vat: entropy_weight must be finite and >= 0, got -1"));
+  CHECK_THAT(
+      error_of([] { mm::methods::Vat(VatOptions().direction(mm::VirtualAdversarialOptions().xi(0))); }),
+      contains("Vat: xi must be finite and > 0, got 0"));
+  CHECK_THAT(error_of([] { mm::methods::Uda(UdaOptions().temperature(-1)); }),
+             contains("Uda: temperature must be >= 0, got -1"));
+  CHECK_THAT(error_of([] { mm::methods::Uda(UdaOptions().threshold(1.5)); }),
+             contains("Uda: threshold must be in [0, 1], got 1.5"));
+  CHECK_THAT(error_of([] { mm::methods::Uda(UdaOptions().weight(-1)); }),
+             contains("Uda: weight must be finite and >= 0, got -1"));
+  CHECK_THAT(error_of([] { mm::methods::Uda(UdaOptions().total_steps(0)); }),
+             contains("Uda: total_steps must be > 0, got 0"));
   CHECK_THAT(error_of([] { mm::methods::MeanTeacher(mm::RampedLossOptions().rampup_steps(-1)); }),
              contains("rampup_steps must be >= 0, got -1"));
 }

@@ -39,3 +39,26 @@ TEST_CASE("presets: the papers' table") {
     CHECK(row.preset.steps_per_checkpoint == 1024);
   }
 }
+
+TEST_CASE("presets: the numbers of the other methods") {
+  using namespace mixmatch::presets;
+  CHECK(pseudo_label_weight == 1);
+  CHECK(pi_model_weight == 20);
+  CHECK(mean_teacher_weight == 50);
+  CHECK(consistency_rampup == .4);
+  CHECK(vat_weight == .3);
+  CHECK(vat_entropy_weight == .06);
+  CHECK(vat_radius == 6);
+  CHECK(vat_xi == 1e-6);
+  CHECK(ict_weight == 100);
+  CHECK(ict_alpha == 1);
+  CHECK(mixup_weight == 1);
+  CHECK(mixup_alpha == .75);
+  CHECK(uda_weight == 1);
+  CHECK(uda_threshold == .8);
+  CHECK(uda_temperature == .4);
+  CHECK(unlabeled_ratio == 7);
+  CHECK(sgd_learning_rate == .03);
+  CHECK(sgd_momentum == .9);
+  CHECK(sgd_l2 == 5e-4);
+}

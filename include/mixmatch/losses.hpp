@@ -18,6 +18,33 @@ inline void check_loss_arguments(const char* function, const Tensor& logits, con
               logits.sizes(), ", got ", targets.sizes());
 }
 
+inline void check_loss_labels(const char* function, const Tensor& logits, const Tensor& labels) {
+  TORCH_CHECK(
+      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
+          labels.size(0) == logits.size(0),
+      function, ": labels must be int64 [", logits.size(0), "], got ",
+      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+}
+
+inline void check_loss_mask(const char* function, const Tensor& logits, const Tensor& mask) {
+  TORCH_CHECK(mask.defined() && mask.dim() == 1 && mask.size(0) == logits.size(0) &&
+                  at::isFloatingType(mask.scalar_type()),
+              function, ": mask must be floating-point [", logits.size(0), "], got ",
+              mask.defined() ? c10::str(mask.scalar_type(), " ", mask.sizes()) : std::string("undefined"));
+}
+
+/// The mean over all rows of `losses` [N], weighted by `mask` where there is one; zero rows give 0.
+inline Tensor mean_over_rows(const Tensor& losses, const Tensor& mask = {}) {
+  const auto rows = static_cast<double>(std::max<int64_t>(losses.size(0), 1));
+  return (mask.defined() ? losses * mask.detach() : losses).sum() / rows;
+}
+
+/// sum_c targets[n, c] (log targets[n, c] - log softmax(logits)[n, c]), [N]; 0 log 0 = 0.
+inline Tensor kl_of_rows(const Tensor& logits, const Tensor& targets) {
+  const Tensor fixed = targets.detach();
+  return (at::xlogy(fixed, fixed) - fixed * torch::log_softmax(float_logits(logits), -1)).sum(-1);
+}
+
 }  // namespace detail
 
 /// -1/N sum_n sum_c targets[n, c] log softmax(logits)[n, c]: mean over rows of the cross-entropy against soft
@@ -49,18 +76,46 @@ inline Tensor softmax_mse(const Tensor& logits, const Tensor& targets) {
 /// precision logits are computed in float32. Gradient to the logits only; no rows, or none selected, give 0.
 inline Tensor masked_cross_entropy(const Tensor& logits, const Tensor& labels, const Tensor& mask) {
   detail::check_logits("masked_cross_entropy", logits);
-  TORCH_CHECK(
-      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
-          labels.size(0) == logits.size(0),
-      "masked_cross_entropy: labels must be int64 [", logits.size(0), "], got ",
-      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
-  TORCH_CHECK(mask.defined() && mask.sizes() == labels.sizes() && at::isFloatingType(mask.scalar_type()),
-              "masked_cross_entropy: mask must be floating-point [", logits.size(0), "], got ",
-              mask.defined() ? c10::str(mask.scalar_type(), " ", mask.sizes()) : std::string("undefined"));
+  detail::check_loss_labels("masked_cross_entropy", logits, labels);
+  detail::check_loss_mask("masked_cross_entropy", logits, mask);
   const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
   const Tensor chosen = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1);
-  const auto rows = static_cast<double>(std::max<int64_t>(logits.size(0), 1));
-  return (chosen * mask.detach()).sum() / -rows;
+  return -detail::mean_over_rows(chosen, mask);
+}
+
+/// 1/N sum_n KL(targets[n] || softmax(logits)[n]) = cross-entropy less the targets' own entropy: 0 where they
+/// agree. Both [N, L], 0 log 0 = 0; half-precision logits are computed in float32. Gradient to the logits
+/// only, the same as soft_cross_entropy()'s; zero rows give 0. torch::nn::KLDivLoss takes log-probabilities
+/// and by default also divides by the number of classes.
+inline Tensor kl_divergence(const Tensor& logits, const Tensor& targets) {
+  detail::check_loss_arguments("kl_divergence", logits, targets);
+  return detail::mean_over_rows(detail::kl_of_rows(logits, targets));
+}
+
+/// 1/N sum_n mask[n] KL(targets[n] || softmax(logits)[n]): kl_divergence() with the mean over ALL rows, those
+/// that are masked out counting as 0 (UDA, arXiv 1904.12848). `mask` floating-point
+/// [N], of 0 and 1 or weights, without gradient.
+inline Tensor masked_kl_divergence(const Tensor& logits, const Tensor& targets, const Tensor& mask) {
+  detail::check_loss_arguments("masked_kl_divergence", logits, targets);
+  detail::check_loss_mask("masked_kl_divergence", logits, mask);
+  return detail::mean_over_rows(detail::kl_of_rows(logits, targets), mask);
+}
+
+/// 1/(N L) sum_n mask[n] sum_c (softmax(logits) - targets)[n, c]^2: softmax_mse() with the mean over ALL rows
+/// and classes, rows that are masked out counting as 0. `mask` as in masked_kl_divergence().
+inline Tensor masked_softmax_mse(const Tensor& logits, const Tensor& targets, const Tensor& mask) {
+  detail::check_loss_arguments("masked_softmax_mse", logits, targets);
+  detail::check_loss_mask("masked_softmax_mse", logits, mask);
+  const Tensor difference = torch::softmax(detail::float_logits(logits), -1) - targets.detach();
+  return detail::mean_over_rows(difference.square().mean(-1), mask);
+}
+
+/// -1/N sum_n sum_c p log p of p = softmax(logits), in [0, ln L]: what entropy minimisation adds to a loss.
+/// `logits` [N, L], half precision computed in float32; gradient to them; zero rows give 0.
+inline Tensor softmax_entropy(const Tensor& logits) {
+  detail::check_logits("softmax_entropy", logits);
+  const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
+  return -detail::mean_over_rows((log_probabilities.exp() * log_probabilities).sum(-1));
 }
 
 }  // namespace mixmatch

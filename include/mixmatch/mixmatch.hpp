@@ -6,6 +6,8 @@
 
 #include <mixmatch/model.hpp>
 
+#include <mixmatch/adversarial.hpp>
+#include <mixmatch/annealing.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
@@ -54,12 +56,15 @@
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/io/safetensors.hpp>
 
-#include <mixmatch/methods/consistency.hpp>
+#include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/methods/mixup.hpp>
 #include <mixmatch/methods/pi_model.hpp>
 #include <mixmatch/methods/pseudo_label.hpp>
 #include <mixmatch/methods/supervised.hpp>
+#include <mixmatch/methods/uda.hpp>
+#include <mixmatch/methods/vat.hpp>
 
 #include <mixmatch/models/wide_resnet.hpp>
 

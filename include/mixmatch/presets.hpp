@@ -41,6 +41,21 @@ inline constexpr Preset ablation{"ablation", 0.75, 100, 2048, 0.02, 3, 32, 4, tr
 // the steps.
 inline constexpr double pseudo_label_weight = 1, pi_model_weight = 20, mean_teacher_weight = 50;
 inline constexpr double consistency_rampup = 0.4;
+inline constexpr double vat_weight = 0.3, vat_entropy_weight = 0.06, vat_radius = 6, vat_xi = 1e-6;
+inline constexpr double ict_weight = 100, ict_alpha = 1;  // as the authors' code trains CIFAR-10
+// Not ramped.
+inline constexpr double mixup_weight = 1, mixup_alpha = 0.75;
+
+// UDA (arXiv 1904.12848) and FixMatch (arXiv 2001.07685).
+inline constexpr double uda_weight = 1, uda_threshold = 0.8, uda_temperature = 0.4;
+/// Unlabeled rows for each labeled one, of both.
+inline constexpr int64_t unlabeled_ratio = 7;
+/// Their optimiser: SGD with Nesterov momentum, the rate times cosine_decay(), and an L2 penalty of l2 / 2
+/// times the squared kernels in the loss.
+inline constexpr double sgd_learning_rate = 0.03, sgd_momentum = 0.9, sgd_l2 = 5e-4;
+/// On CIFAR-100 with a network eight times as wide as WRN-28-1.
+inline constexpr double cifar100_sgd_l2 = 1e-3;
+inline constexpr int64_t cifar100_sgd_widen = 8;
 
 }  // namespace presets
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mixmatch/methods/consistency.hpp>
+#include <mixmatch/methods/detail/consistency.hpp>
 
 namespace mixmatch::methods {
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <mixmatch/guess_labels.hpp>
-#include <mixmatch/methods/consistency.hpp>
+#include <mixmatch/methods/detail/consistency.hpp>
 
 namespace mixmatch::methods {
 

@@ -34,6 +34,24 @@ class Autocast {
   mixmatch::detail::AutocastState before_;
 };
 
+/// Convolutions and products of float32 on a GPU in full precision, not in TF32, for one scope.
+class NoTf32 {
+ public:
+  NoTf32() { set(false, false); }
+  NoTf32(const NoTf32&) = delete;
+  NoTf32& operator=(const NoTf32&) = delete;
+  ~NoTf32() { set(convolutions_, products_); }
+
+ private:
+  static void set(bool convolutions, bool products) {
+    at::globalContext().setAllowTF32CuDNN(convolutions);
+    at::globalContext().setAllowTF32CuBLAS(products);
+  }
+
+  bool convolutions_ = at::globalContext().allowTF32CuDNN();
+  bool products_ = at::globalContext().allowTF32CuBLAS();
+};
+
 /// "fp32" or "bf16"; another name throws.
 inline at::ScalarType parse_precision(const std::string& name) {
   TORCH_CHECK(name == "fp32" || name == "bf16", "precision: expected fp32 or bf16, got \"", name, "\"");

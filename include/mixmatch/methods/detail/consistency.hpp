@@ -10,6 +10,20 @@
 
 namespace mixmatch::methods::detail {
 
+/// labeled + weight unlabeled, reported with the quality of `targets`, the guessed labels of the unlabeled
+/// rows.
+inline StepLoss guessed_loss(const Tensor& labeled, const Tensor& unlabeled, const Tensor& weight,
+                             const Tensor& targets, const Batch& batch) {
+  const auto quality = training::guess_quality(targets, batch.hidden_labels);
+  return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
+          {{"loss_labeled", labeled},
+           {"loss_unlabeled", unlabeled},
+           {"lambda_u", weight},
+           {"guess_confidence", quality.mean_max_probability},
+           {"guess_entropy", quality.mean_entropy},
+           {"guess_accuracy", quality.accuracy}}};
+}
+
 /// What Pi-Model and Mean Teacher have in common: L = CE(x) + w(step) mean over rows and classes of
 /// (softmax f(u_1) - target(u_2))^2. Only the labeled pass moves batch-norm statistics.
 template <class Model, class Target>
@@ -19,15 +33,7 @@ StepLoss consistency_loss(Model& model, const Batch& batch, const Tensor& step, 
   const auto frozen = freeze_batch_norm(model);
   const Tensor target = target_of(batch.weak.at(1));
   const Tensor unlabeled = softmax_mse(forward(model, batch.weak.at(0)), target);
-  const Tensor weight = ramp.weight(step);
-  const auto quality = training::guess_quality(target, batch.hidden_labels);
-  return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
-          {{"loss_labeled", labeled},
-           {"loss_unlabeled", unlabeled},
-           {"lambda_u", weight},
-           {"guess_confidence", quality.mean_max_probability},
-           {"guess_entropy", quality.mean_entropy},
-           {"guess_accuracy", quality.accuracy}}};
+  return guessed_loss(labeled, unlabeled, ramp.weight(step), target, batch);
 }
 
 }  // namespace mixmatch::methods::detail
