@@ -77,9 +77,7 @@ class Trainer {
         generator_(at::detail::createCPUGenerator(1)),
         criterion_(mm::RampedLossOptions().lambda_u(75).rampup_steps(16384)),
         data_(random_data(shape)),
-        mixing_(mm::MixMatchOptions()
-                    .num_augmentations(shape.views)
-                    .workspace(std::make_shared<mm::Workspace>())) {
+        mixing_(mm::MixMatchOptions().num_augmentations(shape.views)) {
     torch::manual_seed(1);
     model_ = mm::models::WideResNet(mm::models::WideResNetOptions(shape.classes)
                                         .depth(shape.depth)
@@ -89,25 +87,12 @@ class Trainer {
       mm::training::to_channels_last(model_);
     }
     separate_ = torch::nn::AnyModule(model_);
-    mm::training::TrainingOptions options;
-    options.batch = shape.batch;
-    options.num_augmentations = shape.views;
-    batches_.emplace(
-        [make = mm::training::augmented_batches(options, data_, torch::kCPU, shape.views),
-         channels_last = variant.channels_last](int64_t step) {
-          auto batch = make(step);
-          if (!channels_last) {
-            batch.labeled = batch.labeled.contiguous();
-            for (Tensor& view : batch.weak) {
-              view = view.contiguous();
-            }
-          }
-          return batch;
-        },
-        variant.prefetch);
+    feed_.emplace(data_, mm::training::FeedOptions().batch_size(shape.batch).weak_views(shape.views));
+    images_.emplace([this](int64_t step) { return feed_->gather(at::full({}, step, at::kLong)); },
+                    variant.prefetch);
     ema_.emplace(model_);
     if (variant.fused_adam) {
-      fused_adam_.emplace(model_);
+      optimizer_.emplace(model_, *ema_, mm::training::OptimizerOptions(2e-3).weight_decay(0.02));
     } else {
       adam_.emplace(model_->parameters(), torch::optim::AdamOptions(2e-3));
     }
@@ -122,7 +107,14 @@ class Trainer {
     Tensor loss;
     {
       mm::training::Autocast autocast(torch::kCPU, variant_.precision);
-      const auto batch = (*batches_)(steps_);
+      const Tensor step = at::full({}, steps_, at::kLong);
+      auto batch = feed_->augment((*images_)(steps_), step);
+      if (!variant_.channels_last) {
+        batch.labeled = batch.labeled.contiguous();
+        for (Tensor& view : batch.weak) {
+          view = view.contiguous();
+        }
+      }
       lap(data);
       // Behind an AnyModule nobody sees that the network takes groups.
       const auto guessed =
@@ -132,11 +124,9 @@ class Trainer {
       lap(guess);
       const auto mixed = mm::mix_labeled_unlabeled(guessed, mixing_, generator_);
       lap(mix);
-      auto* workspace = mixing_.workspace().get();
       const auto logits =
-          variant_.grouped
-              ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs, workspace)
-              : mm::forward_interleaved(separate_, mixed.labeled_inputs, mixed.unlabeled_inputs, workspace);
+          variant_.grouped ? mm::forward_interleaved(model_, mixed.labeled_inputs, mixed.unlabeled_inputs)
+                           : mm::forward_interleaved(separate_, mixed.labeled_inputs, mixed.unlabeled_inputs);
       loss = criterion_(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets,
                         steps_++)
                  .total;
@@ -144,10 +134,12 @@ class Trainer {
     }
     loss.backward();
     lap(backward);
-    if (fused_adam_.has_value()) {
-      mm::training::optimizer_step(*fused_adam_, *ema_, 0.02);
+    if (optimizer_.has_value()) {
+      optimizer_->step();
     } else {
-      mm::training::optimizer_step(*adam_, *ema_, 2e-3, 0.02);
+      adam_->step();
+      ema_->decay_weights_and_update(2e-3 * 0.02);
+      adam_->zero_grad();
     }
     lap(update);
     faults_.push_back(static_cast<double>(page_faults() - faults_before));
@@ -217,9 +209,10 @@ class Trainer {
   mm::MixMatchOptions mixing_;
   mm::models::WideResNet model_{nullptr};
   torch::nn::AnyModule separate_;
-  std::optional<mm::training::Prefetch<mm::Batch>> batches_;
+  std::optional<mm::training::Feed> feed_;
+  std::optional<mm::training::Prefetch<mm::training::RawBatch>> images_;
   std::optional<mm::EmaModel<mm::models::WideResNet>> ema_;
-  std::optional<mm::training::FusedAdam> fused_adam_;
+  std::optional<mm::training::Optimizer> optimizer_;
   std::optional<torch::optim::Adam> adam_;
   std::chrono::steady_clock::time_point last_;
   int64_t last_bytes_ = 0;

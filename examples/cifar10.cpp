@@ -1,5 +1,4 @@
 // MixMatch on CIFAR-10: the complete training loop, from the binary files to a resumable run directory.
-// The method is MixMatch::operator(); the rest is what every training program needs.
 
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -7,13 +6,10 @@
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
-#include <memory>
 #include <utility>
 #include <vector>
 
 namespace mm = mixmatch;
-using mm::training::StepOn;
-using mm::training::TrainingData;
 using mm::training::TrainingOptions;
 using torch::Tensor;
 
@@ -21,9 +17,8 @@ namespace {
 
 constexpr int64_t kClasses = 10;
 
-/// The method: MixMatch's loss of one step. The batch is one augmentation of labeled images and K of
-/// unlabeled ones (Algorithm 1, lines 2-6). The same code runs on the CPU, and on a GPU as a part of one CUDA
-/// graph: numbers that change from step to step are tensors, and nothing waits for the device.
+/// The method: MixMatch's loss of one step, of one augmentation of labeled images and K of unlabeled ones
+/// (Algorithm 1, lines 2-6). Numbers that change from step to step are tensors, and nothing waits for a GPU.
 struct MixMatch {
   mm::MixMatchOptions options;
   mm::RampedLoss criterion;
@@ -37,19 +32,17 @@ struct MixMatch {
 
     // K + 1 forward passes, each normalised by its own batch. Only the first moves the batch-norm running
     // statistics; interleaving gives it labeled and unlabeled rows alike.
-    const int64_t rows = batch.labeled.size(0);
-    std::vector<Tensor> inputs = mixed.unlabeled_inputs.split(rows);
+    std::vector<Tensor> inputs = mixed.unlabeled_inputs.split(batch.labeled.size(0));
     inputs.insert(inputs.begin(), mixed.labeled_inputs);
-    inputs = mm::interleave(std::move(inputs), options.workspace().get());
-    const auto logits = mm::interleave(mm::forward_each(model, inputs));
-    const Tensor logits_x = logits.front();
+    const auto logits = mm::interleave(mm::forward_each(model, mm::interleave(std::move(inputs))));
     const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
 
     // Eqs. 3-5 with the ramped weight of the unlabeled loss.
-    const auto loss = criterion(logits_x, mixed.labeled_targets, logits_u, mixed.unlabeled_targets, step);
-    // CIFAR-10's unlabeled images have labels, which only this line looks at.
-    const auto guesses =
-        mm::training::guess_quality(guessed.unlabeled_targets.narrow(0, 0, rows), batch.hidden_labels);
+    const auto loss =
+        criterion(logits.front(), mixed.labeled_targets, logits_u, mixed.unlabeled_targets, step);
+    // Unlabeled images have labels here, which only this line looks at.
+    const auto guesses = mm::training::guess_quality(
+        guessed.unlabeled_targets.narrow(0, 0, batch.hidden_labels.size(0)), batch.hidden_labels);
     return {loss.total,
             {{"loss_labeled", loss.labeled},
              {"loss_unlabeled", loss.unlabeled},
@@ -60,7 +53,7 @@ struct MixMatch {
   }
 };
 
-TrainingData load(const TrainingOptions& o, torch::Device device) {
+mm::training::TrainingData load(const TrainingOptions& o, torch::Device device) {
   const auto train = mm::data::load_cifar10(o.data, mm::data::Split::train);
   auto test = mm::data::load_cifar10(o.data, mm::data::Split::test);
   auto split = mm::training::make_split(o, mm::data::ImagePool({train}));
@@ -70,38 +63,68 @@ TrainingData load(const TrainingOptions& o, torch::Device device) {
 }
 
 int train_run(CLI::App& app, TrainingOptions& o) {
-  const auto config = [&o] { return mm::training::config_of(o); };
-  const auto resumed = mm::training::adopt_run(app, o, config);
+  const auto resumed = mm::training::adopt_run(app, o);
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
-  const TrainingData data = load(o, device);
+  const auto data = load(o, device);
   mm::training::adopt_data(o, data);
-  // Model, moving average, optimiser, streams of batches, generators: what a step changes.
-  mm::training::TrainState state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled,
-                                 data.split.unlabeled, mm::training::train_state_options(o));
-  // On a GPU data and random numbers stay there too, and the whole step is one CUDA graph.
-  const StepOn where = device.is_cuda() ? StepOn::device : StepOn::host;
+  // Model, moving average, optimiser (Adam, with decay of the kernels), generators: what a step changes.
+  mm::training::TrainState state(mm::training::make_network(o, kClasses, device),
+                                 mm::training::train_state_options(o));
 
-  const auto train = [&](auto method) {
-    // A step: the method's loss, its gradient, Adam, decay of the kernels, moving average.
-    mm::training::Trainer trainer(state, method, o, data, device, where);
-    auto run_config = config();
-    run_config.emplace_back("step-on", mm::training::name_of(where));
+  // Batches: endless reshuffled rows of both kinds, cropped and mirrored, as a function of seed and step.
+  auto options = mm::training::trainer_options(o);
+  options.feed().weak_views(o.method == "supervised" ? 0 : o.num_augmentations);
+  mm::training::Feed feed(data, options.feed());
+  // The model in training: batch-norm statistics that a graph can move.
+  mm::training::Learner learner(state.model, state.ema, options.learner());
+  mm::Meter meter(device);
+  const Tensor step = torch::zeros({}, torch::TensorOptions(device).dtype(torch::kLong));
+
+  const auto train = [&](const auto& method) {
+    // One step: batch, loss under autocast, gradient; then optimiser, decay and average in one pass.
+    const auto train_step = [&] {
+      const mm::Batch batch = feed(step);
+      mm::StepLoss loss;
+      {
+        const auto statistics = learner.training_step(step);
+        const mm::training::Autocast autocast(device, options.precision());
+        loss = method(learner, batch, step, state.generator);
+      }
+      loss.total.backward();
+      meter.add(loss, state.optimizer.step());
+      step.add_(1);
+      return loss.total.detach();
+    };
     mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
-                                  mm::training::training_run_options(o, run_config, data, device),
-                                  state.step);
+                                  mm::training::training_run_options(o, data, device), state.step);
     state.register_in(run.checkpoint());
-    trainer.register_in(run.checkpoint());
+    run.checkpoint().add("feed", feed);
     if (resumed.has_value()) {
       run.resume();
     } else {
       mm::training::save_split(run.directory().split(), o, data);
       run.start();
-      mm::training::log_example_images(run.board(), state.model, o, data, device);
+      mm::training::log_example_images(run.board(), feed);
     }
+    step.fill_(state.step);
+    // On a GPU the step is captured in a CUDA graph and replayed; what it changes is named for that.
+    const auto changed =
+        mm::training::joined({{step}, state.optimizer.state(), learner.state(), meter.state()});
+    mm::training::GraphedStep graphed(train_step, device,
+                                      mm::training::GraphedStepOptions()
+                                          .enabled(o.graph)
+                                          .state(changed)
+                                          .parameters(state.model->parameters())
+                                          .generators({state.generator}));
     while (run.running()) {
-      run.record(trainer.run(run.steps_until_due()));
+      // Many steps of a GPU, for which the host waits once; one of the CPU.
+      for (int64_t i = device.is_cuda() ? run.steps_until_due() : 1; i > 0; --i, ++state.step) {
+        graphed();
+      }
+      state.optimizer.synchronize();
+      run.record(meter.read());
       if (run.evaluation_due()) {
         run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
                                                      mm::training::evaluate_options(o, device)));
@@ -113,11 +136,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   if (o.method == "supervised") {
     return train(mm::methods::Supervised());
   }
-  auto options = mm::training::mixmatch_options(o);
-  if (where == StepOn::host) {
-    options.workspace(std::make_shared<mm::Workspace>());  // each step's mixed batches in the same memory
-  }
-  return train(MixMatch{options, mm::RampedLoss(mm::training::ramped_loss_options(o))});
+  const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
+  return train(MixMatch{mm::training::mixmatch_options(o), criterion});
 }
 
 }  // namespace
@@ -129,7 +149,7 @@ int main(int argc, char** argv) {
       "MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.",
       "cifar10");
   options.program = argv[0];
-  mm::training::add_training_options(app, options);
+  mm::training::add_options(app, options);
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(

@@ -7,7 +7,9 @@
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
+#include <concepts>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -34,10 +36,12 @@ struct Options : TrainingOptions {
   bool strict = false;
 };
 
-mm::training::Config config_of(const Options& o) {
-  auto config = mm::training::config_of(static_cast<const TrainingOptions&>(o));
-  config.emplace_back("size", fmt::format("{}", o.size));
-  return config;
+template <class O, class Visit>
+requires std::same_as<std::remove_const_t<O>, Options>
+void visit_options(O& o, Visit&& visit) {
+  mm::training::visit_training_options(o, visit);
+  visit(mm::training::OptionText{"size", "Pixels of the square that pictures are resized and cropped to"},
+        o.size, mm::training::Range<int64_t>{8, 1024});
 }
 
 /// Of the pictures with a label, `--validation` are held out, and the others train with it, or `--labels` of
@@ -56,8 +60,7 @@ mm::data::SslSplit split_pictures(const Options& o, const mm::data::ImageFolder&
 }
 
 int train_run(CLI::App& app, Options& o) {
-  const auto config = [&o] { return config_of(o); };
-  const auto resumed = mm::training::adopt_run(app, o, config);
+  const auto resumed = mm::training::adopt_run(app, o);
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
   const auto folder =
@@ -74,6 +77,10 @@ int train_run(CLI::App& app, Options& o) {
       stdout, "{} picture{} with a label in {} classes ({} of them for validation), {} without\n", known,
       known == 1 ? "" : "s", folder.num_classes(), split.validation.size(0), split.unlabeled.size(0));
   if (split.unlabeled.size(0) == 0 && o.method != "supervised") {
+    TORCH_CHECK(
+        app.count("--method") == 0, "--method ", o.method,
+        " needs unlabeled pictures, and there are none: put some into unlabeled/, or train with --method "
+        "supervised");
     mm::training::print_message(stdout, "there are no unlabeled pictures: training is supervised\n");
     o.method = "supervised";
   }
@@ -84,11 +91,10 @@ int train_run(CLI::App& app, Options& o) {
                           {},
                           folder.files};
   mm::training::adopt_data(o, data);
-  mm::training::TrainState<mm::models::WideResNet> state(
-      mm::training::make_wide_resnet(o, folder.num_classes(), device), data.split.labeled,
-      data.split.unlabeled, mm::training::train_state_options(o));
+  mm::training::TrainState state(mm::training::make_network(o, folder.num_classes(), device),
+                                 mm::training::train_state_options(o));
   const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
-  const int status = mm::training::train_classifier(o, config(), data, state, device, directory);
+  const int status = mm::training::train_classifier(o, data, state, directory);
   if (status != 0) {
     return status;
   }
@@ -119,9 +125,8 @@ int main(int argc, char** argv) {
   options.program = argv[0];
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
   mm::training::use_method_preset(options);
-  mm::training::add_training_options(app, options, mm::training::method_names());
-  mm::training::add_number<int64_t>(app, "--size", options.size,
-                                    "Pixels of the square that pictures are resized and cropped to", 8, 1024);
+  options.methods = mm::training::method_names();
+  mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");

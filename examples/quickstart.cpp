@@ -13,7 +13,6 @@ using torch::Tensor;
 namespace {
 
 constexpr int64_t kBatch = 32;
-constexpr double kLearningRate = 2e-3;
 
 struct Task {
   mm::data::ImageDataset train = mm::data::make_shapes(4000, 1);
@@ -36,38 +35,28 @@ double train(const Task& task, bool use_mixmatch, int64_t steps, uint64_t seed) 
       mm::models::WideResNetOptions(10).depth(10).widen_factor(1).batch_norm_momentum(0.05));
   mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.99));
   mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(75).rampup_steps(steps));
-  torch::optim::Adam optimizer(model->parameters(), torch::optim::AdamOptions(kLearningRate));
+  mm::training::Optimizer optimizer(model, ema, mm::training::OptimizerOptions(2e-3).weight_decay(0.02));
 
   mm::training::Progress progress(use_mixmatch ? "MixMatch" : "supervised-only", steps);
   for (int64_t step = 0; step < steps; ++step) {
-    const Tensor rows = labeled.next();
+    const Tensor rows = labeled.rows(step);
     const Tensor x = task.train.images.index_select(0, rows);
     const Tensor labels = task.train.labels.index_select(0, rows);
     Tensor loss;
     if (use_mixmatch) {
-      const Tensor u = task.train.images.index_select(0, unlabeled.next());
+      const Tensor u = task.train.images.index_select(0, unlabeled.rows(step));
       const auto mixed = mm::mixmatch_batch(model, augment, x, labels, u, {}, generator);
 
-      // Three forward passes, interleaved so that the first one's batch statistics speak for labeled and
-      // unlabeled rows.
-      auto batches = mixed.unlabeled_inputs.split(kBatch);
-      batches.insert(batches.begin(), mixed.labeled_inputs);
-      batches = mm::interleave(batches);
-      std::vector<Tensor> logits{model->forward(batches[0])};
-      {
-        mm::BatchNormFreeze freeze(model);
-        for (size_t i = 1; i < batches.size(); ++i) {
-          logits.push_back(model->forward(batches[i]));
-        }
-      }
-      logits = mm::interleave(logits);
-      const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
-      loss = criterion(logits[0], mixed.labeled_targets, logits_u, mixed.unlabeled_targets, step).total;
+      // Three forward passes, interleaved so that the first one's batch statistics, the only ones that count,
+      // speak for labeled and unlabeled rows.
+      const auto logits = mm::forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
+      loss = criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step)
+                 .total;
     } else {
       loss = mm::soft_cross_entropy(model->forward(augment(x)), mm::one_hot(labels, 10));
     }
     loss.backward();
-    mm::training::optimizer_step(optimizer, ema, kLearningRate, /*weight_decay=*/0.02);
+    optimizer.step();  // Adam, decay of the kernels, moving average
     progress.update(step + 1, "");
   }
   progress.finish();

@@ -9,6 +9,8 @@
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
+#include <concepts>
+#include <type_traits>
 #include <utility>
 
 namespace mm = mixmatch;
@@ -27,18 +29,24 @@ struct Options : TrainingOptions {
   int64_t fold = 0;
 };
 
-mm::training::Config config_of(const Options& o) {
-  auto config = mm::training::config_of(static_cast<const TrainingOptions&>(o));
-  config.emplace_back("fold", fmt::format("{}", o.fold));
-  return config;
+template <class O, class Visit>
+requires std::same_as<std::remove_const_t<O>, Options>
+void visit_options(O& o, Visit&& visit) {
+  mm::training::visit_training_options(o, visit);
+  visit(mm::training::OptionText{"fold",
+                                 "Official fold that is labeled (1,000 images); -1 = --labels images drawn "
+                                 "by the seed"},
+        o.fold, mm::training::Range<int64_t>{-1, 9});
 }
 
 /// The pool is the training images, of which a fold or `--labels` have their labels, then the unlabeled ones.
-TrainingData load(const Options& o, torch::Device device) {
+TrainingData load(const Options& o) {
   const auto train = mm::data::load_stl10(o.data, mm::data::Split::train);
   const auto unlabeled = mm::data::load_stl10(o.data, mm::data::Split::unlabeled);
   auto test = mm::data::load_stl10(o.data, mm::data::Split::test);
-  mm::data::ImagePool pool({mm::data::to_device(train, device), mm::data::to_device(unlabeled, device)});
+  // 105,000 images of 96 pixels: they stay where they are, mapped from the disk, and the host reads the next
+  // step's while this one runs.
+  mm::data::ImagePool pool({train, unlabeled});
   auto split = o.fold >= 0 && o.split.empty()
                    ? mm::data::split_by_rows(pool.labels, mm::data::load_stl10_folds(o.data).at(o.fold),
                                              o.validation, o.seed, pool.class_names)
@@ -48,21 +56,20 @@ TrainingData load(const Options& o, torch::Device device) {
 }
 
 int train_run(CLI::App& app, Options& o) {
-  const auto config = [&o] { return config_of(o); };
-  const auto resumed = mm::training::adopt_run(app, o, config);
+  const auto resumed = mm::training::adopt_run(app, o);
   // Data and options are checked before anything is written.
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
-  const TrainingData data = load(o, device);
+  const TrainingData data = load(o);
   mm::training::adopt_data(o, data, /*every_class=*/o.fold < 0);
-  mm::training::TrainState state(mm::training::make_wide_resnet(o, kClasses, device), data.split.labeled,
-                                 data.split.unlabeled, mm::training::train_state_options(o));
+  mm::training::TrainState state(mm::training::make_network(o, kClasses, device),
+                                 mm::training::train_state_options(o));
 
   const auto train = [&](auto method) {
-    // 105,000 images of 96 pixels: the host makes the batches, and keeps no second copy of them.
-    mm::training::Trainer trainer(state, method, o, data, device, mm::training::StepOn::host);
+    // A step begins with the host's images; on a GPU the rest of it is one CUDA graph.
+    mm::training::Trainer trainer(state, method, data, mm::training::trainer_options(o));
     mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
-                                  mm::training::training_run_options(o, config(), data, device), state.step);
+                                  mm::training::training_run_options(o, data, device), state.step);
     state.register_in(run.checkpoint());
     trainer.register_in(run.checkpoint());
     if (resumed.has_value()) {
@@ -70,7 +77,7 @@ int train_run(CLI::App& app, Options& o) {
     } else {
       mm::training::save_split(run.directory().split(), o, data);
       run.start();
-      mm::training::log_example_images(run.board(), state.model, o, data, device);
+      mm::training::log_example_images(run.board(), trainer.feed());
     }
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
@@ -83,7 +90,7 @@ int train_run(CLI::App& app, Options& o) {
     return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
   };
   // methods::MixMatch, which cifar10.cpp spells out, or Supervised.
-  return mm::training::with_method(o, mm::training::StepOn::host, train);
+  return mm::training::with_method(o, train);
 }
 
 }  // namespace
@@ -94,10 +101,7 @@ int main(int argc, char** argv) {
       "MixMatch on STL-10 (arXiv 1905.02249): WRN-28 with four scales, or its supervised-only baseline.",
       "stl10");
   options.program = argv[0];
-  mm::training::add_training_options(app, options);
-  mm::training::add_number<int64_t>(
-      app, "--fold", options.fold,
-      "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed", -1, 9);
+  mm::training::add_options(app, options);
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(

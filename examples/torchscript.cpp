@@ -1,7 +1,6 @@
 // Trains a network from Python: TorchScript in, MixMatch with a moving average here, TorchScript out.
 // examples/python/export_model.py writes such a file; torch.jit.load reads the result.
 
-#include <ATen/CPUGeneratorImpl.h>
 #include <fmt/format.h>
 #include <torch/script.h>
 #include <torch/torch.h>
@@ -16,7 +15,6 @@
 #include <filesystem>
 #include <sstream>
 #include <string>
-#include <vector>
 
 namespace fs = std::filesystem;
 namespace mm = mixmatch;
@@ -73,16 +71,6 @@ torch::jit::Module load_model(const std::string& path, const mm::data::ImageData
   return model;
 }
 
-std::vector<Tensor> trainable(const torch::jit::Module& model) {
-  std::vector<Tensor> parameters;
-  for (const Tensor& parameter : model.parameters()) {
-    if (parameter.requires_grad()) {
-      parameters.push_back(parameter);
-    }
-  }
-  return parameters;
-}
-
 int train(const Options& o) {
   TORCH_CHECK(o.learning_rate > 0, "--lr: expected a number > 0, got ", o.learning_rate);
   const auto device = mm::training::parse_device(o.device);
@@ -91,73 +79,64 @@ int train(const Options& o) {
     TORCH_CHECK(fs::is_directory(parent) && !fs::is_directory(path), "cannot write ", path,
                 fs::is_directory(path) ? ": it is a directory" : ": its directory does not exist");
   }
-  auto data = o.data.empty() ? mm::data::make_shapes(4000, 1)
-                             : mm::data::load_cifar10(o.data, mm::data::Split::train);
+  const auto data = o.data.empty() ? mm::data::make_shapes(4000, 1)
+                                   : mm::data::load_cifar10(o.data, mm::data::Split::train);
   const auto test =
       o.data.empty() ? mm::data::make_shapes(1000, 2) : mm::data::load_cifar10(o.data, mm::data::Split::test);
+  TORCH_CHECK(o.labels >= data.num_classes(), "--labels ", o.labels, " is less than the data's ",
+              data.num_classes(), " classes");
+  TORCH_CHECK(o.batch >= 3, "--batch ", o.batch, " is less than the 3 groups that MixMatch interleaves");
   const auto split = mm::data::split_labels(data.labels, o.labels, /*num_validation=*/0, o.seed);
   TORCH_CHECK(split.unlabeled.size(0) > 0, "--labels ", o.labels, " leaves no unlabeled image of ",
               data.size());
-  data.images = data.images.to(device);
-  data.labels = data.labels.to(device);
 
   torch::manual_seed(o.seed);
   auto model = load_model(o.model, data, device);
-  const auto parameters = trainable(model);
-  TORCH_CHECK(!parameters.empty(), "--model ", o.model,
+  bool trainable = false;
+  for (const Tensor& parameter : model.parameters()) {
+    trainable = trainable || parameter.requires_grad();
+  }
+  TORCH_CHECK(trainable, "--model ", o.model,
               " has no parameter that takes a gradient: was it frozen before it was exported?");
-  torch::optim::Adam optimizer(parameters, torch::optim::AdamOptions(o.learning_rate));
-  mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.99).warmup(true));
-  mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.steps));
-  auto generator = at::detail::createCPUGenerator(o.seed);
-  mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
-  mm::data::BatchStream labeled(split.labeled, o.batch, o.seed);
-  mm::data::BatchStream unlabeled(split.unlabeled, o.batch, o.seed + 1);
+  // As with any other model: state, method, trainer.
+  mm::training::TrainState state(
+      model, mm::training::TrainStateOptions()
+                 .seed(o.seed)
+                 .ema(mm::EmaModelOptions().decay(0.99).warmup(true))
+                 .optimizer(mm::training::OptimizerOptions(o.learning_rate).weight_decay(0.02)));
+  const mm::training::TrainingData training{
+      mm::data::ImagePool({mm::data::to_device(data, device)}), split, {}, {}};
+  mm::training::Trainer trainer(
+      state, mm::methods::MixMatch({}, mm::RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.steps)),
+      training,
+      mm::training::TrainerOptions().feed(mm::training::FeedOptions().batch_size(o.batch).seed(o.seed)));
 
   const int64_t tenth = std::max<int64_t>(1, o.steps / 10);
   double first = 0, last = 0;
   mm::training::Progress progress("MixMatch", o.steps);
-  for (int64_t step = 0; step < o.steps; ++step) {
-    const Tensor rows = labeled.next().to(device);
-    const Tensor u = data.images.index_select(0, unlabeled.next().to(device));
-    const auto mixed = mm::mixmatch_batch(model, augment, data.images.index_select(0, rows),
-                                          data.labels.index_select(0, rows), u, {}, generator);
-
-    // As with any other model: one pass that moves the batch-norm statistics, K that do not.
-    auto batches = mixed.unlabeled_inputs.split(o.batch);
-    batches.insert(batches.begin(), mixed.labeled_inputs);
-    batches = mm::interleave(batches);
-    std::vector<Tensor> logits{mm::forward(model, batches[0])};
-    {
-      mm::BatchNormFreeze freeze(model);
-      for (size_t i = 1; i < batches.size(); ++i) {
-        logits.push_back(mm::forward(model, batches[i]));
-      }
-    }
-    logits = mm::interleave(logits);
-    const Tensor logits_u = torch::cat(std::vector<Tensor>(logits.begin() + 1, logits.end()));
-    const auto loss = criterion(logits[0], mixed.labeled_targets, logits_u, mixed.unlabeled_targets, step);
-    loss.total.backward();
-    mm::training::optimizer_step(optimizer, ema, o.learning_rate, /*weight_decay=*/0.02);
-
-    const double value = loss.labeled.item<double>();
-    if (!std::isfinite(value)) {
+  while (state.step < o.steps) {
+    // One step on the CPU; on a GPU as many as the host need not look at.
+    const int64_t before = state.step;
+    const auto means = trainer.run(std::min(tenth, o.steps - before));
+    const double value = means.values[1];  // the labeled loss
+    if (!means.finite || !std::isfinite(means.values[0])) {
       progress.finish();
       mm::training::print_message(stderr, "torchscript: the loss is {} at step {}; nothing was written\n",
-                                  value, step + 1);
+                                  means.values[0], state.step);
       return 1;
     }
-    first += step < tenth ? value : 0;
-    last += step >= o.steps - tenth ? value : 0;
-    progress.update(step + 1, fmt::format("labeled loss {:.3f}", value));
+    const auto steps = static_cast<double>(state.step - before);
+    first += before < tenth ? steps * value : 0;
+    last += before >= o.steps - tenth ? steps * value : 0;
+    progress.update(state.step, fmt::format("labeled loss {:.3f}", value));
   }
   progress.finish();
   const auto evaluate = mm::training::EvaluateOptions().device(device);
-  const double error =
-      mm::training::error_percent([&](const Tensor& images) { return ema.forward(images); }, test, evaluate);
+  const double error = mm::training::error_percent(
+      [&](const Tensor& images) { return state.ema.forward(images); }, test, evaluate);
 
   // The averages are the result. On the CPU, so that Python can read them anywhere.
-  const auto averages = ema.average_parameters();
+  const auto averages = state.ema.average_parameters();
   model.eval();
   model.to(torch::kCPU);
   std::ostringstream bytes;

@@ -1,12 +1,14 @@
-// Every method on the data sets that have a preset here (stl10.cpp has its own program), with the papers'
-// numbers for them. The loop is mixmatch::training::train_classifier; cifar10.cpp shows one in full.
+// Every method on every data set, with the papers' numbers for them. The loop is
+// mixmatch::training::train_classifier; cifar10.cpp shows one in full.
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
+#include <concepts>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,6 +18,21 @@ using mm::training::TrainingData;
 using mm::training::TrainingOptions;
 
 namespace {
+
+struct Options : TrainingOptions {
+  using TrainingOptions::TrainingOptions;
+  std::string dataset = "cifar10";
+};
+
+template <class O, class Visit>
+requires std::same_as<std::remove_const_t<O>, Options>
+void visit_options(O& o, Visit&& visit) {
+  mm::training::visit_training_options(o, visit);
+  visit(mm::training::OptionText{"dataset",
+                                 "Decides the other options' defaults, as --method does: --help shows "
+                                 "them"},
+        o.dataset, mm::training::Choice{"cifar10", "cifar100", "svhn", "svhn-extra", "stl10", "shapes"});
+}
 
 const mm::Preset& preset_of(const std::string& dataset) {
   if (dataset == "cifar100") {
@@ -27,6 +44,9 @@ const mm::Preset& preset_of(const std::string& dataset) {
   if (dataset == "shapes") {
     return mm::presets::ablation;
   }
+  if (dataset == "stl10") {
+    return mm::presets::stl10;
+  }
   return dataset == "svhn-extra" ? mm::presets::svhn_extra : mm::presets::cifar10;
 }
 
@@ -36,6 +56,9 @@ mm::data::ImageDataset load_test(const std::string& dataset, const std::string& 
   }
   if (dataset == "cifar100") {
     return mm::data::load_cifar100(dir, Split::test);
+  }
+  if (dataset == "stl10") {
+    return mm::data::load_stl10(dir, Split::test);
   }
   return dataset == "cifar10" ? mm::data::load_cifar10(dir, Split::test)
                               : mm::data::load_svhn(dir, Split::test);
@@ -51,6 +74,9 @@ std::vector<mm::data::ImageDataset> load_train(const std::string& dataset, const
   if (dataset == "cifar10") {
     return {mm::data::load_cifar10(dir, Split::train)};
   }
+  if (dataset == "stl10") {
+    return {mm::data::load_stl10(dir, Split::train), mm::data::load_stl10(dir, Split::unlabeled)};
+  }
   std::vector<mm::data::ImageDataset> sets{mm::data::load_svhn(dir, Split::train)};
   if (dataset == "svhn-extra") {
     sets.push_back(mm::data::load_svhn(dir, Split::extra));
@@ -58,41 +84,35 @@ std::vector<mm::data::ImageDataset> load_train(const std::string& dataset, const
   return sets;
 }
 
-TrainingData load(const std::string& dataset, const TrainingOptions& o, torch::Device device) {
-  auto sets = load_train(dataset, o.data);
-  auto test = load_test(dataset, o.data);
+TrainingData load(const Options& o, torch::Device device) {
+  auto sets = load_train(o.dataset, o.data);
+  auto test = load_test(o.dataset, o.data);
   const mm::data::ImagePool in_memory(sets);
   auto split = mm::training::make_split(o, in_memory);
   mm::data::ImageDataset validation{in_memory.gather(split.validation),
                                     in_memory.labels_of(split.validation, torch::kCPU),
                                     in_memory.class_names};
-  for (auto& set : sets) {
-    set = mm::data::to_device(set, device);
+  // One set may live on the device; what comes in several, or is large, the host reads.
+  if (sets.size() == 1) {
+    sets.front() = mm::data::to_device(sets.front(), device);
   }
   return {mm::data::ImagePool(std::move(sets)), std::move(split), std::move(validation), std::move(test)};
 }
 
-void check_data(const std::string& dataset, const TrainingOptions& o) {
-  TORCH_CHECK(dataset == "shapes" || !o.data.empty(), "--data is required: the directory of ", dataset);
+void check_data(const Options& o) {
+  TORCH_CHECK(o.dataset == "shapes" || !o.data.empty(), "--data is required: the directory of ", o.dataset);
 }
 
-int train_run(CLI::App& app, const std::string& dataset, TrainingOptions& o) {
-  const auto config = [&] {
-    auto all = mm::training::config_of(o);
-    all.emplace_back("dataset", dataset);
-    return all;
-  };
-  const auto resumed = mm::training::adopt_run(app, o, config);
-  check_data(dataset, o);
+int train_run(CLI::App& app, Options& o) {
+  const auto resumed = mm::training::adopt_run(app, o);
+  check_data(o);
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
-  const TrainingData data = load(dataset, o, device);
+  const TrainingData data = load(o, device);
   mm::training::adopt_data(o, data);
-  mm::training::TrainState<mm::models::WideResNet> state(
-      mm::training::make_wide_resnet(o, data.pool.num_classes(), device), data.split.labeled,
-      data.split.unlabeled, mm::training::train_state_options(o));
-  return mm::training::train_classifier(o, config(), data, state, device,
-                                        mm::training::run_directory(o, resumed));
+  mm::training::TrainState state(mm::training::make_network(o, data.pool.num_classes(), device),
+                                 mm::training::train_state_options(o));
+  return mm::training::train_classifier(o, data, state, mm::training::run_directory(o, resumed));
 }
 
 /// What trains procedural shapes in a minute: a small network, and averages over tens of steps.
@@ -112,35 +132,39 @@ void use_small_task(TrainingOptions& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string dataset = mm::training::find_option(argc, argv, "--dataset", "cifar10");
-  TrainingOptions options(preset_of(dataset));
+  const std::string dataset = mm::training::find_option(argc, argv, "--dataset", "cifar10");
+  Options options(preset_of(dataset));
+  options.dataset = dataset;
   options.program = argv[0];
   options.out = "runs/" + dataset;
-  options.labels = dataset == "cifar100" ? 10000 : 250;
+  options.labels = dataset == "cifar100" ? 10000 : dataset == "stl10" ? 1000 : 250;
   if (dataset == "shapes") {
     use_small_task(options);
   }
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
+  options.methods = mm::training::method_names();
   mm::training::use_method_preset(options);
+  if (dataset == "cifar100" && options.method == "uda") {
+    options.filters = 0;
+    options.widen = mm::presets::cifar100_sgd_widen;
+    options.l2 = mm::presets::cifar100_sgd_l2;
+  }
   CLI::App app("Semi-supervised learning by one of several methods, with the papers' numbers.", "train");
-  mm::training::add_training_options(app, options, mm::training::method_names());
-  app.add_option("--dataset", dataset,
-                 "Decides the other options' defaults, as --method does: --help shows them")
-      ->check(CLI::IsMember({"cifar10", "cifar100", "svhn", "svhn-extra", "shapes"}))
-      ->capture_default_str();
+  mm::training::add_options(app, options);
   app.get_option("--data")->required(false);  // shapes are drawn, not read
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       const auto run = mm::training::RunDirectory::open(options.eval);
       const auto config = mm::training::read_config(run.checkpoint());
       if (const auto* stored = mm::training::find_setting(config, "dataset")) {
-        TORCH_CHECK(app.count("--dataset") == 0 || dataset == *stored, "--dataset ", dataset,
+        TORCH_CHECK(app.count("--dataset") == 0 || options.dataset == *stored, "--dataset ", options.dataset,
                     " is not the run's: it was started with ", *stored);
-        dataset = *stored;
+        options.dataset = *stored;
       }
-      check_data(dataset, options);
-      return mm::training::evaluate_saved_run(options, [&] { return load_test(dataset, options.data); });
+      check_data(options);
+      return mm::training::evaluate_saved_run(options,
+                                              [&] { return load_test(options.dataset, options.data); });
     }
-    return train_run(app, dataset, options);
+    return train_run(app, options);
   });
 }

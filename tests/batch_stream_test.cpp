@@ -2,48 +2,66 @@
 #include <mixmatch/data/batch_stream.hpp>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
 
+#include <cstdlib>
 #include <sstream>
+#include <string>
 #include <vector>
 
 using mixmatch::data::BatchStream;
 using torch::Tensor;
 
+namespace cuda_emulation {
+#include "cuda_shuffle.inc"
+}
+
 namespace {
 
-Tensor indices(int64_t size) { return at::arange(size, at::kLong) * 3 + 100; }
+Tensor stream_indices(int64_t size) { return at::arange(size, at::kLong) * 3 + 100; }
 
-Tensor draw(BatchStream& stream, int64_t batches) {
-  std::vector<Tensor> drawn;
-  for (int64_t i = 0; i < batches; ++i) {
-    drawn.push_back(stream.next());
+Tensor step_tensor(int64_t step) { return at::full({}, step, at::TensorOptions(at::kLong)); }
+
+/// The first batches, one after the other.
+Tensor first_rows(const BatchStream& stream, int64_t batches) {
+  std::vector<Tensor> rows;
+  for (int64_t step = 0; step < batches; ++step) {
+    rows.push_back(stream.rows(step));
   }
-  return at::cat(drawn);
+  return at::cat(rows);
 }
 
-void save(const BatchStream& stream, std::ostream& out) {
+std::string saved_stream(const BatchStream& stream) {
   torch::serialize::OutputArchive archive;
   stream.save(archive);
+  std::ostringstream out;
   archive.save_to(out);
+  return out.str();
 }
 
-void load(BatchStream& stream, std::istream& in) {
+std::string load_error(const BatchStream& stream, const std::string& bytes) {
+  std::istringstream in(bytes);
   torch::serialize::InputArchive archive;
   archive.load_from(in);
-  stream.load(archive);
+  return error_of([&] { stream.load(archive); });
+}
+
+uint64_t seed_bits_of(const BatchStream& stream) {
+  return mixmatch::detail::mix_bits(stream.seed() + mixmatch::detail::kGolden);
 }
 
 }  // namespace
 
 TEST_CASE("a batch stream visits every row once an epoch, in a new order") {
   // 12 rows in batches of 5: five epochs are 12 batches, of which four span two epochs.
-  BatchStream stream(indices(12), 5, 1);
-  const auto rows = draw(stream, 12).view({5, 12});
-  CHECK(stream.position() == 12);
+  const BatchStream stream(stream_indices(12), 5, 1);
+  CHECK(stream.size() == 12);
+  CHECK(stream.batch_size() == 5);
+  const auto rows = first_rows(stream, 12).view({5, 12});
   for (int64_t epoch = 0; epoch < 5; ++epoch) {
-    CHECK(std::get<0>(rows[epoch].sort()).equal(indices(12)));
-    CHECK_FALSE(rows[epoch].equal(indices(12)));
+    CHECK(std::get<0>(rows[epoch].sort()).equal(stream_indices(12)));
+    CHECK_FALSE(rows[epoch].equal(stream_indices(12)));
     for (int64_t other = 0; other < epoch; ++other) {
       CHECK_FALSE(rows[epoch].equal(rows[other]));
     }
@@ -51,112 +69,155 @@ TEST_CASE("a batch stream visits every row once an epoch, in a new order") {
 }
 
 TEST_CASE("a batch may be larger than the set") {
-  BatchStream stream(indices(3), 8, 1);
-  const auto rows = draw(stream, 3).view({8, 3});
+  const auto rows = first_rows(BatchStream(stream_indices(3), 8, 1), 3).view({8, 3});
   for (int64_t epoch = 0; epoch < 8; ++epoch) {
-    CHECK(std::get<0>(rows[epoch].sort()).equal(indices(3)));
+    CHECK(std::get<0>(rows[epoch].sort()).equal(stream_indices(3)));
   }
-  BatchStream one(at::tensor({42}, at::kLong), 4, 1);
-  CHECK(one.next().equal(at::full({4}, 42, at::kLong)));
+  CHECK(BatchStream(at::tensor({42}, at::kLong), 4, 1).rows(7).equal(at::full({4}, 42, at::kLong)));
 }
 
 TEST_CASE("the order of an epoch does not depend on the batch size") {
-  BatchStream small(indices(30), 5, 9);
-  BatchStream large(indices(30), 45, 9);
-  CHECK(draw(small, 18).equal(draw(large, 2)));
-  BatchStream other(indices(30), 45, 10);
-  CHECK_FALSE(other.next().equal(BatchStream(indices(30), 45, 9).next()));
+  const Tensor rows = first_rows(BatchStream(stream_indices(30), 45, 9), 2);
+  CHECK(first_rows(BatchStream(stream_indices(30), 5, 9), 18).equal(rows));
+  CHECK_FALSE(first_rows(BatchStream(stream_indices(30), 45, 10), 2).equal(rows));
 }
 
 TEST_CASE("a batch stream is the same everywhere") {
-  BatchStream stream(at::arange(8, at::kLong), 8, 5);
-  const auto first = stream.next();
-  const auto second = stream.next();
-  INFO(first << second);
-  CHECK(first.equal(at::tensor({4, 2, 0, 6, 3, 7, 1, 5}, at::kLong)));
-  CHECK(second.equal(at::tensor({0, 4, 6, 5, 2, 1, 3, 7}, at::kLong)));
+  // By integers of Python, from the paper's rounds and SplitMix64.
+  const BatchStream stream(at::arange(8, at::kLong), 8, 5);
+  const auto first = stream.rows(0), second = stream.rows(1), late = stream.rows(1000000000);
+  INFO(first << second << late);
+  CHECK(first.equal(at::tensor({4, 0, 1, 7, 6, 5, 2, 3}, at::kLong)));
+  CHECK(second.equal(at::tensor({6, 5, 0, 7, 4, 3, 1, 2}, at::kLong)));
+  CHECK(late.equal(at::tensor({3, 1, 2, 0, 4, 6, 7, 5}, at::kLong)));
 }
 
 TEST_CASE("every order is equally likely") {
   // Row 0's place over 6,000 epochs of six rows: 1,000 in each expected, standard deviation 29.
-  BatchStream stream(at::arange(6, at::kLong), 6, 123);
-  const auto rows = draw(stream, 6000).view({6000, 6});
-  const auto places = (rows == 0).sum(0);
-  CHECK((places - 1000).abs().max().item<int64_t>() < 150);
+  const auto rows = first_rows(BatchStream(at::arange(6, at::kLong), 6, 123), 6000).view({6000, 6});
+  for (int64_t row = 0; row < 6; ++row) {
+    CHECK((rows.eq(row).sum(0) - 1000).abs().max().item<int64_t>() < 150);
+  }
   const auto pairs = ((rows.select(1, 0) == 2) & (rows.select(1, 1) == 4)).sum().item<int64_t>();
   CHECK(std::abs(pairs - 200) < 75);  // 6000 / 30
+
+  // All 24 orders of four rows: 500 of each expected, standard deviation 22.
+  const auto orders = first_rows(BatchStream(at::arange(4, at::kLong), 4, 7), 12000).view({12000, 4});
+  const auto codes = (orders * at::tensor({64, 16, 4, 1}, at::kLong)).sum(1);
+  const auto counts = codes.bincount({}, 256);
+  CHECK(counts.gt(0).sum().item<int64_t>() == 24);
+  CHECK(counts.max().item<int64_t>() < 610);
+  CHECK(counts.masked_select(counts.gt(0)).min().item<int64_t>() > 390);
 }
 
-TEST_CASE("seek moves a stream in both directions") {
-  BatchStream stream(indices(10), 4, 2);
-  const auto all = draw(stream, 20).view({20, 4});
-  for (const int64_t position : {7, 0, 19, 2, 3}) {
-    stream.seek(position);
-    CHECK(stream.next().equal(all[position]));
-    CHECK(stream.position() == position + 1);
+TEST_CASE("neighbours in a long order are independent") {
+  // Of 49,750 rows, the mean distance of neighbours in the order is a third of the range.
+  const Tensor rows = BatchStream(at::arange(49750, at::kLong), 49750, 3).rows(0);
+  CHECK(std::get<0>(rows.sort()).equal(at::arange(49750, at::kLong)));
+  const double distance = rows.diff().abs().to(at::kDouble).mean().item<double>() / 49750;
+  CHECK(std::abs(distance - 1.0 / 3) < 0.006);
+  const double half = rows.narrow(0, 0, 24875).to(at::kDouble).mean().item<double>() / 49750;
+  CHECK(std::abs(half - 0.5) < 0.006);
+  // A fixed point is expected once.
+  CHECK(rows.eq(at::arange(49750, at::kLong)).sum().item<int64_t>() < 8);
+}
+
+TEST_CASE("a batch is a function of the step, a number or a tensor, in any order") {
+  const BatchStream stream(stream_indices(10), 4, 2), other(stream_indices(10), 4, 2);
+  const auto all = first_rows(stream, 20).view({20, 4});
+  for (const int64_t step : {7, 0, 19, 2, 3, 3}) {
+    CHECK(other.rows(step).equal(all[step]));
+    CHECK(other.rows(step_tensor(step)).equal(all[step]));
   }
-  CHECK_THAT(error_of([&] { stream.seek(-1); }), contains("position must be >= 0, got -1"));
+  CHECK_FALSE(stream.rows(0).is_same(stream.rows(0)));
+}
+
+TEST_CASE("a batch stream keeps rows of its own") {
+  Tensor indices = stream_indices(10);
+  const BatchStream stream(indices, 4, 2);
+  const auto before = stream.rows(3);
+  indices.zero_();
+  CHECK(stream.rows(3).equal(before));
+  // Of any strides.
+  const auto wide = at::stack({stream_indices(10), at::zeros({10}, at::kLong)}, 1);
+  CHECK(BatchStream(wide.select(1, 0), 4, 2).rows(3).equal(before));
+}
+
+TEST_CASE("a batch's rows are the same in ATen's calls and in the CUDA kernel") {
+  for (const int64_t size : {1, 7, 250, 49750}) {
+    for (const int64_t step : {0, 1234}) {
+      const BatchStream stream(stream_indices(size), 64, ~uint64_t{5}, 1, 3);
+      const Tensor expected = stream.rows(step), rows = stream_indices(size), number = step_tensor(step);
+      CHECK(stream.rows_composite(number).equal(expected));
+      Tensor emulated = at::empty({64}, at::kLong);
+      cuda_emulation::launch(
+          2, 1, 8, cuda_emulation::stream_rows<int64_t>, cuda_emulation::pointer<int64_t>(emulated),
+          cuda_emulation::pointer<const int64_t>(rows), size, cuda_emulation::pointer<const int64_t>(number),
+          int64_t{64}, int64_t{1}, int64_t{3}, static_cast<unsigned long long>(seed_bits_of(stream)));
+      CHECK(emulated.equal(expected));
+    }
+  }
+}
+
+TEST_CASE("the library launches the stream's kernel with what it expects") {
+  cuda_emulation::EmulatedDevice device;
+  device.add("stream_rows<i64>", cuda_emulation::stream_rows<int64_t>);
+  const BatchStream stream(stream_indices(40), 30, 8, 1, 2);
+  const Tensor rows = stream_indices(40);
+  Tensor launched = at::empty({30}, at::kLong);
+  REQUIRE(mixmatch::detail::stream_rows_on_cuda(launched, rows, step_tensor(5), 1, 2, seed_bits_of(stream)));
+  CHECK(launched.equal(stream.rows(5)));
+  CHECK(device.launches() == 1);
 }
 
 TEST_CASE("ranks share what one process would have") {
-  const int64_t world = 3;
-  BatchStream whole(indices(25), 4 * world, 6);
-  std::vector<BatchStream> ranks;
-  for (int64_t rank = 0; rank < world; ++rank) {
-    ranks.emplace_back(indices(25), 4, 6, rank, world);
-  }
-  for (int step = 0; step < 10; ++step) {
-    std::vector<Tensor> parts;
-    for (auto& rank : ranks) {
-      parts.push_back(rank.next());
+  const BatchStream whole(stream_indices(25), 12, 6);
+  for (int64_t step = 0; step < 10; ++step) {
+    std::vector<Tensor> parts, composites;
+    for (int64_t rank = 0; rank < 3; ++rank) {
+      const BatchStream part(stream_indices(25), 4, 6, rank, 3);
+      parts.push_back(part.rows(step));
+      composites.push_back(part.rows_composite(step_tensor(step)));
     }
-    CHECK(at::cat(parts).equal(whole.next()));
+    CHECK(at::cat(parts).equal(whole.rows(step)));
+    CHECK(at::cat(composites).equal(whole.rows(step)));
   }
 }
 
-TEST_CASE("a saved batch stream goes on where it stood") {
-  BatchStream stream(indices(10), 4, ~uint64_t{0});
-  draw(stream, 7);
-  std::stringstream file;
-  save(stream, file);
-  const auto expected = draw(stream, 9);
-
-  BatchStream resumed(indices(10), 4, ~uint64_t{0});
-  load(resumed, file);
-  CHECK(resumed.position() == 7);
-  CHECK(draw(resumed, 9).equal(expected));
-}
-
-TEST_CASE("a checkpoint of one rank serves another world size with the same global batch") {
-  BatchStream single(indices(10), 4, 1);
-  draw(single, 3);
-  std::stringstream file;
-  save(single, file);
-  BatchStream second(indices(10), 2, 1, /*rank=*/1, /*world_size=*/2);
-  load(second, file);
-  CHECK(second.next().equal(single.next().narrow(0, 2, 2)));
+TEST_CASE("a checkpoint fits the same stream, of any world size with the same global batch") {
+  const std::string saved = saved_stream(BatchStream(stream_indices(10), 4, ~uint64_t{0}));
+  CHECK(load_error(BatchStream(stream_indices(10), 4, ~uint64_t{0}), saved).empty());
+  CHECK(load_error(BatchStream(stream_indices(10), 2, ~uint64_t{0}, /*rank=*/1, /*world_size=*/2), saved)
+            .empty());
 }
 
 TEST_CASE("a batch stream refuses the state of another one") {
-  BatchStream stream(indices(10), 4, 1);
-  draw(stream, 3);
-  const auto message = [&](BatchStream other) {
-    std::stringstream file;
-    save(stream, file);
-    const auto error = error_of([&] { load(other, file); });
-    CHECK(other.position() == 0);
-    return error;
-  };
-  CHECK_THAT(message(BatchStream(indices(11), 4, 1)), contains("has size 10, this one 11"));
-  CHECK_THAT(message(BatchStream(indices(10), 5, 1)), contains("has global_batch_size 4, this one 5"));
-  CHECK_THAT(message(BatchStream(indices(10), 4, 2)), contains("has seed 1, this one 2"));
-  CHECK_THAT(message(BatchStream(indices(10) + 1, 4, 1)), contains("other indices"));
+  const BatchStream stream(stream_indices(10), 4, 1);
+  const std::string saved = saved_stream(stream);
+  CHECK_THAT(load_error(BatchStream(stream_indices(11), 4, 1), saved), contains("has size 10, this one 11"));
+  CHECK_THAT(load_error(BatchStream(stream_indices(10), 5, 1), saved),
+             contains("has global_batch_size 4, this one 5"));
+  CHECK_THAT(load_error(BatchStream(stream_indices(10), 4, 2), saved), contains("has seed 1, this one 2"));
+  CHECK_THAT(load_error(BatchStream(stream_indices(10) + 1, 4, 1), saved), contains("other indices"));
+  CHECK_THAT(load_error(BatchStream(stream_indices(10).flip(0), 4, 1), saved), contains("other indices"));
 
-  torch::serialize::OutputArchive empty;
-  std::stringstream file;
-  empty.save_to(file);
-  CHECK_THAT(error_of([&] { load(stream, file); }), contains("holds no stream"));
-  CHECK(stream.position() == 3);
+  const auto archive_of = [](const auto& fill) {
+    torch::serialize::OutputArchive archive;
+    fill(archive);
+    std::ostringstream out;
+    archive.save_to(out);
+    return out.str();
+  };
+  CHECK_THAT(load_error(stream, archive_of([](auto&) {})), contains("holds no stream of this kind"));
+  CHECK_THAT(load_error(stream, archive_of([](auto& archive) {
+                          archive.write("order", c10::IValue(std::string("Fisher-Yates")));
+                        })),
+             contains("holds no stream of this kind"));
+  CHECK_THAT(load_error(stream, archive_of([](auto& archive) {
+                          archive.write("order", c10::IValue(std::string("swap-or-not")));
+                          archive.write("size", c10::IValue(std::string("ten")));
+                        })),
+             contains("has no number \"size\": it holds no stream"));
 }
 
 TEST_CASE("a batch stream names a bad argument") {
@@ -164,10 +225,22 @@ TEST_CASE("a batch stream names a bad argument") {
              contains("indices must not be empty"));
   CHECK_THAT(error_of([] { BatchStream(at::ones({3}), 4, 1); }),
              contains("indices must be int64 [N], got Float"));
-  CHECK_THAT(error_of([] { BatchStream(indices(4).view({2, 2}), 4, 1); }), contains("[2, 2]"));
-  CHECK_THAT(error_of([] { BatchStream(indices(4), 0, 1); }), contains("batch_size must be >= 1, got 0"));
-  CHECK_THAT(error_of([] { BatchStream(indices(4), 1, 1, 2, 2); }),
+  CHECK_THAT(error_of([] { BatchStream(Tensor(), 4, 1); }), contains("got undefined"));
+  CHECK_THAT(error_of([] { BatchStream(stream_indices(4).view({2, 2}), 4, 1); }), contains("[2, 2]"));
+  CHECK_THAT(error_of([] { BatchStream(at::zeros({1}, at::kLong).expand({int64_t{1} << 31}), 4, 1); }),
+             contains("indices must have less than 2^31 rows, got 2147483648"));
+  CHECK_THAT(error_of([] { BatchStream(stream_indices(4), 0, 1); }),
+             contains("batch_size must be >= 1, got 0"));
+  CHECK_THAT(error_of([] { BatchStream(stream_indices(4), 1, 1, 2, 2); }),
              contains("rank must be in [0, 2), got 2"));
-  CHECK_THAT(error_of([] { BatchStream(indices(4), 1, 1, 0, 0); }),
+  CHECK_THAT(error_of([] { BatchStream(stream_indices(4), 1, 1, -1, 2); }), contains("got -1"));
+  CHECK_THAT(error_of([] { BatchStream(stream_indices(4), 1, 1, 0, 0); }),
              contains("world_size must be >= 1, got 0"));
+  const BatchStream stream(stream_indices(4), 1, 1);
+  CHECK_THAT(error_of([&] { stream.rows(-1); }), contains("step must be >= 0, got -1"));
+  CHECK_THAT(error_of([&] { stream.rows(step_tensor(-1)); }), contains("step must be >= 0, got -1"));
+  CHECK_THAT(error_of([&] { stream.rows(at::zeros({1}, at::kLong)); }),
+             contains("step must be int64 [] on cpu, got Long [1] on cpu"));
+  CHECK_THAT(error_of([&] { stream.rows(at::zeros({})); }), contains("got Float [] on cpu"));
+  CHECK_THAT(error_of([&] { stream.rows(Tensor()); }), contains("got undefined"));
 }

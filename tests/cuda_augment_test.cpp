@@ -14,14 +14,21 @@ namespace {
 
 namespace emulated = cuda_emulation;
 
+Tensor channels_last_of(const Tensor& images, at::ScalarType type) {
+  return at::full(images.sizes(), 7, at::TensorOptions().dtype(type))
+      .contiguous(at::MemoryFormat::ChannelsLast);
+}
+
+emulated::Strides strides_of(const Tensor& images) {
+  return {images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
+}
+
 Tensor run(const Tensor& images, const CropFlip* crops, const mixmatch::detail::PixelScale& scale,
            at::ScalarType type) {
-  Tensor out = at::full(images.sizes(), -7, at::TensorOptions().dtype(type));
-  out = out.contiguous(at::MemoryFormat::ChannelsLast);
+  const Tensor out = channels_last_of(images, type);
   emulated::PixelScale pixels{};
   std::copy(scale.shift.begin(), scale.shift.end(), pixels.shift);
   std::copy(scale.scale.begin(), scale.scale.end(), pixels.scale);
-  const emulated::Strides strides{images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
   const auto offsets = [&](const Tensor& of) {
     return crops == nullptr ? nullptr : emulated::pointer<const long long>(of);
   };
@@ -32,8 +39,21 @@ Tensor run(const Tensor& images, const CropFlip* crops, const mixmatch::detail::
     emulated::launch(3, 1, 8, emulated::crop_flip<Scalar>, emulated::pointer<Scalar>(out),
                      emulated::pointer<unsigned char>(images), offsets(used.flip), offsets(used.row),
                      offsets(used.column), used.padding, images.size(0), images.size(1), images.size(2),
-                     images.size(3), strides, pixels);
+                     images.size(3), strides_of(images), pixels);
   });
+  return out;
+}
+
+/// The same without scaling.
+Tensor run_bytes(const Tensor& images, const CropFlip* crops) {
+  const Tensor out = channels_last_of(images, at::kByte);
+  const auto offsets = [&](const Tensor CropFlip::*of) {
+    return crops == nullptr ? nullptr : emulated::pointer<const long long>(crops->*of);
+  };
+  emulated::launch(3, 1, 8, emulated::crop_flip_bytes<unsigned char>, emulated::pointer<unsigned char>(out),
+                   emulated::pointer<const unsigned char>(images), offsets(&CropFlip::flip),
+                   offsets(&CropFlip::row), offsets(&CropFlip::column), crops == nullptr ? 0 : crops->padding,
+                   images.size(0), images.size(1), images.size(2), images.size(3), strides_of(images));
   return out;
 }
 
@@ -56,6 +76,10 @@ TEST_CASE("the augmentation kernel crops, mirrors and scales to the same bits as
         CHECK(run(images, nullptr, scale, type)
                   .equal(mixmatch::detail::scale_pixels_composite(images, scale, type)));
       }
+      const Tensor cropped = run_bytes(images, &crops);
+      CHECK(cropped.equal(mixmatch::detail::crop_flip_composite(images, crops)));
+      CHECK(cropped.is_contiguous(at::MemoryFormat::ChannelsLast));
+      CHECK(run_bytes(images, nullptr).equal(images));
     }
   }
 }
@@ -82,4 +106,33 @@ TEST_CASE("the library launches the augmentation kernel with what it expects") {
                                                   std::vector<double>(9, 0), std::vector<double>(9, 1),
                                                   at::kFloat)
                   .defined());
+}
+
+TEST_CASE("the library launches the kernel for bytes with what it expects") {
+  torch::manual_seed(3);
+  emulated::EmulatedDevice device;
+  device.add("crop_flip_bytes<u8>", emulated::crop_flip_bytes<unsigned char>);
+  const auto crop = [](const Tensor& images, const CropFlip& crops) {
+    return mixmatch::detail::crop_flip_bytes_on_cuda(images, crops.flip, crops.row, crops.column,
+                                                     crops.padding);
+  };
+  const CropFlip crops{2, at::tensor({0, 1, 1}, at::kLong), at::tensor({0, 4, 2}, at::kLong),
+                       at::tensor({3, 1, 0}, at::kLong)};
+  for (const int64_t channels : {3, 1, 8}) {
+    const Tensor images = at::randint(256, {3, channels, 5, 6}, at::kByte);
+    const Tensor cropped = crop(images, crops);
+    CHECK(cropped.equal(mixmatch::detail::crop_flip_composite(images, crops)));
+    CHECK(cropped.is_contiguous(at::MemoryFormat::ChannelsLast));
+    CHECK(crop(images, {}).equal(images));
+  }
+  CHECK(device.launches() == 6);
+  CHECK(crop(at::empty({0, 3, 5, 6}, at::kByte), {}).size(0) == 0);
+  CHECK(device.launches() == 6);
+  // What is not for it is left to ATen's calls.
+  CHECK_FALSE(crop(at::zeros({3, 9, 5, 6}, at::kByte), crops).defined());
+  CHECK_FALSE(crop(at::zeros({3, 3, 5, 6}), crops).defined());
+  auto other = crops;
+  other.row = crops.row.to(at::kInt);
+  CHECK_FALSE(crop(at::zeros({3, 3, 5, 6}, at::kByte), other).defined());
+  CHECK(device.launches() == 6);
 }

@@ -1,7 +1,7 @@
 // On a machine with a GPU: whole steps as one CUDA graph.
 
-#include <mixmatch/step/device_step.hpp>
 #include <mixmatch/step/graphed_step.hpp>
+#include <mixmatch/step/train_state.hpp>
 
 #include "../benchmarks/gpu/step_checks.hpp"
 #include "catch.hpp"
@@ -32,7 +32,7 @@ TEST_CASE("a step that waits for the device cannot be captured, and leaves the s
     return;
   }
   Tensor counter = at::zeros({}, torch::kCUDA);
-  auto generator = mm::training::detail::device_generator(torch::Device(torch::kCUDA, 0), 3);
+  auto generator = mm::training::detail::seeded_generator(torch::Device(torch::kCUDA, 0), 3);
   const Tensor expected = at::rand({4}, mm::detail::to_aten(generator), counter.options());
   generator.set_current_seed(3);
   const auto step = [&] {

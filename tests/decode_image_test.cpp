@@ -255,10 +255,10 @@ TEST_CASE("decode_image: a JPEG of four colours is right or refused") {
 }
 
 TEST_CASE("decode_image: transparency is dropped, also where it hides a colour") {
-  const std::string rows("\0\x0A\x14\x1E\0\xF0\xF0\x3C\xFF", 9);
-  const auto image =
-      decode_bytes(png_begin(2, 1, 8, 6) + png_chunk("IDAT", zlib_store(rows)) + png_chunk("IEND", ""), 1);
-  // 1 x 1 of the middle: half of each.
+  const std::string row("\0\x0A\x14\x1E\0\xF0\xF0\x3C\xFF", 9);
+  const auto image = decode_bytes(
+      png_begin(2, 2, 8, 6) + png_chunk("IDAT", zlib_store(row + row)) + png_chunk("IEND", ""), 1);
+  // 1 x 1: half of each.
   CHECK(color(image) == "125,130,45");
 }
 

@@ -182,6 +182,45 @@ TEST_CASE("EmaModel: decay of kernels and average in one pass equal the two call
   CHECK_THAT(error_of([&] { decay_weights(one, 2); }), contains("rate must be in [0, 1], got 2"));
 }
 
+TEST_CASE("EmaModel: an optimiser that moves the averages finds them, and tells of its updates") {
+  HeldNet model, other;
+  EmaModel copies(model, EmaModelOptions().decay(0.5)),
+      averages(model, EmaModelOptions().decay(0.5).buffers(EmaBuffers::average)),
+      keeps(model, EmaModelOptions().decay(0.5).buffers(EmaBuffers::keep));
+  CHECK(copies.average_of(model->dense->weight).is_same(copies.named_parameters()[0].second));
+  CHECK_FALSE(copies.average_of(other->dense->weight).defined());
+  const Tensor start = model->dense->weight.detach().clone();
+  {
+    torch::NoGradGuard no_grad;
+    model->dense->weight.add_(1);
+  }
+  model->dense->bias.set_requires_grad(false).fill_(3);
+  const auto running_mean = [&](auto& ema) {
+    auto scope = ema.average_parameters();
+    return model->norm->running_mean[0].template item<float>();
+  };
+  model->norm->running_mean.fill_(4);
+  for (auto* ema : {&copies, &averages, &keeps}) {
+    ema->set_num_updates(7);
+    CHECK(ema->num_updates() == 7);
+    CHECK(torch::equal(ema->average_of(model->dense->weight), start));                // its own business
+    CHECK(torch::equal(ema->average_of(model->dense->bias), torch::full({2}, 3.f)));  // frozen
+  }
+  CHECK(running_mean(copies) == 4);
+  CHECK(running_mean(averages) == 2);
+  CHECK(running_mean(keeps) == 0);
+  // No update since: copies are of now all the same.
+  model->norm->running_mean.fill_(6);
+  for (auto* ema : {&copies, &averages, &keeps}) {
+    ema->set_num_updates(7);
+  }
+  CHECK(running_mean(copies) == 6);
+  CHECK(running_mean(averages) == 2);
+  CHECK_THAT(error_of([&] { copies.set_num_updates(-1); }), contains("num_updates must be >= 0, got -1"));
+  auto scope = copies.average_parameters();
+  CHECK_THAT(error_of([&] { copies.set_num_updates(8); }), contains("average_parameters() is in effect"));
+}
+
 TEST_CASE("EmaModel: half-precision parameters are averaged in float32") {
   HeldNet model;
   model->to(at::kBFloat16);

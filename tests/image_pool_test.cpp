@@ -1,7 +1,5 @@
 #include <mixmatch/data/image_pool.hpp>
 
-#include <algorithm>
-#include <set>
 #include <vector>
 
 #include "catch.hpp"
@@ -33,8 +31,6 @@ TEST_CASE("a pool is the sets one after the other") {
   CHECK(gathered.is_contiguous());
   CHECK(gathered.equal(gather_images(all, rows)));
   CHECK(pool.gather(at::arange(12, at::kLong)).equal(all));
-  CHECK(pool.all_images().equal(all));
-  CHECK(ImagePool({sets[0]}).all_images().is_same(sets[0].images));  // not held twice
   CHECK(pool.gather(at::arange(24, at::kLong).slice(0, 0, 24, 2).remainder(12)).size(0) == 12);
   CHECK(pool.gather(at::empty({0}, at::kLong)).sizes() == at::IntArrayRef({0, 3, 4, 5}));
 }
@@ -59,7 +55,7 @@ TEST_CASE("a pool of channels-last images keeps the layout") {
   CHECK(gathered.equal(expected));
 }
 
-TEST_CASE("gathering into a workspace: the same rows, layouts and errors, in memory that is used again") {
+TEST_CASE("a pool of any layout gives the rows of its images in one") {
   const auto layouts = [](const ImageDataset& set) {
     std::vector<ImageDataset> sets(3, set);
     sets[1].images = set.images.contiguous(at::MemoryFormat::ChannelsLast);
@@ -67,27 +63,42 @@ TEST_CASE("gathering into a workspace: the same rows, layouts and errors, in mem
     return sets;
   };
   const auto first = layouts(make(4, 0)), second = layouts(make(3, 4));
+  const auto all = at::cat({first[0].images, second[0].images});
   for (size_t i = 0; i < first.size(); ++i) {
     for (const bool several : {false, true}) {
       const ImagePool pool(several ? std::vector<ImageDataset>{first[i], second[i]}
                                    : std::vector<ImageDataset>{first[i]});
-      mixmatch::Workspace workspace;
-      std::set<void*> addresses;
-      for (int round = 0; round < 4; ++round) {
-        const auto rows = at::randint(pool.size(), {5}, at::kLong);
-        const auto gathered = pool.gather(rows, &workspace), expected = pool.gather(rows);
-        CHECK(gathered.equal(expected));
-        CHECK(gathered.strides() == expected.strides());
-        addresses.insert(gathered.data_ptr());
-      }
-      CHECK(addresses.size() == 1);
-      CHECK_THAT(error_of([&] { pool.gather(at::tensor({9}, at::kLong), &workspace); }), contains("index"));
+      const auto rows = at::randint(pool.size(), {5}, at::kLong), before = rows.clone();
+      const auto gathered = pool.gather(rows);
+      CHECK(gathered.equal(gather_images(all, rows)));
+      CHECK(gathered.is_contiguous(i == 1 ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous));
+      CHECK(rows.equal(before));
+      CHECK_THAT(error_of([&] { pool.gather(at::tensor({9}, at::kLong)); }), contains("index"));
     }
   }
   auto floats = at::rand({4, 2}).requires_grad_();
-  mixmatch::Workspace workspace;
-  gather_images(floats, at::tensor({1, 1}, at::kLong), &workspace).sum().backward();
+  gather_images(floats, at::tensor({1, 1}, at::kLong)).sum().backward();
   CHECK(floats.grad().sum(1).equal(at::tensor({0.f, 4.f, 0.f, 0.f})));
+}
+
+TEST_CASE("a pool in one set: a copy of several, and of one the set itself") {
+  const auto a = make(4, 0, {"a", "b"}), b = make(3, 4);
+  const ImagePool pool({a, b}), joined = pool.in_one();
+  CHECK(pool.device().is_cpu());
+  CHECK(joined.size() == 7);
+  CHECK(joined.image_size() == 4);
+  CHECK(joined.labels.equal(pool.labels));
+  CHECK(joined.class_names == pool.class_names);
+  const auto rows = at::tensor({6, 0, 3, 4}, at::kLong);
+  CHECK(joined.gather(rows).equal(pool.gather(rows)));
+  CHECK(pool.labels_of(rows, torch::kCPU).equal(at::tensor({6, 0, 3, 4}, at::kLong)));
+  a.images.fill_(9);
+  CHECK(pool.gather(at::tensor({1}, at::kLong)).eq(9).all().item<bool>());
+  CHECK_FALSE(joined.gather(at::tensor({1}, at::kLong)).eq(9).all().item<bool>());
+  const ImagePool one({b});
+  const auto same = one.in_one();
+  b.images.fill_(5);
+  CHECK(same.gather(at::tensor({1}, at::kLong)).eq(5).all().item<bool>());  // not held twice
 }
 
 TEST_CASE("a pool of one set, and sets without images") {

@@ -1,8 +1,9 @@
-#include <mixmatch/detail/cuda/cuda_adam.hpp>
 #include <mixmatch/detail/cuda/cuda_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_compiler.hpp>
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
+#include <mixmatch/detail/cuda/cuda_optimizer.hpp>
+#include <mixmatch/detail/cuda/cuda_rand_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_sharpen.hpp>
 #include <mixmatch/detail/cuda/cuda_shuffle.hpp>
 
@@ -60,10 +61,13 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
   for (const std::string type : {"float", "double"}) {
     kernels.emplace_back(cuda_norm_source, "norm_statistics<" + type + ">");
     kernels.emplace_back(cuda_norm_source, "norm_parameter_gradients<" + type + ">");
+    kernels.emplace_back(cuda_optimizer_source, "adam_step<" + type + ">");
+    kernels.emplace_back(cuda_optimizer_source, "sgd_step<" + type + ">");
   }
-  kernels.emplace_back(cuda_adam_source, "adam_step<float>");
-  kernels.emplace_back(cuda_adam_source, "adam_step<double>");
+  kernels.emplace_back(cuda_augment_source, "crop_flip_bytes<u8>");
   kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
+  kernels.emplace_back(cuda_shuffle_source, "counter_words<i64>");
+  kernels.emplace_back(cuda_rand_augment_source, "rand_augment<u8>");
   return kernels;
 }
 

@@ -15,9 +15,11 @@
 #include <clocale>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <iostream>
 #include <locale>
 #include <string>
+#include <variant>
 #include <vector>
 
 namespace fs = std::filesystem;
@@ -77,6 +79,7 @@ TEST_CASE("options: a class whose labels are all hidden or held out is named bef
   const std::string one = refusal(1, 0, 30, 30);
   CHECK_THAT(one, contains("--labels 1 and --validation 0 leave class \""));
   CHECK_THAT(one, contains("\" without a labeled image to train with; 10 have its label"));
+  CHECK(one.find('\n') == std::string::npos);
   CHECK_THAT(refusal(2, 0, 30, 30), contains("leave class \""));
   // A class that is in the list of names and in no image is none to learn.
   CHECK(refusal(2, 0, 30, 2) == "");
@@ -170,6 +173,160 @@ TEST_CASE("options: config.json says which library and which LibTorch wrote it")
                                              std::to_string(MIXMATCH_VERSION_PATCH));
 }
 
+TEST_CASE("options: those that do not fit together are refused in a line that names them") {
+  const auto refusal = [](const std::function<void(TrainingOptions&)>& change) {
+    TrainingOptions o = small_options("run");
+    change(o);
+    return error_of([&] { mm::training::check_options(o); });
+  };
+  CHECK(refusal([](auto&) {}).empty());
+  CHECK(refusal([](auto& o) { o.batch = 3; }).empty());
+  CHECK(refusal([](auto& o) { o.batch = 2; }) ==
+        "--batch 2 is less than the 3 groups that MixMatch interleaves with --num-augmentations 2 and "
+        "--unlabeled-ratio 1");
+  CHECK_THAT(refusal([](auto& o) {
+               o.num_augmentations = 3;
+               o.unlabeled_ratio = 7;
+             }),
+             contains("--batch 4 is less than the 22 groups"));
+  CHECK(refusal([](auto& o) {
+          o.method = "supervised";
+          o.batch = 1;
+        }).empty());
+  CHECK_THAT(refusal([](auto& o) {
+               o.learning_rate = 2;
+               o.weight_decay = 0.75;
+             }),
+             contains("--lr 2 times --weight-decay 0.75 must be <= 1"));
+  CHECK_THAT(refusal([](auto& o) {
+               o.optimizer = "sgd";
+               o.momentum = 1;
+             }),
+             contains("--momentum must be less than 1, got 1"));
+  CHECK_THAT(refusal([](auto& o) {
+               o.method = "vat";
+               o.radius = 0;
+             }),
+             contains("--radius must be greater than 0, got 0"));
+  TrainingOptions o = small_options("run");
+  o.steps = 1000;
+  o.rampup_steps = -1;
+  mm::training::check_options(o);
+  CHECK(o.rampup_steps == 400);
+}
+
+TEST_CASE("options: a method that needs unlabeled images and has none says what to do") {
+  auto o = small_options("run");
+  const auto pool = make_pool(30, 30);
+  o.labels = 27;
+  for (const auto& method : mm::training::method_names()) {
+    o.method = method;
+    const std::string error = error_of([&] { mm::training::make_split(o, pool); });
+    if (method == "supervised") {
+      CHECK(error.empty());
+    } else {
+      CHECK(error == "--labels 27 and --validation 3 leave no unlabeled image of 30, which --method " +
+                         method + " needs: label fewer, or train with --method supervised");
+    }
+  }
+  const TempDir dir;
+  o.split = (dir / "split.txt").string();
+  write_file(o.split, "mixmatch split of 3 images\nlabeled 0 1 2\n");
+  CHECK_THAT(error_of([&] { mm::training::make_split(o, make_pool(3, 3)); }),
+             contains(o.split + " leaves no unlabeled image of 3, which --method uda needs"));
+}
+
+TEST_CASE("options: every method by its name, with its own numbers") {
+  for (const auto& name : mm::training::method_names()) {
+    INFO(name);
+    auto o = small_options("run");
+    o.method = name;
+    mm::training::use_method_preset(o);
+    o.batch = 64;
+    o.precision = "fp32";
+    mm::training::check_options(o);
+    const bool strong = name == "uda";
+    int64_t weak = -1, strong_views = 0;
+    mm::training::with_method(o, [&](auto method) {
+      weak = method.weak_views();
+      if constexpr (requires { method.strong_views(); }) {
+        strong_views = method.strong_views();
+      }
+    });
+    CHECK((weak == 0) == (name == "supervised"));
+    CHECK((strong_views > 0) == strong);
+    const auto trainer = mm::training::trainer_options(o);
+    CHECK(trainer.feed().unlabeled_ratio() == (strong ? 7 : 1));
+    CHECK(static_cast<bool>(mm::training::optimizer_options(o).schedule()) == strong);
+    CHECK(std::holds_alternative<mm::training::SgdRule>(mm::training::optimizer_options(o).rule()) == strong);
+    CHECK(o.strong == (name == "uda" ? "uda" : "fixmatch"));
+  }
+  auto o = small_options("run");
+  o.method = "magic";
+  CHECK_THAT(error_of([&] { mm::training::with_method(o, [](auto) {}); }),
+             contains("there is no method magic"));
+}
+
+TEST_CASE("options: a run's configuration is what defines it, and a part of it may change") {
+  const TrainingOptions o(mm::presets::cifar10);
+  const auto config = mm::training::config_of(o);
+  const auto value = [&](const std::string& name) {
+    const auto* found = mm::training::find_setting(config, name);
+    return found == nullptr ? std::string("none") : *found;
+  };
+  CHECK(value("method") == "mixmatch");
+  CHECK(value("lr") == "0.002");
+  CHECK(value("debias") == "true");
+  CHECK(value("unlabeled-ratio") == "1");
+  CHECK(value("strong") == "fixmatch");
+  // Where from, where to and how are no part of it.
+  for (const std::string name : {"data", "out", "split", "device", "prefetch", "no-graph", "checkpoint-every",
+                                 "recalibrate", "resume", "eval"}) {
+    INFO(name);
+    CHECK(value(name) == "none");
+  }
+  const auto changeable = mm::training::changeable_of(o);
+  CHECK(changeable == std::vector<std::string>{"steps", "threads"});
+
+  const mm::training::Config stored{{"lr", "1"}, {"steps", "5"}, {"gone", "x"}};
+  const auto changed = [&](const mm::training::Config& now) {
+    const auto setting = mm::training::find_changed_setting(stored, now, changeable);
+    return setting.has_value() ? setting->name + ": " + setting->stored + " to " + setting->now : "";
+  };
+  CHECK(changed(stored).empty());
+  CHECK(changed({{"lr", "1"}, {"steps", "6"}, {"new", "y"}}).empty());
+  CHECK(changed({{"steps", "6"}, {"lr", "2"}}) == "lr: 1 to 2");
+  CHECK(changed({}).empty());
+}
+
+TEST_CASE("options: the command that resumes a run repeats how it is run, and nothing that it keeps") {
+  auto o = small_options("the run");
+  o.program = "./cifar10";
+  o.learning_rate = 1;
+  const auto data = make_data(o, make_pool(30, 30));
+  const auto command = [&] {
+    return mm::training::training_run_options(o, data, torch::kCPU).resume_command();
+  };
+  CHECK(command() == "./cifar10 --data 'the data' --out 'the run' --resume");
+  o.prefetch = false;
+  o.graph = false;
+  o.device = "cpu";
+  o.recalibrate = 0;
+  CHECK(command() ==
+        "./cifar10 --data 'the data' --out 'the run' --resume --device cpu --prefetch false "
+        "--no-graph --recalibrate 0");
+  o.data.clear();
+  o.checkpoint_every = 5;
+  CHECK_THAT(command(), contains("./cifar10 --out 'the run' --resume") && contains(" --checkpoint-every 5 "));
+  const auto options = mm::training::training_run_options(o, data, torch::kCPU);
+  CHECK(options.steps() == o.steps);
+  CHECK(options.label() == "mixmatch");
+  CHECK(options.changeable() == mm::training::changeable_of(o));
+  const auto* checksum = mm::training::find_setting(options.config(), "training-data");
+  REQUIRE(checksum != nullptr);
+  CHECK(*checksum == "crc32c " + mm::data::data_checksum(data.pool));
+}
+
 TEST_CASE("parse_number: whole texts in C's notation") {
   using mm::detail::parse_number;
   CHECK(parse_number<int64_t>("-12") == -12);
@@ -195,7 +352,7 @@ namespace {
 TrainingOptions parse(const std::vector<std::string>& arguments, std::string* help = nullptr) {
   CLI::App app("", "program");
   TrainingOptions o(mm::presets::cifar10);
-  mm::training::add_training_options(app, o);
+  mm::training::add_options(app, o);
   std::vector<const char*> argv{"program"};
   for (const auto& argument : arguments) {
     argv.push_back(argument.c_str());
@@ -258,7 +415,7 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
   for (const int64_t steps : {first, int64_t{4}}) {
     TrainingOptions o(mm::presets::cifar10);
     CLI::App app("", "program");
-    mm::training::add_training_options(app, o);
+    mm::training::add_options(app, o);
     std::vector<std::string> arguments{"program",    "--data",  "the data",           "--out",
                                        out.string(), "--steps", std::to_string(steps)};
     if (fs::exists(out)) {
@@ -279,18 +436,15 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
       argv.push_back(argument.c_str());
     }
     app.parse(static_cast<int>(argv.size()), argv.data());
-    const auto config = [&o] { return mm::training::config_of(o); };
-    const auto resumed = mm::training::adopt_run(app, o, config);
+    const auto resumed = mm::training::adopt_run(app, o);
     CHECK(o.learning_rate == 0.00125);
     mm::training::check_options(o);
     const auto device = mm::training::choose_device(o);
     const auto data = make_data(o, make_pool(1500, 1200));
     mm::training::adopt_data(o, data);
-    mm::training::TrainState<mm::models::WideResNet> state(mm::training::make_wide_resnet(o, 3, device),
-                                                           data.split.labeled, data.split.unlabeled,
-                                                           mm::training::train_state_options(o));
-    CHECK(mm::training::train_classifier(o, config(), data, state, device,
-                                         mm::training::run_directory(o, resumed)) == 0);
+    mm::training::TrainState state(mm::training::make_network(o, 3, device),
+                                   mm::training::train_state_options(o));
+    CHECK(mm::training::train_classifier(o, data, state, mm::training::run_directory(o, resumed)) == 0);
   }
   const auto record = mm::training::read_run(out);
   CHECK(record.metrics.rows.size() == 4);
@@ -325,6 +479,114 @@ TEST_CASE("options: numbers in range, and in a notation that is a number") {
   CHECK_THAT(refusal("--lr", "0,002"), contains("--lr: expected a finite number >= 0, got 0,002"));
   CHECK_THAT(refusal("--lr", "inf"), contains("got inf"));
   CHECK_THAT(refusal("--lr", "1\n2"), contains("got 1\\n2"));
+}
+
+TEST_CASE("options: what a method is told, out of range, is refused in a line that names the option") {
+  const auto one_line = [](const std::string& option, const std::string& value, const std::string& expected) {
+    const std::string error = refusal(option, value);
+    INFO(error);
+    CHECK_THAT(error, contains(option) && contains(expected));
+    CHECK(error.find('\n') == std::string::npos);
+  };
+  one_line("--method", "magic", "magic");
+  one_line("--threshold", "1.5", "expected a finite number in [0, 1], got 1.5");
+  one_line("--threshold", "-0.1", "in [0, 1], got -0.1");
+  one_line("--unlabeled-ratio", "0", "expected a whole number in [1, 1024], got 0");
+  one_line("--num-augmentations", "0", "in [1, 1024], got 0");
+  one_line("--labels", "0", "expected a whole number >= 1, got 0");
+  one_line("--annealing", "quadratic", "quadratic");
+  one_line("--optimizer", "lbfgs", "lbfgs");
+  one_line("--lr-schedule", "step", "step");
+  one_line("--strong", "none", "none");
+  one_line("--mix-mode", "yy", "yy");
+  one_line("--radius", "-1", "expected a finite number >= 0, got -1");
+  one_line("--debias", "perhaps", "perhaps");
+  CHECK_THAT(refusal("--warmup", "true"), contains("--warmup"));  // its name of old
+
+  // The methods that a program knows.
+  CLI::App app("", "program");
+  TrainingOptions o(mm::presets::cifar10);
+  o.methods = mm::training::method_names();
+  mm::training::add_options(app, o);
+  for (const auto& name : mm::training::method_names()) {
+    const char* argv[] = {"program", "--data", "d", "--method", name.c_str()};
+    app.parse(5, argv);
+    CHECK(o.method == name);
+  }
+}
+
+TEST_CASE("options: every one is set by its name, and comes back from a configuration") {
+  const auto o = parse({"--data",
+                        "d",
+                        "--out",
+                        "r",
+                        "--batch",
+                        "8",
+                        "--unlabeled-ratio",
+                        "7",
+                        "--optimizer",
+                        "sgd",
+                        "--lr-schedule",
+                        "cosine",
+                        "--momentum",
+                        "0.5",
+                        "--l2",
+                        "0.25",
+                        "--debias",
+                        "false",
+                        "--mirror",
+                        "false",
+                        "--prefetch",
+                        "false",
+                        "--no-graph",
+                        "--strong",
+                        "uda",
+                        "--annealing",
+                        "exp",
+                        "--threshold",
+                        "0.75",
+                        "--rampup-steps",
+                        "-1",
+                        "--precision",
+                        "fp32"});
+  CHECK(o.batch == 8);
+  CHECK(o.unlabeled_ratio == 7);
+  CHECK_FALSE(o.debias);
+  CHECK_FALSE(o.mirror);
+  CHECK_FALSE(o.prefetch);
+  CHECK_FALSE(o.graph);
+  CHECK(o.rampup_steps == -1);
+  const auto trainer = mm::training::trainer_options(o);
+  CHECK(trainer.feed().batch_size() == 8);
+  CHECK_FALSE(trainer.feed().augmentation().mirror());
+  CHECK_FALSE(trainer.graph());
+  CHECK_FALSE(trainer.prefetch());
+  CHECK_FALSE(trainer.learner().warmup());
+  CHECK(static_cast<bool>(mm::training::optimizer_options(o).schedule()));
+  CHECK(std::get<mm::training::SgdRule>(mm::training::optimizer_options(o).rule()).momentum == 0.5);
+
+  const auto config = mm::training::config_of(o);
+  const auto again = mm::training::with_config(TrainingOptions(mm::presets::cifar10), config);
+  CHECK(mm::training::config_of(again) == config);
+  CHECK(again.prefetch);
+
+  // What the command line leaves open; what it changes is refused, but for what may change.
+  const auto adopt = [&](const std::vector<const char*>& more) {
+    CLI::App app("", "program");
+    TrainingOptions mine(mm::presets::cifar10);
+    mm::training::add_options(app, mine);
+    std::vector<const char*> argv{"program", "--data", "d"};
+    argv.insert(argv.end(), more.begin(), more.end());
+    app.parse(static_cast<int>(argv.size()), argv.data());
+    const std::string error = error_of([&] { mm::training::adopt_config(app, config, mine); });
+    CHECK((!error.empty() || mine.batch == 8));
+    return error;
+  };
+  CHECK(adopt({}).empty());
+  CHECK(adopt({"--steps", "77", "--threads", "3", "--prefetch", "false"}).empty());
+  CHECK(adopt({"--batch", "8"}).empty());
+  CHECK(adopt({"--batch", "9"}) == "--batch 9 is not the run's: it was started with 8");
+  CHECK(adopt({"--debias", "true"}) == "--debias true is not the run's: it was started with false");
 }
 
 TEST_CASE("options: --help says ranges that a person reads") {

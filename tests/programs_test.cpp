@@ -84,9 +84,10 @@ TEST_CASE("cifar10: the supervised baseline, bf16 and all mixing modes train") {
            {"--method", "supervised", "--labels", "200", "--validation", "0"},
            {"--precision", "bf16"},
            {"--mix-mode", "xx.yy"},
+           {"--unlabeled-ratio", "2"},
            {"--num-augmentations", "1"}}) {
     TempDir dir;
-    const auto finished = run(with(cifar10(dir / "run", {"--warmup", "false", "--validation", "10"}),
+    const auto finished = run(with(cifar10(dir / "run", {"--debias", "false", "--validation", "10"}),
                                    with({"--steps", "2"}, more)));
     INFO(more[1] << ": " << finished.err);
     CHECK(finished.status == 0);
@@ -232,7 +233,13 @@ TEST_CASE("cifar10: bad options exit 2 with one line and write nothing") {
   check_refused(run(cifar10(out, {"--ema-decay", "2"})), "--ema-decay");
   check_refused(run(cifar10(out, {"--precision", "fp16"})), "--precision");
   check_refused(run(cifar10(out, {"--device", "tpu"})), "--device");
-  check_refused(run(cifar10(out, {"--mix-mode", "xyz"})), "\"xyz\"");
+  check_refused(run(cifar10(out, {"--mix-mode", "xyz"})), "--mix-mode: xyz");
+  check_refused(run(cifar10(out, {"--method", "magic"})), "--method: magic");
+  check_refused(run(cifar10(out, {"--threshold", "1.5"})),
+                "--threshold: expected a finite number in [0, 1], got 1.5");
+  check_refused(run(cifar10(out, {"--unlabeled-ratio", "0"})), "--unlabeled-ratio");
+  check_refused(run(cifar10(out, {"--batch", "2"})), "--batch 2 is less than the 3 groups");
+  check_refused(run(cifar10(out, {"--labels", "2"})), "--labels 2 and --validation");
   check_refused(run(cifar10(out, {"--eval-every", "0"})), "--eval-every");
   check_refused(run(cifar10(out, {"--lr", "1e9", "--weight-decay", "1"})), "--weight-decay 1 must be <= 1");
   CHECK_FALSE(fs::exists(out));

@@ -173,7 +173,7 @@ TEST_CASE("a Wide ResNet that C++ trained gives the same logits in Python, with 
   auto generator = seeded(1);
   auto model = network();
   mm::EmaModel ema(model, mm::EmaModelOptions().decay(0.5));
-  torch::optim::Adam optimizer(model->parameters(), 0.01);
+  mm::training::Optimizer optimizer(model, ema, mm::training::OptimizerOptions(0.01).weight_decay(0.02));
   mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(75).rampup_steps(10));
   mm::augment::RandomCropFlip augment(mm::augment::RandomCropFlipOptions(), generator);
   const auto data = mm::data::make_shapes(24, 1);
@@ -184,7 +184,7 @@ TEST_CASE("a Wide ResNet that C++ trained gives the same logits in Python, with 
     criterion(model->forward(batch.labeled_inputs), batch.labeled_targets,
               model->forward(batch.unlabeled_inputs), batch.unlabeled_targets, step)
         .total.backward();
-    mm::training::optimizer_step(optimizer, ema, 0.01, 0.02);
+    optimizer.step();
   }
 
   TempDir dir;

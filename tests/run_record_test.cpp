@@ -49,11 +49,15 @@ TEST_CASE("read_run names the file that is missing or broken") {
   write_file(dir / "config.json", "{\"a\": 1,\n}");
   CHECK_THAT(error(), contains((dir / "config.json").string() + ": JSON line 2 column 1: expected a name"));
   write_file(dir / "config.json", "[]");
-  CHECK_THAT(error(), contains("config.json: expected a JSON object"));
+  CHECK_THAT(error(), contains("config.json: JSON line 1 column 1: expected an object"));
   write_file(dir / "config.json", "{\"a\": [1]}");
   CHECK_THAT(error(), contains("\"a\" must be a text, number or boolean, got an array"));
   write_file(dir / "config.json", "{\"a\": {}}");
   CHECK_THAT(error(), contains("got an object"));
+  write_file(dir / "config.json", "{\"a\": 1, \"b\": 2, \"a\": 3}");
+  CHECK_THAT(error(), contains("config.json: \"a\" comes twice"));
+  write_file(dir / "config.json", "{\"a\": tru}");
+  CHECK_THAT(error(), contains("expected a value"));
   write_file(dir / "config.json", "{}");
   write_file(dir / "summary.json", "{\"steps\": 1");
   CHECK_THAT(error(), contains("summary.json: JSON line 1 column 12"));

@@ -76,7 +76,7 @@ inline mixmatch::training::Report sample_report(int64_t metric_rows = 400) {
                    {"num-augmentations", "2"},
                    {"mix-mode", "xxy.yxy"},
                    {"ema-decay", "0.999"},
-                   {"warmup", "true"},
+                   {"debias", "true"},
                    {"eval-every", "1024"},
                    {"data", "/data/<cifar> & \"friends\"/cifar-10-batches-bin"},
                    {"device", "cuda"}};

@@ -1,24 +1,41 @@
+#include <torch/optim/adam.h>
+#include <mixmatch/data/shapes.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
-#include <mixmatch/program/train_classifier.hpp>
+#include <mixmatch/methods/supervised.hpp>
+#include <mixmatch/nn/batch_norm.hpp>
+#include <mixmatch/program/network.hpp>
+#include <mixmatch/program/with_method.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/metrics_table.hpp>
 #include <mixmatch/run/training_run.hpp>
 #include <mixmatch/step/train_state.hpp>
 #include <mixmatch/step/trainer.hpp>
 
 #include "catch.hpp"
+#include "emulated_norm.hpp"
 #include "test_util.hpp"
 
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
 namespace mm = mixmatch;
-using mm::training::StepOn;
+using mm::training::TrainerOptions;
 using mm::training::TrainingOptions;
 using torch::Tensor;
 
+namespace cuda_emulation {
+#include "cuda_mixup.inc"
+#include "cuda_optimizer.inc"
+#include "cuda_sharpen.inc"
+}  // namespace cuda_emulation
+
 namespace {
 
-TrainingOptions trainer_options() {
+TrainingOptions tiny_run() {
   TrainingOptions o(mm::presets::cifar10);
   o.steps = 12;
   o.batch = 4;
@@ -27,11 +44,13 @@ TrainingOptions trainer_options() {
   o.padding = 2;
   o.log_every = 4;
   o.eval_every = 6;
+  o.rampup_steps = 20;
   o.precision = "fp32";
   return o;
 }
 
-mm::training::TrainingData trainer_data() {
+/// Images of one gray level a class, with noise.
+mm::training::TrainingData gray_levels() {
   torch::manual_seed(5);
   mm::data::ImageDataset set;
   set.labels = at::arange(60, at::kLong).remainder(3);
@@ -40,18 +59,33 @@ mm::training::TrainingData trainer_data() {
   return {mm::data::ImagePool({set}), {at::arange(15, at::kLong), at::arange(15, 60, at::kLong), {}}, {}, {}};
 }
 
+Tensor all_pixels(const mm::training::TrainingData& data) {
+  return mm::augment::normalize(data.pool.gather(at::arange(data.pool.size(), at::kLong)));
+}
+
 template <class Method>
 struct TrainerProgram {
-  TrainerProgram(const TrainingOptions& o, Method method, StepOn where, const std::string& file = "",
-                 mm::training::TrainingData images = trainer_data())
+  TrainerProgram(const TrainingOptions& o, Method method, const std::string& file = "",
+                 mm::training::TrainingData images = gray_levels())
+      : TrainerProgram(o, std::move(method), mm::training::trainer_options(o), file, std::move(images)) {}
+  TrainerProgram(const TrainingOptions& o, Method method, const TrainerOptions& options,
+                 const std::string& file = "", mm::training::TrainingData images = gray_levels())
       : data(std::move(images)),
-        state(mm::training::make_wide_resnet(o, 3, torch::kCPU), data.split.labeled, data.split.unlabeled,
+        state(mm::training::make_network(o, data.pool.num_classes(), torch::kCPU),
               mm::training::train_state_options(o)),
-        trainer(state, std::move(method), o, data, torch::kCPU, where),
+        trainer(state, std::move(method), data, options),
         checkpoint(file) {
     state.register_in(checkpoint);
     trainer.register_in(checkpoint);
     checkpoint.add("step", state.step);
+  }
+
+  mm::StepMeans run_until(int64_t step) {
+    mm::StepMeans means;
+    while (state.step < step) {
+      means = trainer.run(step - state.step);
+    }
+    return means;
   }
 
   mm::training::TrainingData data;
@@ -60,15 +94,11 @@ struct TrainerProgram {
   mm::training::Checkpoint checkpoint;
 };
 
-struct MixMatchProgram : TrainerProgram<mm::methods::MixMatch> {
-  MixMatchProgram(const TrainingOptions& o, StepOn where, const std::string& file = "",
-                  mm::training::TrainingData images = trainer_data())
-      : TrainerProgram(
-            o, mm::methods::MixMatch(mm::training::mixmatch_options(o), mm::training::ramped_loss_options(o)),
-            where, file, std::move(images)) {}
-};
+mm::methods::MixMatch mixmatch_of(const TrainingOptions& o) {
+  return mm::methods::MixMatch(mm::training::mixmatch_options(o), mm::training::ramped_loss_options(o));
+}
 
-double value_of(const mm::StepMeans& means, const std::string& name) {
+double mean_named(const mm::StepMeans& means, const std::string& name) {
   for (size_t i = 0; i < means.names.size(); ++i) {
     if (means.names[i] == name) {
       return means.values[i];
@@ -78,106 +108,236 @@ double value_of(const mm::StepMeans& means, const std::string& name) {
   return 0;
 }
 
-}  // namespace
-
-TEST_CASE("Trainer: device steps report the means of what each step would") {
-  const auto o = trainer_options();
-  MixMatchProgram together(o, StepOn::device), apart(o, StepOn::device);
-  const auto mean = together.trainer.run(4);
-  CHECK(mean.names == std::vector<std::string>{"loss", "loss_labeled", "loss_unlabeled", "lambda_u",
-                                               "guess_confidence", "guess_entropy", "guess_accuracy"});
-  std::vector<double> sums(mean.values.size(), 0.0);
-  for (int i = 0; i < 4; ++i) {
-    const auto loss = apart.trainer.run(1);
-    CHECK(loss.finite);
-    for (size_t k = 0; k < sums.size(); ++k) {
-      sums[k] += loss.values[k] / 4;
-    }
+/// Weights, statistics and averages.
+template <class Program>
+std::vector<Tensor> trained_tensors(Program& program) {
+  std::vector<Tensor> list;
+  for (const auto& item : mm::detail::model_state(program.state.model)) {
+    list.push_back(item.tensor.detach().clone());
   }
-  for (size_t k = 0; k < sums.size(); ++k) {
-    INFO(mean.names[k]);
-    CHECK(std::isfinite(sums[k]));
-    CHECK(mean.values[k] == Approx(sums[k]));
-    CHECK(mean.counts[k] == 4);
+  for (const auto& [name, average] : program.state.ema.named_parameters()) {
+    list.push_back(average.detach().clone());
   }
-  CHECK(together.state.step == 4);
-  CHECK(together.state.ema.num_updates() == 4);
-  CHECK_FALSE(together.trainer.is_graphed());
+  return list;
 }
 
-TEST_CASE("Trainer: host steps come one at a time") {
-  const auto o = trainer_options();
-  MixMatchProgram program(o, StepOn::host);
-  const auto mean = program.trainer.run(4);
+bool same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  bool same = a.size() == b.size();
+  for (size_t i = 0; same && i < a.size(); ++i) {
+    same = a[i].equal(b[i]);
+  }
+  return same;
+}
+
+bool near(const Tensor& a, const Tensor& b, double tolerance) {
+  return at::allclose(a.detach().to(at::kDouble), b.detach().to(at::kDouble), tolerance, tolerance);
+}
+
+}  // namespace
+
+TEST_CASE("Trainer: a step is the method's loss, the optimiser, decay, average and statistics by hand") {
+  auto o = tiny_run();
+  o.lr_schedule = "cosine";
+  o.steps = 6;  // so that the learning rate changes a lot
+  TrainerProgram program(o, mixmatch_of(o));
+
+  const auto data = gray_levels();
+  auto model = mm::training::make_network(o, 3, torch::kCPU);
+  mm::EmaModel ema(model, mm::EmaModelOptions(o.ema_decay).warmup(true));
+  torch::optim::Adam adam(model->parameters(), torch::optim::AdamOptions(o.learning_rate));
+  const mm::training::Feed feed(data, mm::training::trainer_options(o).feed());
+  const mm::RampedLoss criterion(mm::training::ramped_loss_options(o));
+  auto generator = seeded(o.seed);
+  for (int64_t step = 0; step < 4; ++step) {
+    const auto batch = feed(at::full({}, step, at::TensorOptions(at::kLong)));
+    int64_t call = 0;
+    const auto augment = [&](const Tensor&) {
+      const auto view = static_cast<size_t>(call++);
+      return view == 0 ? batch.labeled : batch.weak[view - 1];
+    };
+    mm::set_batch_norm_momentum(model, mm::batch_norm_momentum(step, 0.001));
+    const auto expected = mm::methods::mixmatch_loss(model, augment, batch.labeled, batch.labels,
+                                                     batch.weak[0], step, criterion, {}, generator);
+    const double rate = o.learning_rate * mm::cosine_decay(step, o.steps);
+    static_cast<torch::optim::AdamOptions&>(adam.param_groups()[0].options()).lr(rate);
+    expected.total.backward();
+    adam.step();
+    ema.decay_weights_and_update(o.weight_decay * rate);
+    adam.zero_grad();
+
+    const auto means = program.trainer.run(1);
+    INFO("step " << step);
+    CHECK(means.finite);
+    CHECK(mean_named(means, "loss") == Approx(expected.total.item<double>()).epsilon(1e-5));
+    CHECK(mean_named(means, "loss_labeled") == Approx(expected.labeled.item<double>()).epsilon(1e-5));
+    CHECK(mean_named(means, "loss_unlabeled") == Approx(expected.unlabeled.item<double>()).epsilon(1e-4));
+    CHECK(mean_named(means, "lambda_u") == criterion.weight(step));
+    const auto quality = mm::training::guess_quality(expected.guesses, batch.hidden_labels);
+    CHECK(mean_named(means, "guess_accuracy") == Approx(quality.accuracy.item<double>()));
+    CHECK(mean_named(means, "guess_entropy") == Approx(quality.mean_entropy.item<double>()).epsilon(1e-3));
+    CHECK(mean_named(means, "guess_confidence") ==
+          Approx(quality.mean_max_probability.item<double>()).epsilon(1e-4));
+    CHECK(program.state.optimizer.learning_rate().item<double>() == Approx(rate).epsilon(1e-12));
+    CHECK(program.state.step == step + 1);
+  }
+  CHECK(program.state.ema.num_updates() == 4);
+  CHECK(program.state.optimizer.num_steps().item<int64_t>() == 4);
+  const auto mine = mm::detail::model_state(program.state.model), theirs = mm::detail::model_state(model);
+  REQUIRE(mine.size() == theirs.size());
+  for (size_t i = 0; i < mine.size(); ++i) {
+    INFO(mine[i].name);
+    CHECK(near(mine[i].tensor, theirs[i].tensor, 2e-4));
+  }
+  const auto averages = program.state.ema.named_parameters(), expected_averages = ema.named_parameters();
+  for (size_t i = 0; i < averages.size(); ++i) {
+    CHECK(near(averages[i].second, expected_averages[i].second, 2e-4));
+  }
+  CHECK(near(program.state.ema.forward(all_pixels(data)), ema.forward(all_pixels(data)), 5e-3));
+}
+
+TEST_CASE("Trainer: on the CPU a run is a step, and not a graph's") {
+  const auto o = tiny_run();
+  TrainerProgram program(o, mixmatch_of(o));
+  const auto means = program.trainer.run(4);
+  CHECK(means.names == std::vector<std::string>{"loss", "loss_labeled", "loss_unlabeled", "lambda_u",
+                                                "guess_confidence", "guess_entropy", "guess_accuracy"});
+  CHECK(means.counts.front() == 1);
+  CHECK(mean_named(means, "lambda_u") == 0);
   CHECK(program.state.step == 1);
-  CHECK(mean.counts.front() == 1);
-  CHECK(value_of(mean, "lambda_u") == 0);
+  CHECK(program.state.ema.num_updates() == 1);
+  CHECK_FALSE(program.trainer.is_graphed());
   program.trainer.run(1);
   CHECK(program.state.ema.num_updates() == 2);
 }
 
-TEST_CASE("Trainer: every method's steps resume from a checkpoint bit for bit") {
-  const auto run = [](auto& program, int64_t until) {
-    while (program.state.step < until) {
-      program.trainer.run(until - program.state.step);
-    }
-  };
-  for (const auto& name : mm::training::method_names()) {
-    auto o = trainer_options();
-    o.method = name;
-    o.threshold = 0.4;
-    o.rampup_steps = 4;
-    for (const auto where : {StepOn::host, StepOn::device}) {
-      INFO(name << " on the " << mm::training::name_of(where));
-      mm::training::with_method(o, where, [&](auto method) {
-        TempDir dir;
-        const std::string file = dir / "checkpoint.pt";
-        TrainerProgram whole(o, method, where, file), resumed(o, method, where, file);
-        run(whole, 6);
-        whole.checkpoint.save();
-        run(whole, 12);
-        resumed.checkpoint.load();
-        CHECK(resumed.state.step == 6);
-        run(resumed, 12);
-        const auto expected = mm::detail::model_state(whole.state.model);
-        const auto found = mm::detail::model_state(resumed.state.model);
-        for (size_t i = 0; i < expected.size(); ++i) {
-          INFO(expected[i].name);
-          CHECK(found[i].tensor.equal(expected[i].tensor));
-        }
-        const Tensor images = mm::augment::normalize(whole.data.pool.gather(at::arange(60, at::kLong)));
-        CHECK(resumed.state.ema.forward(images).equal(whole.state.ema.forward(images)));
-      });
+TEST_CASE("Trainer: a hundred steps learn") {
+  auto o = tiny_run();
+  o.ema_decay = 0.9;
+  o.lambda_u = 10;
+  TrainerProgram program(o, mixmatch_of(o));
+  const double first = mean_named(program.run_until(1), "loss_labeled");
+  CHECK(mean_named(program.run_until(100), "loss_labeled") < 0.8 * first);  // mixed targets have an entropy
+  const Tensor predicted = program.state.ema.forward(all_pixels(program.data)).argmax(1);
+  CHECK(predicted.eq(program.data.pool.labels).to(at::kFloat).mean().item<double>() > 0.9);
+}
+
+TEST_CASE("Trainer: a supervised step looks at labeled images alone") {
+  auto data = gray_levels();
+  data.split.unlabeled = torch::empty({0}, torch::kLong);
+  // Whatever the options say of views: the method knows.
+  TrainerProgram program(tiny_run(), mm::methods::Supervised(), "", std::move(data));
+  const double first = mean_named(program.run_until(1), "loss_labeled");
+  const auto last = program.run_until(60);
+  CHECK(last.names == std::vector<std::string>{"loss", "loss_labeled"});
+  CHECK(last.values[0] == last.values[1]);
+  CHECK(last.values[1] < 0.5 * first);
+}
+
+TEST_CASE("Trainer: every mixing mode, number of views and precision") {
+  auto o = tiny_run();
+  for (const auto* mode : {".", "xx.yxy", "xx.yx"}) {
+    for (const int64_t views : {1, 3}) {
+      o.mix_mode = mode;
+      o.num_augmentations = views;
+      o.precision = views == 1 ? "bf16" : "fp32";
+      TrainerProgram program(o, mixmatch_of(o));
+      CHECK(std::isfinite(mean_named(program.trainer.run(1), "loss")));
     }
   }
+}
+
+TEST_CASE("Trainer: a step whose gradients are not finite changes no weight, and says so") {
+  const auto o = tiny_run();
+  TrainerProgram program(o, mixmatch_of(o));
+  program.trainer.run(1);
+  {
+    const torch::NoGradGuard no_grad;
+    program.state.model->fc->bias.fill_(std::numeric_limits<float>::infinity());
+  }
+  const Tensor weight = program.state.model->conv1->weight.detach().clone();
+  CHECK_FALSE(program.trainer.run(1).finite);
+  CHECK(program.state.model->conv1->weight.equal(weight));
+  CHECK(program.state.ema.num_updates() == 1);
+  CHECK(program.state.optimizer.num_steps().item<int64_t>() == 1);
+  CHECK(program.state.step == 2);
+}
+
+TEST_CASE("Trainer: every method's steps resume from a checkpoint bit for bit, with images ahead or not") {
+  REQUIRE_FALSE(mm::training::method_names().empty());
+  for (const auto& name : mm::training::method_names()) {
+    INFO(name);
+    auto o = tiny_run();
+    o.method = name;
+    mm::training::use_method_preset(o);
+    o.steps = 10;
+    o.threshold = 0.4;
+    o.rampup_steps = std::min<int64_t>(o.rampup_steps, 4);
+    mm::training::check_options(o);
+    auto later = o;
+    later.prefetch = false;
+    mm::training::with_method(o, [&](auto method) {
+      const TempDir dir;
+      const std::string file = dir / "checkpoint.pt";
+      TrainerProgram whole(o, method, file), resumed(later, method, file);
+      const auto start = trained_tensors(whole);
+      whole.run_until(5);
+      whole.checkpoint.save();
+      const auto expected = whole.run_until(10);
+      resumed.run_until(2);  // another position, to be overwritten
+      resumed.checkpoint.load();
+      CHECK(resumed.state.step == 5);
+      const auto found = resumed.run_until(10);
+      CHECK(std::isfinite(expected.values[0]));
+      CHECK(expected.finite);
+      CHECK(found.values[0] == expected.values[0]);
+      CHECK(found.names == expected.names);
+      CHECK(same_bits(trained_tensors(resumed), trained_tensors(whole)));
+      CHECK_FALSE(trained_tensors(whole)[0].equal(start[0]));
+      const Tensor images = all_pixels(whole.data);
+      CHECK(resumed.state.ema.forward(images).equal(whole.state.ema.forward(images)));
+    });
+  }
+}
+
+TEST_CASE("Trainer: a checkpoint of other rows is refused") {
+  const TempDir dir;
+  const std::string file = dir / "checkpoint.pt";
+  auto o = tiny_run();
+  TrainerProgram whole(o, mixmatch_of(o), file);
+  whole.trainer.run(1);
+  whole.checkpoint.save();
+  o.seed = 2;
+  TrainerProgram other(o, mixmatch_of(o), file);
+  CHECK_THAT(error_of([&] { other.checkpoint.load(); }), contains("entry 'feed'") && contains("has seed 1"));
+  auto data = gray_levels();
+  data.split.labeled = at::arange(1, 16, at::kLong);
+  TrainerProgram moved(tiny_run(), mixmatch_of(o), file, std::move(data));
+  CHECK_THAT(error_of([&] { moved.checkpoint.load(); }), contains("other indices"));
 }
 
 TEST_CASE("Trainer: an unknown label leaves the accuracy of guesses out") {
-  const auto o = trainer_options();
-  for (const auto where : {StepOn::host, StepOn::device}) {
-    auto data = trainer_data();
-    data.pool.labels.narrow(0, 15, 45).fill_(-1);
-    MixMatchProgram program(o, where, "", std::move(data));
-    const auto means = program.trainer.run(2);
-    CHECK(std::isnan(value_of(means, "guess_accuracy")));
-    CHECK(means.counts.back() == 0);
-    CHECK(std::isfinite(means.values.front()));
-  }
+  const auto o = tiny_run();
+  auto data = gray_levels();
+  data.pool.labels.narrow(0, 15, 45).fill_(-1);
+  TrainerProgram program(o, mixmatch_of(o), "", std::move(data));
+  const auto means = program.trainer.run(2);
+  CHECK(std::isnan(mean_named(means, "guess_accuracy")));
+  CHECK(means.counts.back() == 0);
+  CHECK(std::isfinite(means.values.front()));
 }
 
-TEST_CASE("Trainer: a row's mean weighs every step alike, however long the runs were that it comes from") {
-  TempDir dir;
-  auto o = trainer_options();
+TEST_CASE("Trainer: a row's mean weighs every step alike, however the run is cut by checkpoints") {
+  const TempDir dir;
+  auto o = tiny_run();
   o.steps = 10;
   o.log_every = 5;
   o.eval_every = 10;
   const auto rows = [&](const std::string& name, int64_t checkpoint_every) {
     o.checkpoint_every = checkpoint_every;
-    MixMatchProgram program(o, StepOn::device);
-    mm::training::TrainingRun run(
-        mm::training::RunDirectory::create(dir / name),
-        mm::training::training_run_options(o, mm::training::config_of(o), program.data, torch::kCPU),
-        program.state.step);
+    TrainerProgram program(o, mixmatch_of(o));
+    mm::training::TrainingRun run(mm::training::RunDirectory::create(dir / name),
+                                  mm::training::training_run_options(o, program.data, torch::kCPU),
+                                  program.state.step);
     run.start();
     while (run.running()) {
       run.record(program.trainer.run(run.steps_until_due()));
@@ -186,10 +346,15 @@ TEST_CASE("Trainer: a row's mean weighs every step alike, however long the runs 
     run.finish();
     return mm::training::read_metrics(run.directory().metrics());
   };
-  // Runs of 3, 2, 1, 3, 1 steps, and of 5 and 5.
   const auto cut = rows("cut", 3), whole = rows("whole", 10);
   REQUIRE(cut.rows.size() == 2);
   REQUIRE(whole.rows.size() == 2);
+  TrainerProgram apart(o, mixmatch_of(o));
+  double sum = 0;
+  for (int64_t step = 1; step <= 5; ++step) {
+    sum += mean_named(apart.run_until(step), "loss");
+  }
+  CHECK(whole.column("loss")[0] == Approx(sum / 5).epsilon(1e-9));
   for (const auto& column : whole.columns) {
     if (whole.column(column)[0] == whole.column(column)[0]) {  // an error that was not asked for is NaN
       INFO(column);
@@ -202,7 +367,7 @@ TEST_CASE("Trainer: a row's mean weighs every step alike, however long the runs 
 }
 
 TEST_CASE("Trainer: a method of one's own, with names of its own, from a lambda") {
-  auto o = trainer_options();
+  auto o = tiny_run();
   o.num_augmentations = 1;
   const auto entropy = [](auto& model, const mm::Batch& batch, const Tensor& step, const at::Generator&) {
     const Tensor logits = model(batch.labeled);
@@ -214,17 +379,35 @@ TEST_CASE("Trainer: a method of one's own, with names of its own, from a lambda"
         mm::soft_cross_entropy(logits, mm::one_hot(batch.labels, 3)) + ramp.to(at::kFloat) * unsure,
         {{"entropy", unsure}, {"ramp", ramp}}};
   };
-  for (const auto where : {StepOn::host, StepOn::device}) {
-    TrainerProgram program(o, entropy, where);
-    program.trainer.run(1);
-    const auto means = program.trainer.run(1);
-    CHECK(means.names == std::vector<std::string>{"loss", "entropy", "ramp"});
-    CHECK(value_of(means, "ramp") == 0.25);
-    CHECK(value_of(means, "entropy") > 0);
-  }
+  TrainerProgram program(o, entropy);
+  program.trainer.run(1);
+  const auto means = program.trainer.run(1);
+  CHECK(means.names == std::vector<std::string>{"loss", "entropy", "ramp"});
+  CHECK(mean_named(means, "ramp") == 0.25);
+  CHECK(mean_named(means, "entropy") > 0);
 }
 
 namespace {
+
+/// Says which views it got.
+struct CountsViews {
+  template <class Model>
+  mm::StepLoss operator()(Model& model, const mm::Batch& batch, const Tensor&, const at::Generator&) const {
+    const auto number = [](size_t count) { return at::full({}, static_cast<double>(count)); };
+    const Tensor rows = batch.weak.empty() ? batch.strong[0] : batch.weak[0];
+    return {mm::soft_cross_entropy(model(batch.labeled), mm::one_hot(batch.labels, 3)),
+            {{"weak", number(batch.weak.size())},
+             {"strong", number(batch.strong.size())},
+             {"unlabeled", number(static_cast<size_t>(rows.size(0)))}}};
+  }
+};
+struct AsksForStrong : CountsViews {
+  static constexpr int64_t weak_views() { return 0; }
+  static constexpr int64_t strong_views() { return 2; }
+};
+struct AsksForWeak : CountsViews {
+  static constexpr int64_t weak_views() { return 1; }
+};
 
 /// A method as a user would write it, with state of its own: labels that the model is surer of than it was on
 /// average so far train it on a second view.
@@ -253,35 +436,153 @@ class SurerThanBefore {
   }
 
  private:
-  static constexpr int64_t kClasses = 3;
+  static constexpr int64_t kClasses = 10;
   Tensor threshold_ = at::full({}, 1.0 / kClasses);
 };
 
 }  // namespace
 
-TEST_CASE("Trainer: a method of one's own with state resumes bit for bit, eagerly and as a graph's step") {
-  const auto o = trainer_options();
-  for (const auto where : {StepOn::host, StepOn::device}) {
-    TempDir dir;
-    const std::string file = dir / "checkpoint.pt";
-    TrainerProgram whole(o, SurerThanBefore(), where, file);
-    std::vector<double> thresholds;
-    for (int step = 0; step < 12; ++step) {
-      if (step == 6) {
-        whole.checkpoint.save();
+TEST_CASE("Trainer: the views that a method asks for, else those of the options") {
+  const auto o = tiny_run();
+  const auto options = TrainerOptions().feed(
+      mm::training::trainer_options(o).feed().unlabeled_ratio(3).weak_views(2).strong_views(1));
+  const auto views = [&](auto method) {
+    TrainerProgram program(o, method, options);
+    const auto means = program.trainer.run(1);
+    return std::vector<double>(means.values.begin() + 1, means.values.end());
+  };
+  CHECK(views(CountsViews()) == std::vector<double>{2, 1, 12});
+  CHECK(views(AsksForStrong()) == std::vector<double>{0, 2, 12});
+  CHECK(views(AsksForWeak()) == std::vector<double>{1, 0, 12});
+}
+
+TEST_CASE("Trainer: a method of one's own with state resumes bit for bit") {
+  const auto o = tiny_run();
+  const auto shapes = [] {
+    return mm::training::TrainingData{mm::data::ImagePool({mm::data::make_shapes(60, 1)}),
+                                      {at::arange(20, at::kLong), at::arange(20, 60, at::kLong), {}},
+                                      {},
+                                      {}};
+  };
+  const TempDir dir;
+  const std::string file = dir / "checkpoint.pt";
+  TrainerProgram whole(o, SurerThanBefore(), file, shapes());
+  std::vector<double> thresholds;
+  for (int step = 0; step < 12; ++step) {
+    if (step == 6) {
+      whole.checkpoint.save();
+    }
+    thresholds.push_back(mean_named(whole.trainer.run(1), "threshold"));
+  }
+  CHECK(thresholds[11] > thresholds[0]);
+  TrainerProgram resumed(o, SurerThanBefore(), file, shapes());
+  resumed.checkpoint.load();
+  for (size_t step = 6; step < 12; ++step) {
+    CHECK(mean_named(resumed.trainer.run(1), "threshold") == thresholds[step]);
+  }
+  CHECK(same_bits(trained_tensors(resumed), trained_tensors(whole)));
+}
+
+TEST_CASE("Trainer: options of the statistics and of the learning rate") {
+  auto o = tiny_run();
+  const auto feed = mm::training::trainer_options(o).feed();
+  const auto statistics = [&](const TrainerOptions& options) {
+    TrainerProgram program(o, mm::methods::Supervised(), options);
+    program.run_until(3);
+    std::vector<Tensor> list;
+    for (const Tensor& buffer : program.state.model->buffers()) {
+      if (buffer.is_floating_point()) {  // not the count of batches
+        list.push_back(buffer.clone());
       }
-      thresholds.push_back(value_of(whole.trainer.run(1), "threshold"));
     }
-    CHECK(thresholds[11] > thresholds[0]);
-    TrainerProgram resumed(o, SurerThanBefore(), where, file);
-    resumed.checkpoint.load();
-    for (size_t step = 6; step < 12; ++step) {
-      CHECK(value_of(resumed.trainer.run(1), "threshold") == thresholds[step]);
+    list.push_back(program.state.optimizer.learning_rate());
+    return list;
+  };
+  const auto still = statistics(TrainerOptions().feed(feed).learner(
+      mm::training::LearnerOptions().warmup(false).batch_norm_momentum(0)));
+  o.lr_schedule = "cosine";
+  const auto moved = statistics(TrainerOptions().feed(feed));
+  bool any = false;
+  for (size_t i = 0; i + 1 < still.size(); ++i) {
+    any = any || !still[i].equal(moved[i]);
+    CHECK((still[i].eq(0).all().item<bool>() || still[i].eq(1).all().item<bool>()));
+  }
+  CHECK(any);
+  CHECK(still.back().item<double>() == o.learning_rate);
+  CHECK(moved.back().item<double>() ==
+        Approx(o.learning_rate * mm::cosine_decay(2, o.steps)));  // the third step
+}
+
+TEST_CASE("Trainer: what is wrong is said, and a step that throws changes nothing") {
+  const auto o = tiny_run();
+  TrainerProgram program(o, mixmatch_of(o));
+  CHECK_THAT(error_of([&] { program.trainer.run(0); }), contains("Trainer: at_most must be >= 1, got 0"));
+  auto data = gray_levels();
+  data.split.unlabeled = torch::empty({0}, torch::kLong);
+  CHECK_THAT(error_of([&] { TrainerProgram none(o, mixmatch_of(o), "", data); }),
+             contains("the method needs unlabeled images, there are none"));
+  CHECK_THAT(error_of([&] {
+               TrainerProgram none(
+                   o, mixmatch_of(o),
+                   TrainerOptions().learner(mm::training::LearnerOptions().batch_norm_momentum(2)));
+             }),
+             contains("batch_norm_momentum must be in [0, 1], got 2"));
+
+  const auto vector_loss = [](auto& model, const mm::Batch& batch, const Tensor&, const at::Generator&) {
+    return mm::StepLoss{model(batch.labeled).sum(0), {}};
+  };
+  TrainerProgram wrong(o, vector_loss);
+  const auto before = trained_tensors(wrong);
+  CHECK_THAT(error_of([&] { wrong.trainer.run(1); }), contains("total must be a scalar, got [3]"));
+  CHECK(wrong.state.step == 0);
+  CHECK(wrong.state.ema.num_updates() == 0);
+  const auto parameters = wrong.state.model->parameters();
+  for (size_t i = 0; i < parameters.size(); ++i) {
+    CHECK(parameters[i].equal(before[i]));
+  }
+}
+
+TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the step by the CPU's kernels") {
+  for (const auto& name : mm::training::method_names()) {
+    INFO(name);
+    auto o = tiny_run();
+    o.method = name;
+    mm::training::use_method_preset(o);
+    o.batch = name == "mixmatch" ? 4 : 2;
+    o.unlabeled_ratio = std::min<int64_t>(o.unlabeled_ratio, 2);
+    o.threshold = 0.2;  // so that rows pass
+    o.rampup_steps = 0;
+    mm::training::check_options(o);
+    const auto train = [&] {
+      return mm::training::with_method(o, [&](auto method) {
+        TrainerProgram program(o, std::move(method),
+                               mm::training::trainer_options(o).prefetch(false).learner(
+                                   mm::training::LearnerOptions().warmup(false).batch_norm_momentum(0.1)));
+        const auto means = program.trainer.run(1);
+        CHECK(means.finite);
+        auto results = trained_tensors(program);
+        results.push_back(at::tensor(means.values));
+        return results;
+      });
+    };
+    const auto expected = train();
+    std::vector<Tensor> found;
+    {
+      namespace emulated = cuda_emulation;
+      emulated::EmulatedDevice device;
+      device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
+      device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
+      device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
+      emulated::add_norm_kernels<float, 4>(device, "float");
+      device.add("adam_step<float>", emulated::adam_step<float>);
+      device.add("sgd_step<float>", emulated::sgd_step<float>);
+      found = train();
+      CHECK(device.launches() > 20);  // norms both ways, the optimiser
     }
-    const auto expected = mm::detail::model_state(whole.state.model);
-    const auto found = mm::detail::model_state(resumed.state.model);
-    for (size_t i = 0; i < expected.size(); ++i) {
-      CHECK(found[i].tensor.equal(expected[i].tensor));
+    REQUIRE(found.size() == expected.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      INFO("result " << i);
+      CHECK(near(found[i], expected[i], 2e-3));
     }
   }
 }

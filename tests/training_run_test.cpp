@@ -300,15 +300,11 @@ TEST_CASE("TrainState: a model with dropout goes on bit for bit") {
     return torch::nn::Sequential(torch::nn::Linear(3, 16), torch::nn::Dropout(0.5), torch::nn::Linear(16, 1));
   };
   using State = TrainState<torch::nn::Sequential>;
-  const auto make = [&] {
-    return std::make_unique<State>(net(), torch::arange(8), torch::arange(8, 30),
-                                   TrainStateOptions().batch_size(4));
-  };
+  const auto make = [&] { return std::make_unique<State>(net()); };
   const auto steps = [](State& state, int count) {
     for (int i = 0; i < count; ++i) {
       state.model->forward(torch::ones({4, 3})).square().sum().backward();
       state.optimizer.step();
-      state.optimizer.zero_grad();
     }
   };
   auto whole = make();
@@ -330,21 +326,19 @@ TEST_CASE("TrainState: a model with dropout goes on bit for bit") {
 
 TEST_CASE("TrainState: everything comes back from a checkpoint") {
   TempDir dir;
-  const Tensor rows = torch::arange(8), others = torch::arange(8, 30);
   const auto make = [&](uint64_t seed) {
     torch::manual_seed(seed);
-    return std::make_unique<TrainState<HeldNet>>(HeldNet(), rows, others,
-                                                 TrainStateOptions().batch_size(4).seed(1).learning_rate(.1));
+    return std::make_unique<TrainState<HeldNet>>(
+        HeldNet(), TrainStateOptions()
+                       .seed(1)
+                       .ema(mixmatch::EmaModelOptions(0.9))
+                       .optimizer(mixmatch::training::OptimizerOptions(.1).weight_decay(.02)));
   };
   const auto steps = [](TrainState<HeldNet>& state, int count) {
     for (int i = 0; i < count; ++i) {
-      const Tensor x = state.labeled.next().to(at::kFloat).view({4, 1}) +
-                       state.unlabeled->next().to(at::kFloat).view({4, 1}) +
-                       torch::randn({4, 3}, state.generator);
+      const Tensor x = at::full({4, 3}, state.step) + torch::randn({4, 3}, state.generator);
       state.model->forward(x).square().sum().backward();
       state.optimizer.step();
-      state.ema.update();
-      state.optimizer.zero_grad();
       ++state.step;
     }
   };
@@ -352,17 +346,30 @@ TEST_CASE("TrainState: everything comes back from a checkpoint") {
   steps(*whole, 3);
   mixmatch::training::Checkpoint save(dir / "c.pt");
   whole->register_in(save);
+  save.add("step", whole->step);
   save.save();
   steps(*whole, 3);
   auto resumed = make(2);
   mixmatch::training::Checkpoint load(dir / "c.pt");
   resumed->register_in(load);
+  load.add("step", resumed->step);
   load.load();
+  CHECK(resumed->ema.num_updates() == 3);
   steps(*resumed, 3);
   CHECK(torch::equal(whole->model->dense->weight, resumed->model->dense->weight));
+  CHECK(torch::equal(whole->model->norm->running_mean, resumed->model->norm->running_mean));
   CHECK(torch::equal(whole->ema.named_parameters()[0].second, resumed->ema.named_parameters()[0].second));
+  CHECK_FALSE(torch::equal(whole->ema.named_parameters()[0].second, whole->model->dense->weight));
+  CHECK(resumed->ema.num_updates() == 6);
+}
 
-  // A baseline that labels everything has no unlabeled stream.
-  TrainState<HeldNet> supervised(HeldNet(), rows, torch::empty({0}, at::kLong));
-  CHECK_FALSE(supervised.unlabeled.has_value());
+TEST_CASE("TrainState: draws by its seed, and takes a model with parameters alone") {
+  const auto drawn = [](uint64_t seed) {
+    TrainState<HeldNet> state(HeldNet(), TrainStateOptions().seed(seed));
+    return torch::randn({4}, state.generator);
+  };
+  CHECK(torch::equal(drawn(3), torch::randn({4}, seeded(3))));
+  CHECK_FALSE(torch::equal(drawn(3), drawn(4)));
+  CHECK_THAT(error_of([] { TrainState<torch::nn::Sequential>(torch::nn::Sequential(torch::nn::ReLU())); }),
+             contains("TrainState: the model has no parameter"));
 }

@@ -1,5 +1,5 @@
-// What a MixMatch step costs on a GPU, by what makes it fast, and training with all of it. See run.py, which
-// builds this against the machine's PyTorch and runs everything. Runs on the CPU too, to be tried out.
+// What a step costs on a GPU, by what makes it fast and by method, and training with all of it. See run.py,
+// which builds this against the machine's PyTorch and runs everything. Runs on the CPU too, to be tried out.
 //
 //     gpu_benchmark check   --device cuda
 //     gpu_benchmark time    --device cuda --steps 200 [--only "augmentation in the graph"]
@@ -13,16 +13,16 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
-#include <mixmatch/data/label_split.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/presets.hpp>
+#include <mixmatch/program/network.hpp>
+#include <mixmatch/program/training_options.hpp>
+#include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/checkpoint.hpp>
-#include <mixmatch/step/device_step.hpp>
+#include <mixmatch/step/trainer.hpp>
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -67,53 +67,56 @@ void wait_for(torch::Device device) {
   }
 }
 
-struct Network {
-  mm::models::WideResNet model{nullptr};
-  std::unique_ptr<mm::EmaModel<mm::models::WideResNet>> ema;
-};
+using mm::training::TrainingOptions;
+using State = mm::training::TrainState<mm::models::WideResNet>;
 
-Network make_network(const Options& o, bool channels_last) {
-  torch::manual_seed(1);
-  Network network;
-  network.model = mm::models::WideResNet(mm::models::WideResNetOptions(kClasses)
-                                             .depth(o.number("depth", 28))
-                                             .widen_factor(o.number("widen", 2)));
-  network.model->to(o.device());
-  if (channels_last) {
-    mm::training::to_channels_last(network.model);
-  }
-  network.ema = std::make_unique<mm::EmaModel<mm::models::WideResNet>>(
-      network.model, mm::EmaModelOptions(mm::presets::cifar10.ema_decay).warmup(true));
-  return network;
+/// CIFAR-10's numbers for the method, on the program's own.
+TrainingOptions training_options(const Options& o, const std::string& method = "mixmatch") {
+  TrainingOptions options(mm::presets::cifar10);
+  options.method = o.text("method", method);
+  mm::training::use_method_preset(options);
+  options.depth = o.number("depth", options.depth);
+  options.widen = o.number("widen", options.widen);
+  options.batch = o.number("batch", options.batch);
+  options.steps = o.number("train-steps", options.steps);
+  options.seed = static_cast<uint64_t>(o.number("seed", 1));
+  options.precision = o.text("precision", "bf16");
+  options.graph = o.text("graph", "yes") == "yes";
+  mm::training::check_options(options);
+  return options;
 }
 
-struct Images {
-  Tensor images, labels, labeled, unlabeled;
-};
+mm::models::WideResNet make_network(const Options& o, bool channels_last) {
+  torch::manual_seed(1);
+  mm::models::WideResNet model(mm::models::WideResNetOptions(kClasses)
+                                   .depth(o.number("depth", 28))
+                                   .widen_factor(o.number("widen", 2)));
+  model->to(o.device());
+  if (channels_last) {
+    mm::training::to_channels_last(model);
+  }
+  return model;
+}
 
-/// The size of CIFAR-10, of noise.
-Images make_images(const Options& o) {
+/// The size of CIFAR-10, of noise, on the CPU.
+mm::training::TrainingData make_data(const Options& o) {
   torch::manual_seed(2);
   const int64_t count = o.number("images", 50000);
-  return {at::randint(256, {count, 3, 32, 32}, at::kByte), at::randint(kClasses, {count}, at::kLong),
-          at::arange(250, at::kLong), at::arange(250, count, at::kLong)};
+  return {
+      mm::data::ImagePool(
+          {{at::randint(256, {count, 3, 32, 32}, at::kByte), at::randint(kClasses, {count}, at::kLong), {}}}),
+      {at::arange(250, at::kLong), at::arange(250, count, at::kLong), at::empty({0}, at::kLong)},
+      {},
+      {}};
 }
 
-mm::training::DeviceStepOptions step_options(const Options& o, at::ScalarType precision) {
-  const auto preset = mm::presets::cifar10;
-  return mm::training::DeviceStepOptions()
-      .batch_size(o.number("batch", preset.batch_size))
-      .seed(static_cast<uint64_t>(o.number("seed", 1)))
-      .optimizer(mm::training::DeviceAdamOptions()
-                     .learning_rate(preset.learning_rate)
-                     .weight_decay(preset.weight_decay))
-      .precision(precision);
-}
-
-mm::methods::MixMatch mixmatch_method() {
-  const auto preset = mm::presets::cifar10;
-  return mm::methods::MixMatch(
-      {}, mm::RampedLossOptions().lambda_u(preset.lambda_u).rampup_steps(preset.rampup_steps));
+mm::training::TrainingData data_on(const mm::training::TrainingData& data, torch::Device device) {
+  const auto& pool = data.pool;
+  const Tensor all = at::arange(pool.size(), at::kLong);
+  return {mm::data::ImagePool({mm::data::to_device({pool.gather(all), pool.labels, {}}, device)}),
+          data.split,
+          {},
+          {}};
 }
 
 struct Timing {
@@ -121,19 +124,15 @@ struct Timing {
 };
 
 /// Steps in five runs, each timed as a whole: a step alone is too short to wait for.
-Timing time_steps(const std::function<void()>& step, torch::Device device, int64_t steps) {
+Timing time_steps(const std::function<void(int64_t)>& run_steps, torch::Device device, int64_t steps) {
   constexpr int64_t runs = 5;
   const int64_t each = std::max<int64_t>(1, steps / runs);
-  for (int64_t i = 0; i < std::min<int64_t>(10, each); ++i) {
-    step();
-  }
+  run_steps(std::min<int64_t>(10, each));
   std::vector<double> times;
   for (int64_t run = 0; run < runs; ++run) {
     wait_for(device);
     const auto start = std::chrono::steady_clock::now();
-    for (int64_t i = 0; i < each; ++i) {
-      step();
-    }
+    run_steps(each);
     wait_for(device);
     const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
     times.push_back(took.count() / static_cast<double>(each));
@@ -142,99 +141,68 @@ Timing time_steps(const std::function<void()>& step, torch::Device device, int64
   return {times[runs / 2], times.front(), times.back()};
 }
 
-/// The library's blocks one by one, as examples/cifar10 spells them out: the host draws rows and numbers.
-std::function<void()> eager_step(const Options& o, const Images& data) {
-  struct State {
-    Network network;
+/// The library's blocks one by one, as a loop of one's own has them: the host draws rows and numbers.
+std::function<void()> eager_step(const Options& o, const mm::training::TrainingData& data) {
+  struct Loop {
+    mm::models::WideResNet model{nullptr};
+    std::unique_ptr<mm::EmaModel<mm::models::WideResNet>> ema;
     std::unique_ptr<torch::optim::Adam> adam;
-    std::unique_ptr<mm::data::BatchStream> labeled, unlabeled;
     at::Generator generator;
     int64_t step = 0;
   };
   const int64_t batch = o.number("batch", 64);
-  auto state = std::make_shared<State>();
-  state->network = make_network(o, /*channels_last=*/false);
-  state->adam = std::make_unique<torch::optim::Adam>(state->network.model->parameters(),
-                                                     torch::optim::AdamOptions(2e-3));
-  state->labeled = std::make_unique<mm::data::BatchStream>(data.labeled, batch, 1);
-  state->unlabeled = std::make_unique<mm::data::BatchStream>(data.unlabeled, batch, 2);
-  state->generator = at::detail::createCPUGenerator(1);
+  auto loop = std::make_shared<Loop>();
+  loop->model = make_network(o, /*channels_last=*/false);
+  loop->ema = std::make_unique<mm::EmaModel<mm::models::WideResNet>>(loop->model);
+  loop->adam =
+      std::make_unique<torch::optim::Adam>(loop->model->parameters(), torch::optim::AdamOptions(2e-3));
+  loop->generator = at::detail::createCPUGenerator(1);
   const mm::RampedLoss criterion(mm::RampedLossOptions().lambda_u(75));
-  return [state, criterion, &data, device = o.device()] {
-    const mm::augment::RandomCropFlip augment({}, state->generator);
-    const Tensor rows = state->labeled->next(), others = state->unlabeled->next();
+  const mm::data::BatchStream labeled(data.split.labeled, batch, 1),
+      unlabeled(data.split.unlabeled, batch, 2);
+  return [loop, criterion, labeled, unlabeled, &data, device = o.device()] {
+    const mm::augment::RandomCropFlip augment({}, loop->generator);
+    const Tensor rows = labeled.rows(loop->step), others = unlabeled.rows(loop->step);
     const auto loss = mm::methods::mixmatch_loss(
-        state->network.model, augment, data.images.index_select(0, rows).to(device),
-        data.labels.index_select(0, rows).to(device), data.images.index_select(0, others).to(device),
-        state->step++, criterion, {}, state->generator);
+        loop->model, augment, data.pool.gather(rows).to(device), data.pool.labels_of(rows, device),
+        data.pool.gather(others).to(device), loop->step++, criterion, {}, loop->generator);
     loss.total.backward();
-    state->adam->step();
-    state->network.ema->decay_weights_and_update(4e-5);
-    state->adam->zero_grad();
+    loop->adam->step();
+    loop->ema->decay_weights_and_update(4e-5);
+    loop->adam->zero_grad();
   };
 }
 
 struct Variant {
-  bool channels_last = false;
-  at::ScalarType precision = at::kFloat;
-  bool graph = false;
-  bool augment_in_step = false;  ///< else the host gathers, and augmentation runs before the step
+  bool channels_last = true;
+  const char* precision = "bf16";
+  bool graph = true;
+  bool resident = true;  ///< else the host reads the images
   bool measure_convolutions = false;
 };
 
-/// A DeviceStep, in parts or captured whole.
-std::function<void()> device_step(const Options& o, const Images& data, const Variant& variant) {
-  using Step = mm::training::DeviceStep<mm::models::WideResNet, mm::methods::MixMatch>;
-  using Call = std::function<mm::training::DeviceStepResult()>;
-  struct State {
-    Network network;
-    std::unique_ptr<Step> step;
-    std::unique_ptr<mm::data::BatchStream> labeled, unlabeled;
-    Tensor images;  // of the batch, one after the other
-    mm::Batch inputs;
-    std::unique_ptr<mm::training::GraphedStep<Call>> graphed;
-  };
-  const auto device = o.device();
-  const int64_t batch = o.number("batch", 64);
-  auto state = std::make_shared<State>();
-  state->network = make_network(o, variant.channels_last);
-  state->step = std::make_unique<Step>(state->network.model, *state->network.ema, mixmatch_method(),
-                                       data.images.to(device), data.labels, data.labeled, data.unlabeled,
-                                       step_options(o, variant.precision));
-  auto options =
-      state->step->graph_options().enabled(variant.graph).measure_convolutions(variant.measure_convolutions);
-  auto* raw = state.get();
-  if (variant.augment_in_step) {
-    state->graphed =
-        std::make_unique<mm::training::GraphedStep<Call>>([raw] { return (*raw->step)(); }, device, options);
-    return [state] { (*state->graphed)(); };
-  }
-  state->labeled = std::make_unique<mm::data::BatchStream>(data.labeled, batch, 1);
-  state->unlabeled = std::make_unique<mm::data::BatchStream>(data.unlabeled, batch, 2);
-  // Rows of the labeled and the unlabeled images, and the batch's images, augmented.
-  const auto draw = [raw, device, &data] {
-    const Tensor rows = raw->labeled->next(), others = raw->unlabeled->next();
-    const Tensor all = data.images.index_select(0, at::cat({rows, others, others}));
-    return std::array<Tensor, 3>{rows, others, mm::augment::random_crop_flip(all.to(device))};
-  };
-  const auto labels_of = [&data, device](const Tensor& rows) {
-    return data.labels.index_select(0, rows).to(device);
-  };
-  const auto [rows, others, images] = draw();
-  state->images = images;
-  state->inputs = {images.narrow(0, 0, batch),
-                   labels_of(rows),
-                   {images.narrow(0, batch, batch), images.narrow(0, 2 * batch, batch)},
-                   labels_of(others)};
-  state->graphed = std::make_unique<mm::training::GraphedStep<Call>>(
-      [raw] { return raw->step->train(raw->inputs); }, device, options);
-  return [state, draw, labels_of] {
-    const auto [labeled, unlabeled, augmented] = draw();
-    state->images.copy_(augmented);
-    state->inputs.labels.copy_(labels_of(labeled));
-    state->inputs.hidden_labels.copy_(labels_of(unlabeled));
-    (*state->graphed)();
-  };
+/// f(steps): steps of a Trainer.
+using Steps = std::function<void(int64_t)>;
+
+Steps trainer_steps(const Options& o, const mm::training::TrainingData& host, const std::string& method,
+                    const Variant& variant) {
+  auto options = training_options(o, method);
+  options.precision = variant.precision;
+  options.graph = variant.graph;
+  auto data =
+      std::make_shared<mm::training::TrainingData>(variant.resident ? data_on(host, o.device()) : host);
+  auto state = std::make_shared<State>(make_network(o, variant.channels_last),
+                                       mm::training::train_state_options(options));
+  return mm::training::with_method(options, [&](auto made) -> Steps {
+    auto trainer = std::make_shared<mm::training::Trainer<mm::models::WideResNet, decltype(made)>>(
+        *state, std::move(made), *data,
+        mm::training::trainer_options(options).measure_convolutions(variant.measure_convolutions));
+    return [data, state, trainer](int64_t steps) {
+      for (int64_t done = state->step; state->step < done + steps;) {
+        trainer->run(done + steps - state->step);
+      }
+    };
+  });
 }
 
 int check(const Options& o) {
@@ -264,39 +232,35 @@ int check(const Options& o) {
 
 int measure(const Options& o) {
   const auto device = o.device();
-  const auto data = make_images(o);
-  const auto bf16 = at::kBFloat16;
-  const std::vector<std::pair<std::string, std::function<std::function<void()>()>>> variants{
-      {"eager", [&] { return eager_step(o, data); }},
-      {"+ fused kernels, optimiser", [&] { return device_step(o, data, {}); }},
-      {"+ graph", [&] { return device_step(o, data, {.graph = true}); }},
-      {"+ channels-last bf16",
-       [&] { return device_step(o, data, {.channels_last = true, .precision = bf16, .graph = true}); }},
-      {"+ data and augmentation in the graph",
+  const auto data = make_data(o);
+  const auto with = [&](const Variant& variant, const std::string& method = "mixmatch") {
+    return [&o, &data, variant, method] { return trainer_steps(o, data, method, variant); };
+  };
+  std::vector<std::pair<std::string, std::function<Steps()>>> variants{
+      {"eager",
        [&] {
-         return device_step(
-             o, data, {.channels_last = true, .precision = bf16, .graph = true, .augment_in_step = true});
+         return [step = eager_step(o, data)](int64_t steps) {
+           for (int64_t i = 0; i < steps; ++i) {
+             step();
+           }
+         };
        }},
-      {"+ convolutions chosen by measuring them",
-       [&] {
-         return device_step(o, data,
-                            {.channels_last = true,
-                             .precision = bf16,
-                             .graph = true,
-                             .augment_in_step = true,
-                             .measure_convolutions = true});
-       }},
-      {"without a graph", [&] {
-         return device_step(o, data, {.channels_last = true, .precision = bf16, .augment_in_step = true});
-       }}};
+      {"+ fused kernels, optimiser", with({false, "fp32", false, false})},
+      {"+ graph", with({false, "fp32", true, false})},
+      {"+ channels-last bf16", with({true, "bf16", true, false})},
+      {"+ data and augmentation in the graph", with({})},
+      {"+ convolutions chosen by measuring them", with({.measure_convolutions = true})},
+      {"without a graph", with({.graph = false})}};
+  for (const auto& method : mm::training::method_names()) {
+    variants.emplace_back("method " + method, with({}, method));
+  }
   int failed = 0;
   for (const auto& [name, make] : variants) {
     if (name.find(o.text("only", "")) == std::string::npos) {
       continue;
     }
     try {
-      const auto step = make();
-      const auto timing = time_steps(step, device, o.number("steps", 200));
+      const auto timing = time_steps(make(), device, o.number("steps", 200));
       fmt::print("{:40} {:9.3f} ms a step  ({:.3f} to {:.3f})\n", name, timing.median, timing.fastest,
                  timing.slowest);
     } catch (const std::exception& error) {
@@ -312,7 +276,7 @@ int measure(const Options& o) {
 int profile(const Options& o) {
   using namespace torch::autograd::profiler;
   const auto device = o.device();
-  const auto data = make_images(o);
+  const auto data = make_data(o);
   const torch::profiler::impl::ProfilerConfig config(torch::profiler::impl::ProfilerState::KINETO);
   std::set<torch::profiler::impl::ActivityType> activities{torch::profiler::impl::ActivityType::CPU};
   if (device.is_cuda()) {
@@ -325,22 +289,15 @@ int profile(const Options& o) {
     enableProfiler(config, activities);
     disableProfiler();
   }
-  const auto step = device_step(o, data,
-                                {.channels_last = true,
-                                 .precision = at::kBFloat16,
-                                 .graph = o.text("graph", "yes") == "yes",
-                                 .augment_in_step = true,
-                                 .measure_convolutions = o.text("measured", "no") == "yes"});
+  const auto run_steps = trainer_steps(
+      o, data, "mixmatch",
+      {.graph = o.text("graph", "yes") == "yes", .measure_convolutions = o.text("measured", "no") == "yes"});
   const int64_t steps = o.number("steps", 10);
-  for (int i = 0; i < 5; ++i) {
-    step();
-  }
+  run_steps(5);
   wait_for(device);
   prepareProfiler(config, activities);
   enableProfiler(config, activities);
-  for (int64_t i = 0; i < steps; ++i) {
-    step();
-  }
+  run_steps(steps);
   wait_for(device);
   const auto trace = o.text("trace", "trace.json");
   disableProfiler()->save(trace);
@@ -354,59 +311,59 @@ int train(const Options& o) {
   const auto directory = o.text("data", "");
   const auto out = std::filesystem::path(o.text("out", "gpu_run"));
   std::filesystem::create_directories(out);
-  auto data = mm::data::load_cifar10(directory, mm::data::Split::train);
+  auto options = training_options(o);
+  options.rampup_steps = o.number("rampup-steps", options.rampup_steps);
+  const auto images = mm::data::load_cifar10(directory, mm::data::Split::train);
   const auto test = mm::data::load_cifar10(directory, mm::data::Split::test);
-  const auto split = mm::data::split_labels(data.labels, o.number("labels", 250), 1,
-                                            static_cast<uint64_t>(o.number("seed", 1)));
-  data = mm::data::to_device(data, device);
-  const auto precision = o.text("precision", "bf16") == "bf16" ? at::kBFloat16 : at::kFloat;
-  Network network = make_network(o, /*channels_last=*/true);
-  mm::training::DeviceStep step(network.model, *network.ema, mixmatch_method(), data.images, data.labels,
-                                split.labeled, split.unlabeled, step_options(o, precision));
-  double seconds = 0;
-  mm::training::Checkpoint checkpoint(out / "checkpoint.pt");
-  checkpoint.add("model", network.model).add("ema", *network.ema).add("step", step).add("seconds", seconds);
-  if (checkpoint.exists()) {
-    checkpoint.load();
-  }
-  mm::training::GraphedStep graphed([&] { return step(); }, device, step.graph_options());
-  int64_t done = step.synchronize(*network.ema);
-  const int64_t total = o.number("train-steps", mm::presets::cifar10.total_steps);
-  const int64_t every = o.number("eval-every", 1024);
-  const double limit = 60 * std::stod(o.text("minutes", "60"));
-  const auto options = mm::training::EvaluateOptions().device(device).precision(precision);
-  const double before = seconds;
-  const auto start = std::chrono::steady_clock::now();
-  while (done < total) {
-    Tensor loss, num_finite = at::zeros({}, at::TensorOptions(device).dtype(at::kLong));
-    const int64_t first = done;
-    for (int64_t i = 0; i < every && done < total; ++i, ++done) {
-      const auto& result = graphed();
-      loss = result.loss.total;
-      num_finite.add_(result.finite);
+  const mm::training::TrainingData data{
+      mm::data::ImagePool({mm::data::to_device(images, device)}),
+      mm::data::split_labels(images.labels, o.number("labels", 250), 1, options.seed),
+      {},
+      {}};
+  State state(make_network(o, /*channels_last=*/true), mm::training::train_state_options(options));
+  return mm::training::with_method(options, [&](auto method) {
+    mm::training::Trainer trainer(
+        state, std::move(method), data,
+        mm::training::trainer_options(options).measure_convolutions(o.text("measured", "no") == "yes"));
+    double seconds = 0;
+    mm::training::Checkpoint checkpoint(out / "checkpoint.pt");
+    state.register_in(checkpoint);
+    trainer.register_in(checkpoint);
+    checkpoint.add("step", state.step).add("seconds", seconds);
+    if (checkpoint.exists()) {
+      checkpoint.load();
     }
-    // The optimiser leaves out a step whose gradients are not finite.
-    const int64_t counted = num_finite.item<int64_t>(), left_out = done - first - counted;
-    if (counted == 0) {
-      fmt::print("no gradient was finite from step {} to {}\n", first, done);
-      return 1;
+    const int64_t every = o.number("eval-every", 1024);
+    const double limit = 60 * std::stod(o.text("minutes", "60"));
+    const auto evaluation = mm::training::evaluate_options(options, device);
+    const double before = seconds;
+    const auto start = std::chrono::steady_clock::now();
+    while (state.step < options.steps) {
+      mm::StepMeans means;
+      for (const int64_t end = std::min(options.steps, (state.step / every + 1) * every); state.step < end;) {
+        means = trainer.run(end - state.step);
+        if (!means.finite) {
+          fmt::print("a gradient was not finite before step {}\n", state.step);
+          return 1;
+        }
+      }
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      seconds = before + took.count();
+      fmt::print("step {:8} {:8.2f} minutes", state.step, seconds / 60);
+      for (size_t i = 0; i < means.names.size(); ++i) {
+        fmt::print("  {} {:.4g}", means.names[i], means.values[i]);
+      }
+      fmt::print("  test error {:.2f} %  averaged {:.2f} %\n",
+                 mm::training::evaluate_model(state.model, test, evaluation),
+                 mm::training::evaluate_ema(state.ema, test, evaluation));
+      std::fflush(stdout);
+      checkpoint.save();
+      if (took.count() > limit) {
+        break;
+      }
     }
-    if (left_out > 0) {
-      fmt::print("{} of the steps from {} to {} had gradients that are not finite\n", left_out, first, done);
-    }
-    done = step.synchronize(*network.ema);
-    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
-    seconds = before + took.count();
-    fmt::print("step {:8} {:8.2f} minutes  loss {:.4f}  test error {:.2f} %  averaged {:.2f} %\n", done,
-               seconds / 60, loss.item<double>(), mm::training::evaluate_model(network.model, test, options),
-               mm::training::evaluate_ema(*network.ema, test, options));
-    std::fflush(stdout);
-    checkpoint.save();
-    if (took.count() > limit) {
-      break;
-    }
-  }
-  return 0;
+    return 0;
+  });
 }
 
 }  // namespace

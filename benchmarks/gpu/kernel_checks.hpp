@@ -4,10 +4,12 @@
 // in float64. For the tests and for the benchmark, which must not trust what it times.
 
 #include <torch/torch.h>
+#include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
-#include <mixmatch/data/device_batch_stream.hpp>
-#include <mixmatch/detail/cuda/cuda_adam.hpp>
+#include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/detail/counter_words.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
+#include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
@@ -109,17 +111,46 @@ inline void check_augmentation(std::vector<Check>& checks, torch::Device device)
   }
 }
 
+/// Against the CPU's kernel, to the bit: each operation by itself, then whole policies.
+inline void check_rand_augment(std::vector<Check>& checks, torch::Device device) {
+  using mixmatch::augment::RandAugmentOp;
+  using mixmatch::augment::RandAugmentOptions;
+  const auto check = [&](const std::string& name, int64_t height, int64_t width,
+                         const RandAugmentOptions& options) {
+    const Tensor images = at::cat({at::randint(256, {60, 3, height, width}, at::kByte),
+                                   at::randint(90, 120, {5, 3, height, width}, at::kByte)});
+    const Tensor uniform = at::rand({65, rand_augment_draws(options)});
+    const Tensor expected = rand_augment_with(images, uniform, options);
+    const Tensor found = rand_augment_with(images.to(device), uniform.to(device), options);
+    checks.push_back({name, difference(found.cpu(), expected), 0});
+  };
+  for (int32_t code = 0; code <= static_cast<int32_t>(RandAugmentOp::cutout); ++code) {
+    const auto options = RandAugmentOptions::uda()
+                             .operations({static_cast<RandAugmentOp>(code)})
+                             .num_ops(1)
+                             .probability(1)
+                             .cutout(0);
+    check(c10::str("rand_augment, operation ", code), 32, 32, options);
+  }
+  check("rand_augment, FixMatch's", 32, 32, RandAugmentOptions::fixmatch());
+  check("rand_augment, UDA's", 32, 32, RandAugmentOptions::uda());
+  check("rand_augment, five operations of 45x67", 45, 67, RandAugmentOptions().num_ops(5).probability(1));
+}
+
 inline void check_stream(std::vector<Check>& checks, torch::Device device) {
   const Tensor rows = at::arange(49750, at::kLong) * 7;
-  mixmatch::data::DeviceBatchStream there(rows, 64, 5, device), here(rows, 64, 5, torch::kCPU);
+  const mixmatch::data::BatchStream there(rows.to(device), 64, 5), here(rows, 64, 5);
   for (const int64_t position : {0, 776, 777, 778, 1000000}) {
-    there.seek(position);
-    here.seek(position);
-    checks.push_back({"DeviceBatchStream", difference(there.next().cpu(), here.next()), 0});
+    checks.push_back({"BatchStream", difference(there.rows(position).cpu(), here.rows(position)), 0});
+    const Tensor step = at::full({}, position, at::kLong);
+    checks.push_back({"counter_words",
+                      difference(mixmatch::detail::counter_words(step.to(device), 9, 1000).cpu(),
+                                 mixmatch::detail::counter_words(step, 9, 1000)),
+                      0});
   }
 }
 
-inline void check_adam(std::vector<Check>& checks, torch::Device device) {
+inline void check_optimizer(std::vector<Check>& checks, torch::Device device, bool adam) {
   for (const auto type : {at::kFloat, at::kDouble}) {
     const auto make = [&](at::ScalarType as) {
       torch::manual_seed(3);
@@ -128,7 +159,7 @@ inline void check_adam(std::vector<Check>& checks, torch::Device device) {
       flat.parameters = start.to(device, as, false, true);
       flat.average = flat.parameters.clone();
       flat.first_moment = at::zeros_like(flat.parameters);
-      flat.second_moment = at::zeros_like(flat.parameters);
+      flat.second_moment = adam ? at::zeros_like(flat.parameters) : Tensor();
       flat.is_kernel = at::arange(100003, device).lt(50000);
       return flat;
     };
@@ -140,17 +171,19 @@ inline void check_adam(std::vector<Check>& checks, torch::Device device) {
       const Tensor gradient = at::randn({100003}, device);
       found.gradients = gradient.to(type);
       exact.gradients = gradient.to(at::kDouble);
-      const mixmatch::detail::AdamScalars scalars{
+      const mixmatch::detail::FlatScalars scalars{
           at::full({}, step, at::TensorOptions(device).dtype(at::kLong)), scalar(0.01), scalar(0.9),
           at::ones({}, at::TensorOptions(device).dtype(at::kBool))};
-      const mixmatch::detail::AdamConstants constants{0.9, 0.999, 1e-8, 0.3};
-      mixmatch::detail::flat_adam_step_(found, scalars, constants);
-      mixmatch::detail::flat_adam_composite_(exact, scalars, constants);
+      mixmatch::detail::FlatConstants constants;
+      constants.weight_decay = 0.3;
+      constants.l2 = adam ? 0 : 0.1;
+      mixmatch::detail::flat_step_(found, scalars, constants);
+      mixmatch::detail::flat_step_composite_(exact, scalars, constants);
     }
-    checks.push_back({named("flat_adam_step_", type), difference(found.parameters, exact.parameters),
+    checks.push_back({named(adam ? "adam" : "sgd", type), difference(found.parameters, exact.parameters),
                       type == at::kDouble ? 1e-11 : 1e-4});
-    checks.push_back({named("flat_adam_step_ average", type), difference(found.average, exact.average),
-                      type == at::kDouble ? 1e-11 : 1e-4});
+    checks.push_back({named(adam ? "adam: average" : "sgd: average", type),
+                      difference(found.average, exact.average), type == at::kDouble ? 1e-11 : 1e-4});
   }
 }
 
@@ -226,8 +259,10 @@ inline std::vector<Check> run_all(torch::Device device) {
   return run_parts({{"sharpen", check_sharpen},
                     {"mixup", check_mixup},
                     {"augmentation", check_augmentation},
+                    {"RandAugment", check_rand_augment},
                     {"streams", check_stream},
-                    {"Adam", check_adam},
+                    {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
+                    {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"norm",
                      [](std::vector<Check>& checks, torch::Device where) {
                        check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);

@@ -4,20 +4,14 @@
 // against itself without one.
 
 #include <torch/torch.h>
-#include <mixmatch/methods/mean_teacher.hpp>
-#include <mixmatch/methods/mixmatch.hpp>
-#include <mixmatch/methods/pi_model.hpp>
-#include <mixmatch/methods/pseudo_label.hpp>
-#include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
-#include <mixmatch/step/device_step.hpp>
-#include <mixmatch/step/graphed_step.hpp>
+#include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/program/with_method.hpp>
+#include <mixmatch/step/trainer.hpp>
 
-#include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernel_checks.hpp"
@@ -25,36 +19,72 @@
 namespace step_checks {
 
 using kernel_checks::Check;
+using mixmatch::StepMeans;
 using torch::Tensor;
 
-/// A small network in training, on the same images and from the same weights each time.
-template <class Method = mixmatch::methods::MixMatch>
-struct Trainer {
-  using Step = mixmatch::training::DeviceStep<mixmatch::models::WideResNet, Method>;
+/// A small task, the same each time, with the numbers of a method.
+inline mixmatch::training::TrainingOptions small_options(const std::string& method) {
+  mixmatch::training::TrainingOptions o(mixmatch::presets::cifar10);
+  o.method = method;
+  mixmatch::training::use_method_preset(o);
+  o.steps = 200;
+  o.batch = 8;
+  o.rampup_steps = std::min<int64_t>(o.rampup_steps, 100);
+  o.precision = "fp32";
+  mixmatch::training::check_options(o);
+  return o;
+}
 
-  explicit Trainer(torch::Device device, const mixmatch::training::DeviceStepOptions& options = {},
-                   const Method& method = Method())
-      : model(make(device)), ema(model) {
-    torch::manual_seed(5);
-    const Tensor labels = at::arange(60, at::kLong).remainder(10);
-    const Tensor images = at::randint(256, {60, 3, 16, 16}, at::kByte);
-    step = std::make_unique<Step>(model, ema, method, images.to(device), labels, at::arange(20, at::kLong),
-                                  at::arange(20, 60, at::kLong),
-                                  mixmatch::training::DeviceStepOptions(options).batch_size(8));
-  }
+inline mixmatch::models::WideResNet small_network(torch::Device device) {
+  torch::manual_seed(3);
+  mixmatch::models::WideResNet network(mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
+  network->to(device);
+  mixmatch::training::to_channels_last(network);
+  return network;
+}
 
-  static mixmatch::models::WideResNet make(torch::Device device) {
-    torch::manual_seed(3);
-    mixmatch::models::WideResNet network(mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
-    network->to(device);
-    mixmatch::training::to_channels_last(network);
-    return network;
-  }
+/// The images on `device`, or elsewhere than the network.
+inline mixmatch::training::TrainingData small_data(torch::Device device) {
+  torch::manual_seed(5);
+  const Tensor labels = at::arange(60, at::kLong).remainder(10);
+  mixmatch::data::ImageDataset images{at::randint(256, {60, 3, 16, 16}, at::kByte), labels, {}};
+  return {mixmatch::data::ImagePool({mixmatch::data::to_device(images, device)}),
+          {at::arange(20, at::kLong), at::arange(20, 60, at::kLong), at::empty({0}, at::kLong)},
+          {},
+          {}};
+}
 
-  mixmatch::models::WideResNet model;
-  mixmatch::EmaModel<mixmatch::models::WideResNet> ema;
-  std::unique_ptr<Step> step;
+struct Trained {
+  std::vector<StepMeans> rows;
+  Tensor weight;
+  bool graphed = false;
 };
+
+/// `steps` steps of a method on `device`, each a row.
+inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
+                     bool resident = true) {
+  const auto data = small_data(resident ? device : torch::Device(torch::kCPU));
+  mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
+  return mixmatch::training::with_method(o, [&](auto method) {
+    mixmatch::training::Trainer trainer(state, std::move(method), data,
+                                        mixmatch::training::trainer_options(o));
+    Trained result;
+    for (int64_t i = 0; i < steps; ++i) {
+      result.rows.push_back(trainer.run(1));
+    }
+    result.weight = state.model->conv1->weight.detach().clone().cpu();
+    result.graphed = trainer.is_graphed();
+    return result;
+  });
+}
+
+inline Tensor losses_of(const Trained& trained) {
+  std::vector<double> losses;
+  for (const StepMeans& row : trained.rows) {
+    losses.push_back(row.values.front());
+  }
+  return at::tensor(losses, at::kDouble);
+}
 
 /// Convolutions with one order of sums and without TF32, for as long as it lives.
 class ExactConvolutions {
@@ -75,92 +105,85 @@ class ExactConvolutions {
   bool tf32_ = at::globalContext().allowTF32CuDNN();
 };
 
-/// Without MixUp nothing of a step is drawn on the device, and images that come from outside are the same
-/// everywhere.
+/// Rows, images and augmentation are the same on every device, and without MixUp a MixMatch step draws
+/// nothing else; a strong view is a part of UDA's.
 inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) {
-  const mixmatch::methods::MixMatch method(mixmatch::MixMatchOptions().mix_mode(mixmatch::MixMode::none),
-                                           mixmatch::RampedLossOptions().lambda_u(75).rampup_steps(0));
-  Trainer<> there(device, {}, method), here(torch::kCPU, {}, method);
-  for (int64_t step = 0; step < 3; ++step) {
-    const auto batch = here.step->draw();
-    mixmatch::Batch copy{
-        batch.labeled.to(device), batch.labels.to(device), {}, batch.hidden_labels.to(device)};
-    for (const Tensor& view : batch.weak) {
-      copy.weak.push_back(view.to(device));
+  for (const std::string method : {"mixmatch", "uda"}) {
+    auto o = small_options(method);
+    o.mix_mode = ".";
+    o.rampup_steps = 0;
+    o.threshold = 0.1;
+    o.graph = false;
+    const auto here = train(torch::kCPU, o, 3), there = train(device, o, 3);
+    for (size_t step = 0; step < here.rows.size(); ++step) {
+      for (size_t i = 0; i < here.rows[step].names.size(); ++i) {
+        const auto number = [i](const StepMeans& row) { return at::full({}, row.values[i], at::kDouble); };
+        checks.push_back({method + " step: " + here.rows[step].names[i] + " beside the CPU's",
+                          kernel_checks::difference(number(there.rows[step]), number(here.rows[step])),
+                          step == 0 ? 1e-4 : 2e-2});
+      }
     }
-    const auto expected = here.step->train(batch).loss, found = there.step->train(copy).loss;
-    checks.push_back({"step: loss beside the CPU's",
-                      kernel_checks::difference(found.total.cpu(), expected.total), step == 0 ? 1e-4 : 1e-2});
-    for (size_t i = 0; i < expected.values.size(); ++i) {
-      checks.push_back(
-          {"step: " + expected.values[i].first + " beside the CPU's",
-           kernel_checks::difference(found.values[i].second.cpu(), expected.values[i].second.cpu()),
-           step == 0 ? 1e-4 : 1e-2});
-    }
+    checks.push_back({method + " step: weights beside the CPU's",
+                      kernel_checks::difference(there.weight, here.weight), 1e-2});
   }
-  checks.push_back({"step: weights beside the CPU's",
-                    kernel_checks::difference(there.model->conv1->weight.cpu(), here.model->conv1->weight),
-                    1e-2});
 }
 
-/// A hundred replays of a method beside as many eager steps of the same random numbers, and construction,
-/// which must change nothing.
-template <class Method>
-void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method) {
-  const int64_t steps = device.is_cuda() ? 100 : 3;  // elsewhere there is no graph to check
-  for (const auto precision : {at::kFloat, at::kBFloat16}) {
-    const auto options =
-        mixmatch::training::DeviceStepOptions().precision(precision).weak_views(Method().weak_views());
-    std::vector<Tensor> losses[2];
-    Tensor weights[2];
+/// Many replays of a method beside as many eager steps of the same random numbers.
+inline void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method) {
+  const int64_t steps = device.is_cuda() ? 60 : 2;  // elsewhere there is no graph to check
+  for (const std::string precision : {"fp32", "bf16"}) {
+    auto o = small_options(method);
+    o.precision = precision;
+    o.threshold = std::min(o.threshold, 0.3);  // so that some rows pass
+    Trained results[2];
     for (const bool graph : {false, true}) {
-      Trainer<Method> trainer(device, options);
-      const Tensor before = trainer.model->conv1->weight.detach().clone();
-      mixmatch::training::GraphedStep graphed([&] { return (*trainer.step)(); }, device,
-                                              trainer.step->graph_options().enabled(graph));
-      checks.push_back({method + " graph: weights after its construction",
-                        kernel_checks::difference(trainer.model->conv1->weight, before), 0});
+      o.graph = graph;
+      results[graph] = train(device, o, steps);
       checks.push_back(
-          {method + " graph: is one", graphed.is_graphed() == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
-      for (int64_t i = 0; i < steps; ++i) {
-        losses[graph].push_back(graphed().loss.total.cpu());
-      }
-      weights[graph] = trainer.model->conv1->weight.detach().clone();
-      checks.push_back({method + " graph: steps it counted",
-                        static_cast<double>(std::abs(trainer.step->synchronize(trainer.ema) - steps)), 0});
+          {method + " graph: is one", results[graph].graphed == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
     }
-    const auto name = [&](const std::string& text) {
-      return kernel_checks::named((method + " graph: " + text).c_str(), precision);
-    };
-    const auto all = [&](int which) { return at::stack(losses[which]); };
-    checks.push_back({name("first loss beside the eager one"),
-                      kernel_checks::difference(losses[1].front(), losses[0].front()), 1e-4});
-    checks.push_back({name("all losses beside the eager ones"), kernel_checks::difference(all(1), all(0)),
-                      precision == at::kFloat ? 1e-2 : 1e-1});
-    checks.push_back({name("weights after them"), kernel_checks::difference(weights[1], weights[0]),
-                      precision == at::kFloat ? 2e-2 : 5e-2});
+    const auto name = [&](const std::string& text) { return method + " graph: " + text + " " + precision; };
+    const Tensor eager = losses_of(results[0]), replayed = losses_of(results[1]);
+    const bool exact = precision == "fp32";
+    checks.push_back(
+        {name("first loss beside the eager one"), kernel_checks::difference(replayed[0], eager[0]), 1e-4});
+    checks.push_back({name("all losses beside the eager ones"), kernel_checks::difference(replayed, eager),
+                      exact ? 1e-2 : 1e-1});
+    checks.push_back({name("weights after them"),
+                      kernel_checks::difference(results[1].weight, results[0].weight), exact ? 2e-2 : 5e-2});
   }
 }
 
 inline void check_graph(std::vector<Check>& checks, torch::Device device) {
-  check_graph_of<mixmatch::methods::MixMatch>(checks, device, "mixmatch");
-  check_graph_of<mixmatch::methods::Supervised>(checks, device, "supervised");
-  check_graph_of<mixmatch::methods::PseudoLabel>(checks, device, "pseudo_label");
-  check_graph_of<mixmatch::methods::PiModel>(checks, device, "pi_model");
-  check_graph_of<mixmatch::methods::MeanTeacher>(checks, device, "mean_teacher");
+  for (const auto& method : mixmatch::training::method_names()) {
+    check_graph_of(checks, device, method);
+  }
+}
+
+/// The host's images in a graph that begins with their augmentation: the same numbers.
+inline void check_host_images(std::vector<Check>& checks, torch::Device device) {
+  const auto o = small_options("mixmatch");
+  const auto resident = train(device, o, 5), fed = train(device, o, 5, /*resident=*/false);
+  checks.push_back({"images of the host: is a graph", fed.graphed == device.is_cuda() ? 0.0 : 1.0, 0});
+  checks.push_back(
+      {"images of the host: losses", kernel_checks::difference(losses_of(fed), losses_of(resident)), 1e-6});
 }
 
 /// A graph whose convolutions cuDNN chose by measuring them: the same mathematics, and the process's setting
 /// is as it was.
 inline void check_measured_convolutions(std::vector<Check>& checks, torch::Device device) {
   at::globalContext().setDeterministicCuDNN(false);  // ExactConvolutions puts it back
+  const auto o = small_options("mixmatch");
+  const auto data = small_data(device);
   Tensor losses[2];
   for (const bool measured : {false, true}) {
-    Trainer<> trainer(device);
-    mixmatch::training::GraphedStep graphed(
-        [&] { return (*trainer.step)(); }, device,
-        trainer.step->graph_options().enabled(device.is_cuda()).measure_convolutions(measured));
-    losses[measured] = graphed().loss.total.cpu();
+    mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
+    mixmatch::training::Trainer trainer(
+        state,
+        mixmatch::methods::MixMatch(mixmatch::training::mixmatch_options(o),
+                                    mixmatch::training::ramped_loss_options(o)),
+        data, mixmatch::training::trainer_options(o).measure_convolutions(measured));
+    losses[measured] = at::full({}, trainer.run(1).values.front(), at::kDouble);
     checks.push_back(
         {"measured convolutions: the setting", at::globalContext().benchmarkCuDNN() ? 1.0 : 0.0, 0});
   }
@@ -172,6 +195,7 @@ inline std::vector<Check> run_all(torch::Device device) {
   const ExactConvolutions exact;
   return kernel_checks::run_parts({{"step", check_step_of_cpu},
                                    {"graph", check_graph},
+                                   {"images of the host", check_host_images},
                                    {"measured convolutions", check_measured_convolutions}},
                                   device);
 }

@@ -84,18 +84,10 @@ class EmaModel {
 
   /// decay_weights(model, rate) and then update(), in one pass over memory: the papers' order after the
   /// optimiser's step.
-  void decay_weights_and_update(double rate) { update_with(rate, detail::decay_and_average_); }
-
-  /// decay_weights_and_update() by somebody else's pass over memory, which may do more on its way (see
-  /// training::FusedAdam): calls `pass(live, average, shrink, decay)` once, which for each i must carry out
-  /// live[i] *= shrink[i], then average[i] = decay * average[i] + (1 - decay) * live[i].
-  template <class Pass>
-  void update_with(double rate, const Pass& pass) {
+  void decay_weights_and_update(double rate) {
     TORCH_CHECK(rate >= 0 && rate <= 1, "EmaModel: weight decay rate must be in [0, 1], got ", rate);
-    TORCH_CHECK(scopes_ == 0,
-                "EmaModel: update() must not be called while average_parameters() is in effect");
+    check_no_scope();
     torch::NoGradGuard no_grad;
-    const double decay = current_decay();
     std::vector<Tensor> live, average;
     std::vector<double> shrink;
     for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -106,25 +98,19 @@ class EmaModel {
         shrink.push_back(is_kernel_[i] ? 1.0 - rate : 1.0);
       }
     }
-    pass(live, average, shrink, decay);
-    for (const auto& item : parameters_) {
-      if (!item.live.requires_grad()) {  // frozen
-        item.average.copy_(item.live);
-      }
-    }
-    update_buffers(decay);
-    ++num_updates_;
+    detail::decay_and_average_(live, average, shrink, current_decay());
+    follow(num_updates_ + 1);
   }
 
-  /// For an optimiser that moves the averages itself (training::DeviceAdam): they have had `num_updates`
-  /// updates by now. Copies the buffers where the policy is EmaBuffers::copy.
+  /// For an optimiser that moves the averages itself (training::Optimizer): they have had `num_updates`
+  /// updates by now. Buffers by policy: to be averaged, they must be told of each update.
   void set_num_updates(int64_t num_updates) {
     TORCH_CHECK(num_updates >= 0, "EmaModel: num_updates must be >= 0, got ", num_updates);
+    check_no_scope();
     torch::NoGradGuard no_grad;
-    if (options_.buffers() == EmaBuffers::copy) {
-      update_buffers(options_.decay());
+    if (num_updates != num_updates_ || options_.buffers() == EmaBuffers::copy) {
+      follow(num_updates);
     }
-    num_updates_ = num_updates;
   }
 
   /// The model's output with averaged weights, in evaluation mode, without gradient. The model's own weights
@@ -168,6 +154,13 @@ class EmaModel {
       list.emplace_back(item.name, item.average);
     }
     return list;
+  }
+
+  /// The average of that very parameter of the model; undefined if the model has no such parameter.
+  Tensor average_of(const Tensor& parameter) const {
+    const auto found = std::find_if(parameters_.begin(), parameters_.end(),
+                                    [&](const Entry& item) { return item.live.is_same(parameter); });
+    return found != parameters_.end() ? found->average : Tensor();
   }
 
   void save(torch::serialize::OutputArchive& archive) const {
@@ -233,6 +226,22 @@ class EmaModel {
     }
     const auto n = static_cast<double>(num_updates_);
     return std::min(options_.decay(), (1.0 + n) / (10.0 + n));
+  }
+
+  void check_no_scope() const {
+    TORCH_CHECK(scopes_ == 0,
+                "EmaModel: update() must not be called while average_parameters() is in effect");
+  }
+
+  /// What an update does beside averaging.
+  void follow(int64_t num_updates) {
+    for (const auto& item : parameters_) {
+      if (!item.live.requires_grad()) {  // frozen
+        item.average.copy_(item.live);
+      }
+    }
+    update_buffers(current_decay());
+    num_updates_ = num_updates;
   }
 
   void update_buffers(double decay) {

@@ -4,7 +4,6 @@
 #include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/nn/forward_each.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <iterator>
@@ -16,8 +15,15 @@ namespace mixmatch {
 
 using torch::Tensor;
 
-/// interleave() below, its results in memory of `workspace` if there is one and no gradient to record.
-inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* workspace) {
+/// Swaps slices between K + 1 equal batches, so that each holds a fair mix of all of them. Its own inverse.
+///
+/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups;
+/// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
+/// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
+/// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
+/// Differentiable; without a gradient to record, the results are slices of one new tensor. Draws nothing;
+/// throws unless all batches have one shape.
+inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   TORCH_CHECK(!batches.empty(), "interleave: batches must hold at least one batch, got none");
   for (const Tensor& batch : batches) {
     TORCH_CHECK(batch.dim() >= 1 && batch.sizes() == batches.front().sizes(),
@@ -53,23 +59,11 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches, Workspace* wo
     std::copy_if(batch.begin(), batch.end(), std::back_inserter(in_order),
                  [rows](const Tensor& group) { return group.size(0) > 0 || rows == 0; });
   }
-  const Tensor all = detail::cat_rows(in_order, workspace);
+  const Tensor all = at::cat(in_order);
   for (size_t i = 0; i < batches.size(); ++i) {
     batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows).variable_data();
   }
   return batches;
-}
-
-/// Swaps slices between K + 1 equal batches, so that each holds a fair mix of all of them. Its own inverse.
-///
-/// Each batch of B rows is cut into K + 1 groups of B / (K + 1) rows, the remainder going to the last groups;
-/// group i of batch 0 changes places with group i of batch i. MixMatch runs K + 1 separate forward passes of
-/// which only the first moves the batch-norm running statistics: interleaving lets that pass see labeled and
-/// unlabeled rows alike, and interleaving the logits puts them back. Irrelevant to one concatenated pass.
-/// Differentiable; without a gradient to record, the results are slices of one new tensor. Draws nothing;
-/// throws unless all batches have one shape.
-inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
-  return interleave(std::move(batches), nullptr);
 }
 
 struct InterleavedLogits {
@@ -79,10 +73,9 @@ struct InterleavedLogits {
 /// The K + 1 forward passes of a MixMatch step: `labeled` [B, …] and `unlabeled` [K*B, …] to logits [B, L]
 /// and [K*B, L], interleaved so that the first pass, the only one to move batch-norm running statistics, sees
 /// labeled and unlabeled rows alike. Gradient to all; throws unless the unlabeled rows are a multiple of the
-/// labeled ones, and like them. `workspace`: as interleave() has it.
+/// labeled ones, and like them.
 template <class Model>
-InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled,
-                                      Workspace* workspace = nullptr) {
+InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled) {
   const auto sizes = [](const Tensor& tensor) {
     return tensor.defined() ? c10::str(tensor.sizes()) : std::string("undefined");
   };
@@ -103,7 +96,7 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   for (int64_t row = 0; row < unlabeled.size(0); row += rows) {
     batches.push_back(unlabeled.narrow(0, row, rows));
   }
-  auto logits = interleave(forward_each(model, interleave(std::move(batches), workspace)));
+  auto logits = interleave(forward_each(model, interleave(std::move(batches))));
   const Tensor first = logits.front();
   logits.erase(logits.begin());
   return {first, logits.empty() ? first.narrow(0, 0, 0) : torch::cat(logits)};

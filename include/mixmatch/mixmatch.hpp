@@ -22,7 +22,6 @@
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/version.hpp>
 #include <mixmatch/weight_decay.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <mixmatch/augment/cutout.hpp>
 #include <mixmatch/augment/normalize.hpp>
@@ -34,7 +33,6 @@
 #include <mixmatch/data/cifar100.hpp>
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/decode_image.hpp>
-#include <mixmatch/data/device_batch_stream.hpp>
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/image_pool.hpp>
@@ -75,15 +73,14 @@
 #include <mixmatch/nn/forward_each.hpp>
 #include <mixmatch/nn/precision.hpp>
 
-#include <mixmatch/optim/device_adam.hpp>
-#include <mixmatch/optim/fused_adam.hpp>
-#include <mixmatch/optim/optimizer_step.hpp>
+#include <mixmatch/optim/optimizer.hpp>
 
 #include <mixmatch/step/batch.hpp>
-#include <mixmatch/step/device_step.hpp>
+#include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/prefetch.hpp>
 #include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>
+#include <mixmatch/step/trainer.hpp>

@@ -6,7 +6,6 @@
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <array>
 #include <cmath>
@@ -82,9 +81,6 @@ struct MixMatchOptions {
   /// One lambda per row (the papers), or one for the whole batch (a deviation of several ports that costs
   /// accuracy).
   TORCH_ARG(bool, per_sample) = true;
-  /// Where the memory of the step's inputs comes from, joined, mixed and (methods::mixmatch_loss)
-  /// interleaved: for loops, see Workspace. Without, from LibTorch. One thread at a time may use it.
-  TORCH_ARG(std::shared_ptr<Workspace>, workspace) = nullptr;
 };
 
 /// [B, …], [B, L], [K*U, …], [K*U, L]; unlabeled rows are ordered view by view.
@@ -103,8 +99,8 @@ struct LabeledRows {
   Tensor inputs, targets;
 };
 
-inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second, Workspace* workspace) {
-  return {join_rows({first.inputs, second.inputs}, workspace), join_rows({first.targets, second.targets})};
+inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
+  return {join_rows({first.inputs, second.inputs}), join_rows({first.targets, second.targets})};
 }
 
 inline LabeledRows mixed(const LabeledRows& rows, const MixUpOptions& options,
@@ -136,7 +132,7 @@ inline LabeledRows mixed_with(const BatchNames& names, const LabeledRows& y, con
     orders.push_back(random_permutation(x.inputs.size(0), x.inputs.device(), generator));
   }
   const Tensor partners = torch::cat(orders).narrow(0, 0, rows);
-  return {mix_rows(y.inputs, x.inputs, partners, lambda, names.function, options.workspace().get()),
+  return {mix_rows(y.inputs, x.inputs, partners, lambda, names.function),
           mix_rows(y.targets, x.targets, partners, lambda, names.function)};
 }
 
@@ -191,8 +187,7 @@ MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const T
                 "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return {labeled_view, targets, join_rows(views, options.workspace().get()),
-          guess.repeat({options.num_augmentations(), 1})};
+  return {labeled_view, targets, join_rows(views), guess.repeat({options.num_augmentations(), 1})};
 }
 
 template <class Augment>
@@ -257,14 +252,12 @@ inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMat
   const double alpha_y = options.alpha_unlabeled().value_or(alpha_x);
   const int64_t num_labeled = x.inputs.size(0);
   const auto mixup_options = [&](double alpha) {
-    return MixUpOptions().alpha(alpha).per_sample(options.per_sample()).workspace(options.workspace());
+    return MixUpOptions().alpha(alpha).per_sample(options.per_sample());
   };
   const auto mix = [&](const LabeledRows& rows, double alpha) {
     return mixed(rows, mixup_options(alpha), generator);
   };
-  const auto mix_all = [&] {
-    return mix(joined(x, y, options.workspace().get()), 0.5 * (alpha_x + alpha_y));
-  };
+  const auto mix_all = [&] { return mix(joined(x, y), 0.5 * (alpha_x + alpha_y)); };
   const auto head = [&](const LabeledRows& rows) {
     return LabeledRows{rows.inputs.narrow(0, 0, num_labeled), rows.targets.narrow(0, 0, num_labeled)};
   };

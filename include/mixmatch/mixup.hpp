@@ -6,7 +6,6 @@
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -28,8 +27,6 @@ struct MixUpOptions {
   /// lambda' = max(lambda, 1 - lambda): the result stays nearer to its own row than to its partner (MixMatch,
   /// eq. 9).
   TORCH_ARG(bool, keep_dominant) = true;
-  /// Where the mixed inputs' memory comes from; without, from LibTorch. One thread at a time may mix with it.
-  TORCH_ARG(std::shared_ptr<Workspace>, workspace) = nullptr;
 };
 
 /// The mixed rows, and what was drawn: lambda' [N], or a scalar if one was drawn for the batch, and the
@@ -95,11 +92,10 @@ inline bool mix_needs_gradient(const Tensor& x, const Tensor& partners, const Te
 
 /// Row i is lambda[i] x[i] + (1 - lambda[i]) partners[permutation[i]].
 inline Tensor mix_rows(const Tensor& x, const Tensor& partners, const Tensor& permutation,
-                       const Tensor& lambda, const char* function = "mix_rows",
-                       Workspace* workspace = nullptr) {
+                       const Tensor& lambda, const char* function = "mix_rows") {
   check_mix(function, x, partners, permutation, lambda);
   if (!mix_needs_gradient(x, partners, lambda)) {
-    Tensor out = workspace != nullptr ? workspace->empty_like(x) : torch::empty_like(x);
+    Tensor out = torch::empty_like(x);
     if (mix_rows_fused(out, x, partners, permutation, lambda) ||
         mix_rows_on_cuda(out, x, partners, permutation, lambda)) {
       return out;
@@ -183,8 +179,7 @@ inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixU
     result.lambda = result.lambda.squeeze(0);
   }
   result.permutation = detail::random_permutation(rows, inputs.device(), generator);
-  result.inputs =
-      detail::mix_rows(inputs, inputs, result.permutation, result.lambda, "mixup", options.workspace().get());
+  result.inputs = detail::mix_rows(inputs, inputs, result.permutation, result.lambda, "mixup");
   result.targets = detail::mix_rows(targets, targets, result.permutation, result.lambda, "mixup");
   return result;
 }

@@ -51,4 +51,11 @@ inline double cosine_decay(int64_t step, int64_t total_steps) {
   return std::cos(7.0 * pi / 16.0 * detail::progress("cosine_decay", "total_steps", step, total_steps));
 }
 
+/// The same of a step counter on a device, int64 []: float64 [] there, without waiting for it.
+inline torch::Tensor cosine_decay(const torch::Tensor& step, int64_t total_steps) {
+  constexpr double pi = 3.14159265358979323846;
+  TORCH_CHECK(total_steps > 0, "cosine_decay: total_steps must be > 0, got ", total_steps);
+  return (step.to(at::kDouble) / static_cast<double>(total_steps)).clamp_(0, 1).mul_(7.0 * pi / 16.0).cos_();
+}
+
 }  // namespace mixmatch

@@ -7,10 +7,12 @@
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
+#include <mixmatch/program/network.hpp>
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>
 #include <mixmatch/program/training_options.hpp>
+#include <mixmatch/program/with_method.hpp>
 #include <mixmatch/report/html.hpp>
 #include <mixmatch/report/line_chart.hpp>
 #include <mixmatch/report/report.hpp>
@@ -30,5 +32,3 @@
 #include <mixmatch/run/standard_streams.hpp>
 #include <mixmatch/run/tensorboard.hpp>
 #include <mixmatch/run/training_run.hpp>
-#include <mixmatch/step/augmented_batch.hpp>
-#include <mixmatch/step/trainer.hpp>

@@ -1,8 +1,8 @@
 // The report in a real browser: it renders at desk and phone width, in light and dark, without an error, a
 // request or a line that leaves its chart.
 
-#include <mixmatch/detail/io/json_reader.hpp>
 #include <mixmatch/report/report.hpp>
+#include <mixmatch/run/run_record.hpp>
 
 #include <string>
 #include <string_view>
@@ -15,8 +15,6 @@
 namespace fs = std::filesystem;
 
 namespace {
-
-using mixmatch::detail::JsonValue;
 
 constexpr std::string_view listen = R"html(<script>
 window.problems = [];
@@ -95,14 +93,15 @@ Finished browse(const TempDir& dir, const std::string& file, const std::string& 
               "file://" + (dir / file).string()});
 }
 
-JsonValue probe(const Finished& finished) {
+mixmatch::training::Config probe(const Finished& finished) {
   const std::string start = "<pre id=\"probe\">";
   const size_t begin = finished.out.find(start);
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   REQUIRE(begin != std::string::npos);
   const size_t first = begin + start.size();
-  return mixmatch::detail::parse_json(finished.out.substr(first, finished.out.find("</pre>", first) - first));
+  return mixmatch::training::parse_json_object(
+      finished.out.substr(first, finished.out.find("</pre>", first) - first));
 }
 
 int64_t big_endian(const std::string& bytes, size_t at) {
@@ -126,11 +125,14 @@ TEST_CASE("browser: the report at desk and phone width, light and dark") {
     write_watched(dir / "watched.html", page, width);
     const auto dumped = browse(dir, "watched.html", "1400,1000", dark, "--dump-dom");
     const auto saw = probe(dumped);
-    const auto number = [&](const char* name) { return saw.find(name)->to_double(); };
+    const auto number = [&](const char* name) {
+      return std::stod(*mixmatch::training::find_setting(saw, name));
+    };
     INFO(width);
     CHECK(dumped.err.find("CONSOLE") == std::string::npos);
-    CHECK(saw.find("problems")->text == "");
-    CHECK(saw.find("scheme")->text == (dark ? "rgb(20, 23, 27)" : "rgb(251, 251, 250)"));
+    CHECK(*mixmatch::training::find_setting(saw, "problems") == "");
+    CHECK(*mixmatch::training::find_setting(saw, "scheme") ==
+          (dark ? "rgb(20, 23, 27)" : "rgb(251, 251, 250)"));
     CHECK(number("width") == static_cast<double>(width));
     CHECK(number("page_width") <= static_cast<double>(width));  // wide parts scroll by themselves
     CHECK(number("headings") == 5);
@@ -149,8 +151,8 @@ TEST_CASE("browser: the report at desk and phone width, light and dark") {
     CHECK(number("broken_images") == 0);
     CHECK(number("requests") == 0);
     CHECK(number("bold_in_names") == 0);
-    CHECK_THAT(saw.find("at_pointer")->text, contains("at step "));
-    CHECK(saw.find("restored")->boolean);
+    CHECK_THAT(*mixmatch::training::find_setting(saw, "at_pointer"), contains("at step "));
+    CHECK(*mixmatch::training::find_setting(saw, "restored") == "true");
 
     const auto picture = dir / ("report" + size + ".png");
     const auto shot = browse(dir, "report.html", size, dark, "--screenshot=" + picture.string());
@@ -171,22 +173,22 @@ TEST_CASE("browser: a hundred classes, and a report of a few rows") {
   const TempDir dir;
   write_watched(dir / "hundred.html", mixmatch::training::render_report(sample_report_100()), 390);
   const auto hundred = probe(browse(dir, "hundred.html", "1400,1000", false, "--dump-dom"));
-  CHECK(hundred.find("cells")->to_int64() == 10000);
-  CHECK(hundred.find("tallest_row")->to_int64() < 70);
-  CHECK(hundred.find("page_width")->to_int64() <= 390);
-  CHECK(hundred.find("problems")->text == "");
+  CHECK(std::stoll(*mixmatch::training::find_setting(hundred, "cells")) == 10000);
+  CHECK(std::stoll(*mixmatch::training::find_setting(hundred, "tallest_row")) < 70);
+  CHECK(std::stoll(*mixmatch::training::find_setting(hundred, "page_width")) <= 390);
+  CHECK(*mixmatch::training::find_setting(hundred, "problems") == "");
 
   auto report = sample_report(1);
   report.confusion = torch::Tensor();
   report.wrong_examples.clear();
   write_watched(dir / "short.html", mixmatch::training::render_report(report), 390);
   const auto brief = probe(browse(dir, "short.html", "1400,1000", true, "--dump-dom"));
-  CHECK(brief.find("charts")->to_int64() == 6);
-  CHECK(brief.find("points")->to_int64() == 10);
-  CHECK(brief.find("points_outside")->to_int64() == 0);
-  CHECK(brief.find("cells")->to_int64() == 0);
-  CHECK(brief.find("images")->to_int64() == 0);
-  CHECK(brief.find("problems")->text == "");
+  CHECK(std::stoll(*mixmatch::training::find_setting(brief, "charts")) == 6);
+  CHECK(std::stoll(*mixmatch::training::find_setting(brief, "points")) == 10);
+  CHECK(std::stoll(*mixmatch::training::find_setting(brief, "points_outside")) == 0);
+  CHECK(std::stoll(*mixmatch::training::find_setting(brief, "cells")) == 0);
+  CHECK(std::stoll(*mixmatch::training::find_setting(brief, "images")) == 0);
+  CHECK(*mixmatch::training::find_setting(brief, "problems") == "");
 }
 
 TEST_CASE("browser: the checks above can fail") {
@@ -200,8 +202,9 @@ TEST_CASE("browser: the checks above can fail") {
   const auto dumped = browse(dir, "bad.html", "1400,1000", false, "--dump-dom");
   const auto saw = probe(dumped);
   CHECK_THAT(dumped.err, contains("CONSOLE") && contains("seen"));
-  CHECK_THAT(saw.find("problems")->text, contains("TypeError") && contains("none.png"));
-  CHECK(saw.find("points_outside")->to_int64() == 1);
-  CHECK(saw.find("page_width")->to_int64() >= 2000);
-  CHECK(saw.find("broken_images")->to_int64() == 1);
+  CHECK_THAT(*mixmatch::training::find_setting(saw, "problems"),
+             contains("TypeError") && contains("none.png"));
+  CHECK(std::stoll(*mixmatch::training::find_setting(saw, "points_outside")) == 1);
+  CHECK(std::stoll(*mixmatch::training::find_setting(saw, "page_width")) >= 2000);
+  CHECK(std::stoll(*mixmatch::training::find_setting(saw, "broken_images")) == 1);
 }

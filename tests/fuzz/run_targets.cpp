@@ -115,7 +115,7 @@ void read_run(const fs::path& dir, const Input&) {
 mm::training::TrainingOptions parse(std::vector<std::string> arguments, const mm::training::Config* stored) {
   mm::training::TrainingOptions o(mm::presets::cifar10);
   CLI::App app("A program.", "program");
-  mm::training::add_training_options(app, o);
+  mm::training::add_options(app, o);
   std::vector<char*> argv;
   arguments.insert(arguments.begin(), "program");
   for (auto& argument : arguments) {
@@ -125,7 +125,7 @@ mm::training::TrainingOptions parse(std::vector<std::string> arguments, const mm
   try {
     app.parse(static_cast<int>(arguments.size()), argv.data());
     if (stored != nullptr) {
-      mm::training::adopt_config(app, *stored, [&] { return mm::training::config_of(o); });
+      mm::training::adopt_config(app, *stored, o);
     }
   } catch (const CLI::CallForHelp&) {
     throw Refused("help");

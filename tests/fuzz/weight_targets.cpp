@@ -5,7 +5,7 @@
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/io/safetensors.hpp>
-#include <mixmatch/optim/fused_adam.hpp>
+#include <mixmatch/optim/optimizer.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 
@@ -147,7 +147,7 @@ struct State {
   mixmatch::data::BatchStream stream{at::arange(5), 2, 9};
   std::shared_ptr<SmallModel> model = small_model();
   mixmatch::EmaModel<std::shared_ptr<SmallModel>> ema{model};
-  mixmatch::training::FusedAdam optimizer{model};
+  mixmatch::training::Optimizer optimizer{model, ema};
   mixmatch::training::Checkpoint checkpoint{scratch() / "checkpoint.pt"};
 };
 
@@ -177,9 +177,9 @@ void load_checkpoint(const std::string& bytes) {
     digest_value(value);
   }
   look_at(s.tensor);
-  look_at(s.stream.next());
-  for (const auto& parameter : s.model->parameters()) {
-    look_at(parameter);
+  look_at(s.stream.rows(int64_t{0}));
+  for (const auto& tensor : s.optimizer.state()) {  // the parameters and averages too
+    look_at(tensor);
   }
 }
 

@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/detail/counter_words.hpp>
 #include <mixmatch/detail/cpu/augment_kernel.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
@@ -64,6 +65,14 @@ inline mixmatch::detail::CropFlip draw_crops(const Tensor& images, const RandomC
   crops.row = draw(2 * options.padding() + 1);
   crops.column = draw(2 * options.padding() + 1);
   return crops;
+}
+
+/// The same of words (see counter_words()), int64 [3, N].
+inline mixmatch::detail::CropFlip crops_of_words(const Tensor& words, const RandomCropFlipOptions& options) {
+  using mixmatch::detail::words_below;
+  const int64_t offsets = 2 * options.padding() + 1;
+  return {options.padding(), options.mirror() ? words_below(words[0], 2) : at::zeros_like(words[0]),
+          words_below(words[1], offsets), words_below(words[2], offsets)};
 }
 
 }  // namespace detail

@@ -2,25 +2,28 @@
 
 #include <torch/serialize/archive.h>
 #include <torch/types.h>
-#include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/detail/counter_rng.hpp>
+#include <mixmatch/detail/cuda/cuda_shuffle.hpp>
+#include <mixmatch/detail/shuffled_index.hpp>
 
-#include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
-#include <vector>
 
 namespace mixmatch::data {
 
-/// Batches of indices without end: epoch after epoch over one set of rows, each in a new random order.
+using torch::Tensor;
+
+/// Batches of indices without end: epoch after epoch over one set of rows, each in a new random order in
+/// which every row comes once.
 ///
-/// The order of epoch e is a pure function of (seed, e), so (seed, position) is the whole state: a stream can
-/// be saved, resumed and moved in time, and gives the same batches on every machine. A batch may begin in one
-/// epoch and end in the next, and may be larger than the set. With `world_size` W the ranks share batches of
-/// W * batch_size rows: rank r has the r-th part, and all parts in order are what one process with batch_size
-/// W * batch_size would have.
+/// A batch is a pure function of (seed, step), computed for its rows alone by the swap-or-not shuffle, in
+/// integer arithmetic that gives the same batches on every device and machine: nothing to save, to seek or to
+/// draw in order. A batch may begin in one epoch and end in the next, and may be larger than the set. With
+/// `world_size` W the ranks share batches of W * batch_size rows: rank r has the r-th part, and all parts in
+/// order are what one process with batch_size W * batch_size would have.
 ///
-/// `indices`: int64 [N], N >= 1, on any device; kept on the CPU. Throws on other arguments.
+/// `indices`: int64 [N], 1 <= N < 2^31; a copy stays on their device, where batches come. Nothing waits for
+/// the device, and rows() can be captured in a CUDA graph. Throws on other arguments.
 class BatchStream {
  public:
   BatchStream(const Tensor& indices, int64_t batch_size, uint64_t seed, int64_t rank = 0,
@@ -31,70 +34,95 @@ class BatchStream {
         "BatchStream: indices must be int64 [N], got ",
         indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
     TORCH_CHECK(indices.numel() > 0, "BatchStream: indices must not be empty");
+    TORCH_CHECK(indices.numel() <= std::numeric_limits<int32_t>::max(),
+                "BatchStream: indices must have less than 2^31 rows, got ", indices.numel());
     TORCH_CHECK(batch_size >= 1, "BatchStream: batch_size must be >= 1, got ", batch_size);
     TORCH_CHECK(world_size >= 1, "BatchStream: world_size must be >= 1, got ", world_size);
     TORCH_CHECK(rank >= 0 && rank < world_size, "BatchStream: rank must be in [0, ", world_size, "), got ",
                 rank);
     const Tensor on_cpu = indices.cpu().contiguous();
     const auto* data = on_cpu.data_ptr<int64_t>();
-    indices_.assign(data, data + on_cpu.numel());
-    for (const int64_t index : indices_) {
-      fingerprint_ = mixmatch::detail::mix_bits(fingerprint_ ^ static_cast<uint64_t>(index));
+    for (int64_t i = 0; i < on_cpu.numel(); ++i) {
+      fingerprint_ = mixmatch::detail::mix_bits(fingerprint_ ^ static_cast<uint64_t>(data[i]));
     }
+    indices_ = indices.detach().clone().contiguous();
   }
 
-  /// The next batch: int64 [batch_size] on the CPU.
-  Tensor next() {
-    Tensor batch = at::empty({batch_size_}, at::kLong);
-    auto* out = batch.data_ptr<int64_t>();
-    int64_t row = (position_ * world_size_ + rank_) * batch_size_;
-    for (int64_t filled = 0; filled < batch_size_;) {
-      use_epoch(row / size());
-      const int64_t offset = row % size();
-      const int64_t count = std::min(batch_size_ - filled, size() - offset);
-      std::copy_n(order_.begin() + offset, count, out + filled);
-      filled += count;
-      row += count;
+  /// The batch of `step`, int64 [] >= 0 on the indices' device: int64 [batch_size] there.
+  Tensor rows(const Tensor& step) const {
+    TORCH_CHECK(step.defined() && step.dim() == 0 && step.scalar_type() == at::kLong &&
+                    step.device() == indices_.device(),
+                "BatchStream: step must be int64 [] on ", indices_.device(), ", got ",
+                step.defined() ? c10::str(step.scalar_type(), " ", step.sizes(), " on ", step.device())
+                               : std::string("undefined"));
+    if (indices_.is_cpu()) {
+      return rows(*step.data_ptr<int64_t>());
     }
-    ++position_;
+    Tensor batch = at::empty({batch_size_}, indices_.options());
+    return mixmatch::detail::stream_rows_on_cuda(
+               batch, indices_, step, rank_, world_size_,
+               mixmatch::detail::mix_bits(seed_ + mixmatch::detail::kGolden))
+               ? batch
+               : rows_composite(step);
+  }
+
+  /// The same of a number that the host has.
+  Tensor rows(int64_t step) const {
+    TORCH_CHECK(step >= 0, "BatchStream: step must be >= 0, got ", step);
+    if (!indices_.is_cpu()) {
+      return rows(at::full({}, step, indices_.options()));
+    }
+    Tensor batch = at::empty({batch_size_}, indices_.options());
+    const int64_t first = (step * world_size_ + rank_) * batch_size_;
+    const auto* indices = indices_.data_ptr<int64_t>();
+    auto* out = batch.data_ptr<int64_t>();
+    for (int64_t i = 0; i < batch_size_; ++i) {
+      const auto epoch = static_cast<uint64_t>((first + i) / size());
+      out[i] = indices[mixmatch::detail::shuffled_index((first + i) % size(), size(),
+                                                        mixmatch::detail::shuffle_key(seed_, epoch))];
+    }
     return batch;
   }
 
-  /// How many batches came before the next one.
-  int64_t position() const { return position_; }
-
-  /// Makes next() return batch number `position` of the stream.
-  void seek(int64_t position) {
-    TORCH_CHECK(position >= 0, "BatchStream::seek: position must be >= 0, got ", position);
-    position_ = position;
+  /// rows() in ATen's calls: what a device without kernels runs.
+  Tensor rows_composite(const Tensor& step) const {
+    const Tensor row =
+        (step * world_size_ + rank_) * batch_size_ + at::arange(batch_size_, indices_.options());
+    const Tensor place = mixmatch::detail::shuffled_indices(
+        row.remainder(size()), row.div(size(), /*rounding_mode=*/"floor"), size(), seed_);
+    return indices_.index_select(0, place);
   }
 
   /// The number of rows in an epoch.
-  int64_t size() const { return static_cast<int64_t>(indices_.size()); }
+  int64_t size() const { return indices_.numel(); }
   int64_t batch_size() const { return batch_size_; }
   uint64_t seed() const { return seed_; }
 
-  /// The state is the same for every rank: a checkpoint of one serves all.
+  /// What the batches are a function of, besides the step; the same for every rank.
   void save(torch::serialize::OutputArchive& archive) const {
+    archive.write("order", c10::IValue(std::string(kOrder)));
     archive.write("size", c10::IValue(size()));
     archive.write("global_batch_size", c10::IValue(batch_size_ * world_size_));
     archive.write("seed", c10::IValue(static_cast<int64_t>(seed_)));
     archive.write("fingerprint", c10::IValue(static_cast<int64_t>(fingerprint_)));
-    archive.write("position", c10::IValue(position_));
   }
 
-  /// Continues where the saved stream stood. Throws, and leaves this stream as it was, unless the saved one
-  /// had the same rows, seed and batch size (over all ranks together).
-  void load(torch::serialize::InputArchive& archive) {
+  /// Throws unless the saved stream had the same rows, seed and batch size (over all ranks together): else a
+  /// resumed run would not be the one that was stopped.
+  void load(torch::serialize::InputArchive& archive) const {
+    c10::IValue order;
+    TORCH_CHECK(archive.try_read("order", order) && order.isString() && order.toStringRef() == kOrder,
+                "BatchStream::load: the archive holds no stream of this kind");
     check_equal(archive, "size", size());
     check_equal(archive, "global_batch_size", batch_size_ * world_size_);
     check_equal(archive, "seed", static_cast<int64_t>(seed_));
     TORCH_CHECK(read(archive, "fingerprint") == static_cast<int64_t>(fingerprint_),
                 "BatchStream::load: the saved stream ran over other indices (as many, ", size(), ")");
-    seek(read(archive, "position"));
   }
 
  private:
+  static constexpr const char* kOrder = "swap-or-not";
+
   static int64_t read(torch::serialize::InputArchive& archive, const std::string& key) {
     c10::IValue value;
     TORCH_CHECK(archive.try_read(key, value) && value.isInt(),
@@ -108,25 +136,12 @@ class BatchStream {
                 expected);
   }
 
-  void use_epoch(int64_t epoch) {
-    if (epoch == epoch_) {
-      return;
-    }
-    order_ = indices_;
-    mixmatch::detail::CounterRng rng(seed_, static_cast<uint64_t>(epoch));
-    rng.shuffle(order_.data(), size());
-    epoch_ = epoch;
-  }
-
-  std::vector<int64_t> indices_;
   int64_t batch_size_;
   uint64_t seed_;
   int64_t rank_;
   int64_t world_size_;
   uint64_t fingerprint_ = 0;
-  int64_t position_ = 0;
-  int64_t epoch_ = -1;  // the one that order_ holds
-  std::vector<int64_t> order_;
+  Tensor indices_;
 };
 
 }  // namespace mixmatch::data

@@ -1,7 +1,7 @@
 #pragma once
 
+#include <mixmatch/data/cifar10.hpp>
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/detail/io/cifar_records.hpp>
 #include <mixmatch/detail/io/data_files.hpp>
 
 #include <filesystem>
@@ -73,8 +73,8 @@ inline ImageDataset load_cifar100(const std::filesystem::path& dir, Split split,
                                                  "trees",
                                                  "vehicles_1",
                                                  "vehicles_2"});
-  auto dataset = mixmatch::detail::read_cifar_records(loader, {place / file},
-                                                      {{"coarse ", 20}, {"fine ", 100}}, fine ? 1 : 0);
+  auto dataset =
+      detail::read_cifar_records(loader, {place / file}, {{"coarse ", 20}, {"fine ", 100}}, fine ? 1 : 0);
   dataset.class_names = std::move(names);
   return dataset;
 }

@@ -3,7 +3,6 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/parallel.hpp>
 #include <mixmatch/detail/io/mapped_file.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -23,8 +22,8 @@ enum class Split { train, test, unlabeled, extra };
 
 /// Rows of `images` by their int64 [B] indices, on the device of `images`; dtype kept, and a channels-last
 /// layout too, any other becomes contiguous. Any number of dimensions >= 1. Throws on indices of another
-/// dtype or shape, and, on the CPU, out of range. The result's memory comes from `workspace` if there is one.
-inline Tensor gather_images(const Tensor& images, const Tensor& indices, Workspace* workspace = nullptr) {
+/// dtype or shape, and, on the CPU, out of range.
+inline Tensor gather_images(const Tensor& images, const Tensor& indices) {
   TORCH_CHECK(images.defined() && images.dim() >= 1, "gather_images: images must be [N, ...], got ",
               images.defined() ? c10::str(images.sizes()) : std::string("undefined"));
   TORCH_CHECK(
@@ -32,26 +31,14 @@ inline Tensor gather_images(const Tensor& images, const Tensor& indices, Workspa
       "gather_images: indices must be int64 [B], got ",
       indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
   const Tensor rows = indices.to(images.device());
-  const auto select = [&](const Tensor& stored) {
-    if (workspace == nullptr || (at::GradMode::is_enabled() && images.requires_grad())) {
-      return stored.index_select(0, rows);
-    }
-    auto sizes = stored.sizes().vec();
-    sizes[0] = rows.numel();
-    Tensor out = workspace->empty(sizes, stored.options());
-    return at::index_select_out(out, stored, 0, rows);
-  };
   if (images.dim() == 4 && !images.is_contiguous() && images.is_contiguous(at::MemoryFormat::ChannelsLast)) {
-    return select(images.permute({0, 2, 3, 1})).permute({0, 3, 1, 2});
+    return images.permute({0, 2, 3, 1}).index_select(0, rows).permute({0, 3, 1, 2});
   }
   if (images.dim() == 4 && !images.is_contiguous() && images.transpose(2, 3).is_contiguous()) {
     // Planes stored column by column: whole images are copied as they lie, then turned.
-    const Tensor turned = select(images.transpose(2, 3)).transpose(2, 3);
-    return workspace != nullptr && !turned.requires_grad()
-               ? workspace->empty(turned.sizes(), turned.options()).copy_(turned)
-               : turned.contiguous();
+    return images.transpose(2, 3).index_select(0, rows).transpose(2, 3).contiguous();
   }
-  return select(images);
+  return images.index_select(0, rows);
 }
 
 namespace detail {
@@ -121,16 +108,16 @@ struct ImageDataset {
   int64_t size() const { return images.defined() ? images.size(0) : 0; }
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
-  /// gather_images(images, indices, workspace), the way to draw batches: of a mapped file too, in any order,
+  /// gather_images(images, indices), the way to draw batches: of a mapped file too, in any order,
   /// without its pages becoming part of the process's memory.
-  Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
+  Tensor gather(const Tensor& indices) const {
     const auto offset = offset_in_file(indices);
     if (!offset.has_value()) {
-      return gather_images(images, indices, workspace);
+      return gather_images(images, indices);
     }
     auto sizes = images.sizes().vec();
     sizes[0] = indices.numel();
-    Tensor out = mixmatch::detail::empty_in(workspace, sizes, at::kByte);
+    Tensor out = at::empty(sizes, at::kByte);
     detail::read_mapped_images(out, *mapping, *offset, images, indices, nullptr);
     return out;
   }

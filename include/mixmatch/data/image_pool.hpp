@@ -2,7 +2,6 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
-#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -65,15 +64,15 @@ class ImagePool {
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
   /// The images at `indices` (int64 [B], any device), in that order: what gather_images would give of all the
-  /// sets' images joined, in memory of `workspace` if there is one. Of mapped sets nothing stays in memory,
+  /// sets' images joined. Of mapped sets nothing stays in memory,
   /// as in ImageDataset::gather. Throws on indices of another dtype or shape, or out of range.
-  Tensor gather(const Tensor& indices, Workspace* workspace = nullptr) const {
+  Tensor gather(const Tensor& indices) const {
     TORCH_CHECK(
         indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
         "ImagePool::gather: indices must be int64 [B], got ",
         indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
     if (sets_.size() == 1) {
-      return sets_.front().gather(indices, workspace);
+      return sets_.front().gather(indices);
     }
     const Tensor on_cpu = indices.cpu().contiguous();
     const auto* index = on_cpu.data_ptr<int64_t>();
@@ -94,7 +93,7 @@ class ImagePool {
       return !set.images.is_contiguous() && set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
     });
     const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    Tensor out = mixmatch::detail::empty_in(workspace, shape, first.options(), format);
+    Tensor out = at::empty(shape, first.options(), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
         sets_[set].gather_into(out, at::tensor(rows[set], at::kLong), at::tensor(places[set], at::kLong));
@@ -103,9 +102,14 @@ class ImagePool {
     return out;
   }
 
-  /// All images, one set's after the other: of a single set its own tensor, else a copy.
-  Tensor all_images() const {
-    return sets_.size() == 1 ? sets_.front().images : gather(at::arange(size(), at::kLong));
+  /// Where the images are.
+  torch::Device device() const { return sets_.front().images.device(); }
+
+  /// The same images as one set: of several, a copy.
+  ImagePool in_one() const {
+    return sets_.size() == 1
+               ? *this
+               : ImagePool({{gather(at::arange(size(), at::kLong)), labels.to(device()), class_names}});
   }
 
   /// The labels at `indices` (int64 [B], any device), on `device`.

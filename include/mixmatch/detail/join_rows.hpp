@@ -2,7 +2,6 @@
 
 #include <ATen/core/grad_mode.h>
 #include <torch/types.h>
-#include <mixmatch/workspace.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -14,28 +13,6 @@ namespace mixmatch::detail {
 inline bool gradient_recorded(const std::vector<at::Tensor>& parts) {
   return at::GradMode::is_enabled() &&
          std::any_of(parts.begin(), parts.end(), [](const at::Tensor& part) { return part.requires_grad(); });
-}
-
-/// torch::cat(parts) for parts without a gradient to record, in memory of `workspace` if there is one.
-inline at::Tensor cat_rows(const std::vector<at::Tensor>& parts, Workspace* workspace) {
-  if (parts.empty() || workspace == nullptr) {
-    return at::cat(parts);
-  }
-  const at::Tensor& first = parts.front();
-  const bool alike = std::all_of(parts.begin(), parts.end(), [&](const at::Tensor& part) {
-    return part.scalar_type() == first.scalar_type() && part.device() == first.device() &&
-           part.suggest_memory_format() == first.suggest_memory_format();
-  });
-  if (first.dim() == 0 || !alike) {
-    return at::cat(parts);
-  }
-  auto sizes = first.sizes().vec();
-  sizes[0] = 0;
-  for (const at::Tensor& part : parts) {
-    sizes[0] += part.size(0);
-  }
-  at::Tensor all = workspace->empty(sizes, first.options(), first.suggest_memory_format());
-  return at::cat_out(all, parts);
 }
 
 /// Whether `parts`, one tensor's rows after the other's, are one stretch of memory already: slices of one
@@ -60,13 +37,10 @@ inline bool are_neighbours(const std::vector<at::Tensor>& parts) {
 }
 
 /// torch::cat(parts), without a copy where several are neighbours in memory and no gradient is recorded: the
-/// result is then a view of them. Else a copy is in memory of `workspace`, if there is one.
-inline at::Tensor join_rows(const std::vector<at::Tensor>& parts, Workspace* workspace = nullptr) {
-  if (gradient_recorded(parts)) {
+/// result is then a view of them.
+inline at::Tensor join_rows(const std::vector<at::Tensor>& parts) {
+  if (parts.size() < 2 || gradient_recorded(parts) || !are_neighbours(parts)) {
     return at::cat(parts);
-  }
-  if (parts.size() < 2 || !are_neighbours(parts)) {
-    return cat_rows(parts, workspace);
   }
   std::vector<int64_t> sizes = parts.front().sizes().vec();
   for (size_t i = 1; i < parts.size(); ++i) {

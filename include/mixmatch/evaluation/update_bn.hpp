@@ -15,7 +15,7 @@
 
 namespace mixmatch::training {
 
-struct RecalibrateOptions {
+struct UpdateBnOptions {
   /// At most so many images are run through the model.
   TORCH_ARG(int64_t, num_images) = 16384;
   TORCH_ARG(int64_t, batch_size) = 64;
@@ -66,17 +66,15 @@ class BatchNormMomentumGuard {
 /// model's statistics are those from before.
 template <ModuleModel M, class Gather>
 requires std::is_invocable_r_v<Tensor, Gather&, const Tensor&>
-void recalibrate_batch_norm(M& model, int64_t size, Gather&& gather, const RecalibrateOptions& options = {}) {
+void update_bn(M& model, int64_t size, Gather&& gather, const UpdateBnOptions& options = {}) {
   if constexpr (mixmatch::detail::is_script_module<std::remove_const_t<M>>) {
     static_assert(!mixmatch::detail::is_script_module<std::remove_const_t<M>>,
-                  "mixmatch: recalibrate_batch_norm cannot reach into TorchScript, where the momentum is a "
+                  "mixmatch: update_bn cannot reach into TorchScript, where the momentum is a "
                   "constant");
   } else {
-    TORCH_CHECK(size >= 1, "recalibrate_batch_norm: the data set holds no images");
-    TORCH_CHECK(options.num_images() >= 1, "recalibrate_batch_norm: num_images must be >= 1, got ",
-                options.num_images());
-    TORCH_CHECK(options.batch_size() >= 1, "recalibrate_batch_norm: batch_size must be >= 1, got ",
-                options.batch_size());
+    TORCH_CHECK(size >= 1, "update_bn: the data set holds no images");
+    TORCH_CHECK(options.num_images() >= 1, "update_bn: num_images must be >= 1, got ", options.num_images());
+    TORCH_CHECK(options.batch_size() >= 1, "update_bn: batch_size must be >= 1, got ", options.batch_size());
     torch::NoGradGuard no_grad;
     const int64_t count = std::min(size, options.num_images());
     const int64_t batches = (count + options.batch_size() - 1) / options.batch_size();
@@ -115,9 +113,8 @@ void recalibrate_batch_norm(M& model, int64_t size, Gather&& gather, const Recal
 /// takes it.
 template <ModuleModel M, class Augment>
 requires std::is_invocable_r_v<Tensor, Augment&, const Tensor&>
-void recalibrate_batch_norm(M& model, const Tensor& images, Augment&& augment,
-                            const RecalibrateOptions& options = {}) {
-  recalibrate_batch_norm(
+void update_bn(M& model, const Tensor& images, Augment&& augment, const UpdateBnOptions& options = {}) {
+  update_bn(
       model, images.defined() && images.dim() > 0 ? images.size(0) : 0,
       [&](const Tensor& indices) -> Tensor {
         return augment(data::gather_images(images, indices).to(options.device()));
@@ -127,25 +124,25 @@ void recalibrate_batch_norm(M& model, const Tensor& images, Augment&& augment,
 
 /// The same over images that are normalised to [-1, 1] and not augmented.
 template <ModuleModel M>
-void recalibrate_batch_norm(M& model, const Tensor& images, const RecalibrateOptions& options = {}) {
-  recalibrate_batch_norm(
+void update_bn(M& model, const Tensor& images, const UpdateBnOptions& options = {}) {
+  update_bn(
       model, images, [](const Tensor& batch) { return augment::normalize(batch); }, options);
 }
 
 /// Recalibrated running statistics while it lives; the model's former ones, bit for bit, afterwards. Takes
-/// what recalibrate_batch_norm takes. With averaged weights:
+/// what update_bn takes. With averaged weights:
 ///
 ///     auto average = ema.average_parameters();
-///     training::BatchNormRecalibration recalibration(model, train.images);
+///     training::UpdatedBatchNorm recalibration(model, train.images);
 ///     const double error = training::evaluate_model(model, test);
-class [[nodiscard]] BatchNormRecalibration {
+class [[nodiscard]] UpdatedBatchNorm {
  public:
   template <ModuleModel M, class... Arguments>
-  explicit BatchNormRecalibration(M& model, Arguments&&... arguments) : former_(model) {
-    recalibrate_batch_norm(model, std::forward<Arguments>(arguments)...);
+  explicit UpdatedBatchNorm(M& model, Arguments&&... arguments) : former_(model) {
+    update_bn(model, std::forward<Arguments>(arguments)...);
   }
-  BatchNormRecalibration(const BatchNormRecalibration&) = delete;
-  BatchNormRecalibration& operator=(const BatchNormRecalibration&) = delete;
+  UpdatedBatchNorm(const UpdatedBatchNorm&) = delete;
+  UpdatedBatchNorm& operator=(const UpdatedBatchNorm&) = delete;
 
  private:
   BatchNormFreeze former_;

@@ -29,8 +29,7 @@ MixMatchLoss mixmatch_loss_of_views(const mixmatch::detail::BatchNames& names, M
                                     const std::optional<at::Generator>& generator) {
   const auto guessed = mixmatch::detail::with_guessed_labels(names, model, labeled, labels, views, options);
   const auto mixed = mixmatch::detail::mix_labeled_unlabeled(names, guessed, options, generator);
-  const auto logits =
-      forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs, options.workspace().get());
+  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
   const auto loss =
       criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
   return {loss.total, loss.labeled, loss.unlabeled, loss.weight,

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <string>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -22,21 +23,23 @@ struct Classifier {
   int64_t image_size;  ///< of the square images, normalised to [-1, 1], that it was trained on
 };
 
-/// Writes the averaged weights of a model, with the network's options, class names and image size as
-/// metadata, so that load_classifier() needs nothing else. A safetensors file with a checksum: the tensors
-/// load into any PyTorch module of the same parameter names. Throws as save_safetensors().
-inline void save_classifier(const std::filesystem::path& path, WideResNet& model, EmaModel<WideResNet>& ema,
-                            const std::vector<std::string>& class_names, int64_t image_size) {
-  const auto& options = model->options();
-  SafetensorsMetadata metadata{{"format", "pt"},
-                               {"architecture", "WideResNet"},
-                               {"num_classes", std::to_string(options.num_classes())},
-                               {"depth", std::to_string(options.depth())},
-                               {"widen_factor", std::to_string(options.widen_factor())},
-                               {"filters", std::to_string(options.filters())},
-                               {"scales", std::to_string(options.scales())},
-                               {"in_channels", std::to_string(options.in_channels())},
-                               {"image_size", std::to_string(image_size)}};
+/// Writes the averaged weights of a model, with class names and image size as metadata, and of a WideResNet
+/// the network's options, so that load_classifier() needs nothing else. A safetensors file with a checksum:
+/// the tensors load into any PyTorch module of the same parameter names. Throws as save_safetensors().
+template <class Model>
+void save_classifier(const std::filesystem::path& path, Model& model, EmaModel<Model>& ema,
+                     const std::vector<std::string>& class_names, int64_t image_size) {
+  SafetensorsMetadata metadata{{"format", "pt"}, {"image_size", std::to_string(image_size)}};
+  if constexpr (std::is_same_v<Model, WideResNet>) {
+    const auto& options = model->options();
+    metadata.insert({{"architecture", "WideResNet"},
+                     {"num_classes", std::to_string(options.num_classes())},
+                     {"depth", std::to_string(options.depth())},
+                     {"widen_factor", std::to_string(options.widen_factor())},
+                     {"filters", std::to_string(options.filters())},
+                     {"scales", std::to_string(options.scales())},
+                     {"in_channels", std::to_string(options.in_channels())}});
+  }
   for (size_t i = 0; i < class_names.size(); ++i) {
     metadata.emplace("class_" + std::to_string(i), class_names[i]);
   }

@@ -7,6 +7,7 @@
 #include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/program/device.hpp>
+#include <mixmatch/program/network.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/memory.hpp>
@@ -60,74 +61,43 @@ CLI::Option* add_number(CLI::App& app, const std::string& name, T& target, const
       ->default_str(fmt::format("{}", target));
 }
 
-/// The options that every training program has, with what `o` holds as defaults. `methods`: those that the
-/// program knows.
-inline void add_training_options(CLI::App& app, TrainingOptions& o,
-                                 const std::vector<std::string>& methods = {"mixmatch", "supervised"}) {
-  take_last_of_repeated(app);
-  const auto number = [&app](const std::string& name, auto& target, const std::string& text, auto... range) {
-    add_number(app, name, target, text, std::remove_reference_t<decltype(target)>(range)...);
-  };
-  app.add_option("--data", o.data, "Directory of the data set")->required();
-  // A program whose default is 0 has a meaning for it.
-  number("--labels", o.labels, "Labeled images, class-balanced", o.labels == 0 ? 0 : 1);
-  number("--validation", o.validation, "Images held out from training", 0);
-  app.add_option(
-      "--split", o.split,
-      "File that says which images are labeled, as a run's split.txt, in place of --labels and --validation");
-  number("--steps", o.steps, "Optimiser steps", 1);
-  number("--batch", o.batch, "Labeled images a step, and unlabeled ones", 1, 65536);
-  number("--seed", o.seed, "Seed of split, weights, batches, augmentation and MixUp", 0);
-  app.add_option("--out", o.out, "Run directory to write")->capture_default_str();
-  app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
-  app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
-  app.add_option("--method", o.method, "supervised: the labeled images alone")
-      ->check(CLI::IsMember(methods))
+namespace detail {
+
+template <class T>
+void add_described(CLI::App& app, const OptionText& text, T& value, const Range<T>& range) {
+  add_number(app, std::string("--") + text.name, value, text.description, range.least, range.most);
+}
+inline void add_described(CLI::App& app, const OptionText& text, std::string& value, const Choice& names) {
+  app.add_option(std::string("--") + text.name, value, text.description)
+      ->check(CLI::IsMember(names))
       ->capture_default_str();
-  app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  app.add_option("--precision", o.precision,
-                 "bf16: autocast, weights stay fp32; auto: bf16 where the processor computes in it")
-      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
-      ->capture_default_str();
-  number("--threads", o.threads, "CPU threads; 0 = one a processor, at most 16", 0, 1024);
-  app.add_option("--prefetch", o.prefetch, "Augment the next batch on a thread of its own; changes no result")
-      ->capture_default_str();
-  number("--depth", o.depth, "6 n + 4 layers", 1);
-  number("--widen", o.widen, "Widen factor", 1);
-  number("--filters", o.filters, "Filters of the first scale; 0 = 16 times the widen factor", 0);
-  number("--scales", o.scales, "Scales of the network, each half the size of the one before", 1);
-  number("--lr", o.learning_rate, "Adam's learning rate", 0);
-  number("--weight-decay", o.weight_decay, "Decoupled, times the learning rate", 0);
-  number("--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
-  number("--rampup-steps", o.rampup_steps, "Steps until that weight; -1 = 40 % of --steps", -1);
-  number("--threshold", o.threshold, "Pseudo-labels: least probability of a label that is trained on", 0.0,
-         1.0);
-  number("--alpha", o.alpha, "MixUp's Beta(alpha, alpha)", 0);
-  number("--temperature", o.temperature, "Sharpening", 0);
-  number("--num-augmentations", o.num_augmentations, "K, views of each unlabeled image", 1, 1024);
-  app.add_option("--mix-mode", o.mix_mode, ". xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy")
-      ->capture_default_str();
-  number("--ema-decay", o.ema_decay, "Of the weights' moving average", 0.0, 1.0);
-  app.add_option("--warmup", o.warmup,
-                 "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
-                 "thousands of steps only. false = as in the paper")
-      ->capture_default_str();
-  number("--padding", o.padding, "Pixels of reflection before the random crop", 0);
-  app.add_option("--mirror", o.mirror, "Mirror at random")->capture_default_str();
-  number("--eval-every", o.eval_every, "Steps between evaluations", 1);
-  number("--log-every", o.log_every, "Steps between rows of metrics.csv", 1);
-  number("--checkpoint-every", o.checkpoint_every,
-         "Steps between checkpoints; 0 = at each evaluation, and each minute", 0);
-  app.add_flag("--no-graph{false}", o.graph,
-               "On a GPU: launch the step piece by piece, not as one CUDA graph");
-  number("--recalibrate", o.recalibrate,
-         "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", 0);
+}
+inline void add_described(CLI::App& app, const OptionText& text, bool& value, const Off&) {
+  app.add_flag(std::string("--") + text.name + "{false}", value, text.description);
+}
+template <class T>
+void add_described(CLI::App& app, const OptionText& text, T& value) {
+  app.add_option(std::string("--") + text.name, value, text.description)->capture_default_str();
 }
 
-/// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest
-/// but `steps` and `threads`. `now` gives the configuration after that.
-template <class Now>
-void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
+}  // namespace detail
+
+/// The options that visit_options() names, with what `o` holds as defaults, and `--resume` and `--eval`.
+template <class Options>
+void add_options(CLI::App& app, Options& o) {
+  take_last_of_repeated(app);
+  visit_options(o, [&app](const OptionText& text, auto& value, const auto&... limits) {
+    detail::add_described(app, text, value, limits...);
+  });
+  app.get_option("--data")->required();
+  app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
+  app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
+}
+
+/// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest,
+/// but for what may change.
+template <class Options>
+void adopt_config(CLI::App& app, const Config& stored, const Options& o) {
   for (const auto& [name, value] : stored) {
     CLI::Option* option = app.get_option_no_throw("--" + name);
     if (option != nullptr && option->count() == 0) {
@@ -135,15 +105,15 @@ void adopt_config(CLI::App& app, const Config& stored, Now&& now) {
       option->run_callback();
     }
   }
-  const auto changed = find_changed_setting(stored, now());
+  const auto changed = find_changed_setting(stored, config_of(o), changeable_of(o));
   TORCH_CHECK(!changed.has_value(), "--", changed->name, " ", changed->now,
               " is not the run's: it was started with ", changed->stored);
 }
 
 /// The run that o.out holds and that goes on, if it does (o.resume): `o` takes its configuration and its
 /// split. The run is locked while what is returned lives.
-template <class Now>
-std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& now) {
+template <class Options>
+std::optional<RunDirectory> adopt_run(CLI::App& app, Options& o) {
   if (!o.resume) {
     return std::nullopt;
   }
@@ -154,10 +124,13 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& n
       precision != nullptr && o.precision == "auto") {
     o.precision = *precision;
   }
-  if (const auto* rampup = find_setting(stored, "rampup-steps"); rampup != nullptr && o.rampup_steps < 0) {
-    o.rampup_steps = mixmatch::detail::parse_number<int64_t>(*rampup).value_or(o.rampup_steps);
+  for (auto [name, steps] :
+       {std::pair{"rampup-steps", &o.rampup_steps}, {"schedule-steps", &o.schedule_steps}}) {
+    if (const auto* settled = find_setting(stored, name); settled != nullptr && *steps < 0) {
+      *steps = mixmatch::detail::parse_number<int64_t>(*settled).value_or(*steps);
+    }
   }
-  adopt_config(app, stored, now);
+  adopt_config(app, stored, o);
   o.split = directory.split();
   return directory;
 }
@@ -166,8 +139,9 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, TrainingOptions& o, Now&& n
 inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
   CLI::App app;
   const auto* method = find_setting(stored, "method");
-  add_training_options(app, o, {method != nullptr ? *method : o.method});  // whichever program's it was
-  adopt_config(app, stored, [&] { return config_of(o); });
+  o.methods = {method != nullptr ? *method : o.method};  // whichever program's it was
+  add_options(app, o);
+  adopt_config(app, stored, o);
   return o;
 }
 
@@ -194,7 +168,7 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   const auto o = with_config(given, read_config(run.checkpoint()));
   const data::ImageDataset test = load_test();
   const auto device = parse_device(given.device);
-  auto model = make_wide_resnet(o, test.num_classes(), device);
+  auto model = make_network(o, test.num_classes(), device);
   EmaModel ema(model);
   const std::string damaged = Checkpoint(run.checkpoint()).add("model", model).add("ema", ema).load();
   if (!damaged.empty()) {

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/csv.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/evaluation/confident_errors.hpp>
@@ -9,7 +10,6 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 #include <mixmatch/program/classifier_file.hpp>
-#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
@@ -41,17 +41,17 @@ RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::Ima
   const auto gather = [&](const Tensor& rows) {
     return augment::normalize(data.pool.gather(trained.index_select(0, rows)).to(options.device()));
   };
-  const auto recalibrate = RecalibrateOptions()
+  const auto recalibrate = UpdateBnOptions()
                                .num_images(num_images)
                                .batch_size(options.batch_size())
                                .precision(options.precision())
                                .device(options.device());
   {
-    BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
+    UpdatedBatchNorm recalibration(state.model, trained.size(0), gather, recalibrate);
     errors.raw = evaluate_model(state.model, judged, options);
   }
   auto average = state.ema.average_parameters();
-  BatchNormRecalibration recalibration(state.model, trained.size(0), gather, recalibrate);
+  UpdatedBatchNorm recalibration(state.model, trained.size(0), gather, recalibrate);
   errors.averaged = evaluate_model(state.model, judged, options);
   return errors;
 }
@@ -89,8 +89,9 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
 /// TrainingRun::leave: a run that is resumed then finishes.
 ///
 /// The test set may be empty; pictures and matrix are then those of the validation images, if there are any.
-inline int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<models::WideResNet>& state,
-                      const TrainingData& data, torch::Device device) {
+template <class Model>
+int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
+               torch::Device device) {
   run.finish_steps();
   const auto& class_names = data.pool.class_names;
   models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,

@@ -5,30 +5,33 @@
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/split_file.hpp>
+#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/io/shell_quote.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
-#include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/threads.hpp>
-#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/run/run_directory.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 #include <mixmatch/run/training_run.hpp>
-#include <mixmatch/step/train_state.hpp>
+#include <mixmatch/schedules.hpp>
+#include <mixmatch/step/trainer.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
+#include <limits>
 #include <optional>
 #include <string>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -64,23 +67,29 @@ struct TrainingOptions {
   // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` and `threads`
   // may change.
   std::string method = "mixmatch";
+  std::vector<std::string> methods{"mixmatch", "supervised"};  ///< those that the program knows
   int64_t labels = 250, validation = 1;
-  int64_t steps = 0, batch = 64;
+  int64_t steps = 0, batch = 64, unlabeled_ratio = 1;
   uint64_t seed = 1;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
   int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
-  double learning_rate = 2e-3, weight_decay = 0.02;
+  std::string optimizer = "adam", lr_schedule = "constant";
+  int64_t schedule_steps = -1;  ///< -1: check_options() puts the steps in its place
+  double learning_rate = 2e-3, weight_decay = 0.02, momentum = 0.9, l2 = 0;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;  ///< -1: check_options() puts 40 % of the steps in its place
   double threshold = 0.95;
+  std::string annealing = "linear";
+  double entropy_weight = 0.06, radius = 6;
   double alpha = 0.75, temperature = 0.5;
   int64_t num_augmentations = 2;
   std::string mix_mode = "xxy.yxy";
   double ema_decay = 0.999;
-  bool warmup = true;
+  bool debias = true;
   int64_t padding = 4;
   bool mirror = true;
+  std::string strong = "fixmatch";
   int64_t eval_every = 1024, log_every = 50;
   // How it is run, without changing its result.
   std::string device = "auto";
@@ -129,36 +138,148 @@ inline std::string class_without_labels(const TrainingData& data) {
 
 }  // namespace detail
 
+/// What an option is for.
+enum class OptionRole {
+  place,     ///< where from and where to
+  run,       ///< defines the run: a part of its configuration that does not change when it is resumed
+  progress,  ///< a part of the configuration that may change
+  how        ///< how it is run, without changing its result: repeated when it is resumed
+};
+
+struct OptionText {
+  const char *name, *description;
+  OptionRole role = OptionRole::run;
+};
+
+/// Limits of a number, both included; names that a text must be one of.
+template <class T>
+struct Range {
+  T least, most = std::numeric_limits<T>::max();
+};
+using Choice = std::vector<std::string>;
+/// A flag without a value, which makes a boolean false.
+struct Off {};
+
+/// visit(text, value, limits) for each option of the training programs, in the order of --help. All that is
+/// said of an option is said here: the command line, config.json, what may change on resuming and the command
+/// that resumes a run follow from it. A program with more options has an overload for its own type that
+/// visits these first. `limits`: Range, Choice, Off, or nothing for texts
+/// and booleans. `Options` is a
+/// TrainingOptions, const or not.
+template <class Options, class Visit>
+void visit_training_options(Options& o, Visit&& visit) {
+  using R = OptionRole;
+  using Whole = Range<int64_t>;
+  using Real = Range<double>;
+  visit(OptionText{"data", "Directory of the data set", R::place}, o.data);
+  // A program whose default is 0 has a meaning for it.
+  visit(OptionText{"labels", "Labeled images, class-balanced"}, o.labels, Whole{o.labels == 0 ? 0 : 1});
+  visit(OptionText{"validation", "Images held out from training"}, o.validation, Whole{0});
+  visit(OptionText{"split",
+                   "File that says which images are labeled, as a run's split.txt, in place of --labels and "
+                   "--validation",
+                   R::place},
+        o.split);
+  visit(OptionText{"steps", "Optimiser steps", R::progress}, o.steps, Whole{1});
+  visit(OptionText{"batch", "Labeled images a step"}, o.batch, Whole{1, 65536});
+  visit(OptionText{"unlabeled-ratio", "Unlabeled images for each labeled one"}, o.unlabeled_ratio,
+        Whole{1, 1024});
+  visit(OptionText{"seed", "Seed of split, weights, batches, augmentation and MixUp"}, o.seed,
+        Range<uint64_t>{0});
+  visit(OptionText{"out", "Run directory to write", R::place}, o.out);
+  visit(OptionText{"method", "How to learn from unlabeled images; supervised: from the labeled ones alone"},
+        o.method, o.methods);
+  visit(OptionText{"device", "Where to train", R::how}, o.device, Choice{"auto", "cpu", "cuda"});
+  visit(OptionText{"precision",
+                   "bf16: autocast, weights stay fp32; auto: bf16 where the processor computes in it"},
+        o.precision, Choice{"auto", "fp32", "bf16"});
+  visit(OptionText{"threads", "CPU threads; 0 = one a processor, at most 16", R::progress}, o.threads,
+        Range<int>{0, 1024});
+  visit(OptionText{"prefetch", "Read the next images on a thread of its own", R::how}, o.prefetch);
+  visit(OptionText{"no-graph", "On a GPU: launch the step piece by piece, not as one CUDA graph", R::how},
+        o.graph, Off{});
+  visit(OptionText{"depth", "6 n + 4 layers"}, o.depth, Whole{1});
+  visit(OptionText{"widen", "Widen factor"}, o.widen, Whole{1});
+  visit(OptionText{"filters", "Filters of the first scale; 0 = 16 times the widen factor"}, o.filters,
+        Whole{0});
+  visit(OptionText{"scales", "Scales of the network, each half the size of the one before"}, o.scales,
+        Whole{1});
+  visit(OptionText{"optimizer", "adam, or sgd with Nesterov momentum"}, o.optimizer, Choice{"adam", "sgd"});
+  visit(OptionText{"lr", "Learning rate"}, o.learning_rate, Real{0});
+  visit(OptionText{"lr-schedule", "cosine: times cos(7/16 pi t), FixMatch's, with t from 0 to 1"},
+        o.lr_schedule, Choice{"constant", "cosine"});
+  visit(OptionText{"schedule-steps", "Length of that schedule, and of UDA's annealing; -1 = --steps"},
+        o.schedule_steps, Whole{-1});
+  visit(OptionText{"momentum", "Of sgd"}, o.momentum, Real{0, 1});
+  visit(OptionText{"weight-decay", "Decoupled, of kernels, times the learning rate"}, o.weight_decay,
+        Real{0});
+  visit(OptionText{"l2", "L2 penalty on kernels, in their gradient"}, o.l2, Real{0});
+  visit(OptionText{"lambda-u", "Weight of the unlabeled loss"}, o.lambda_u, Real{0});
+  visit(OptionText{"rampup-steps", "Steps until that weight; -1 = 40 % of --steps"}, o.rampup_steps,
+        Whole{-1});
+  visit(OptionText{"threshold", "Least probability of a guessed label that is trained on"}, o.threshold,
+        Real{0, 1});
+  visit(OptionText{"annealing", "UDA: how the labeled loss is annealed"}, o.annealing,
+        Choice{"none", "linear", "exp", "log"});
+  visit(OptionText{"radius", "VAT: length of an image's perturbation"}, o.radius, Real{0});
+  visit(OptionText{"entropy-weight", "VAT: weight of the predictions' entropy"}, o.entropy_weight, Real{0});
+  visit(OptionText{"alpha", "MixUp's Beta(alpha, alpha)"}, o.alpha, Real{0});
+  visit(OptionText{"temperature", "Sharpening"}, o.temperature, Real{0});
+  visit(OptionText{"num-augmentations", "MixMatch: K, views of each unlabeled image"}, o.num_augmentations,
+        Whole{1, 1024});
+  visit(OptionText{"mix-mode", "MixMatch: what is mixed with what"}, o.mix_mode,
+        Choice{".", "xx.", ".yy", "xx.yy", "xxy.", ".yxy", "xx.yxy", "xx.yx", "xxy.yxy"});
+  visit(OptionText{"ema-decay", "Of the weights' moving average"}, o.ema_decay, Real{0, 1});
+  visit(OptionText{"debias",
+                   "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
+                   "thousands of steps only. false = as in the papers"},
+        o.debias);
+  visit(OptionText{"padding", "Pixels of reflection before the random crop"}, o.padding, Whole{0});
+  visit(OptionText{"mirror", "Mirror at random"}, o.mirror);
+  visit(OptionText{"strong", "Strong views: RandAugment and cutout of which paper"}, o.strong,
+        Choice{"fixmatch", "uda"});
+  visit(OptionText{"eval-every", "Steps between evaluations"}, o.eval_every, Whole{1});
+  visit(OptionText{"log-every", "Steps between rows of metrics.csv"}, o.log_every, Whole{1});
+  visit(OptionText{"checkpoint-every", "Steps between checkpoints; 0 = at each evaluation, and each minute",
+                   R::how},
+        o.checkpoint_every, Whole{0});
+  visit(OptionText{"recalibrate",
+                   "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", R::how},
+        o.recalibrate, Whole{0});
+}
+
+/// The overload that a program's own options have in its place.
+template <class Visit>
+void visit_options(const TrainingOptions& o, Visit&& visit) {
+  visit_training_options(o, visit);
+}
+template <class Visit>
+void visit_options(TrainingOptions& o, Visit&& visit) {
+  visit_training_options(o, visit);
+}
+
 /// What defines a run, by the names of the command line.
-inline Config config_of(const TrainingOptions& o) {
-  const auto text = [](const auto& value) { return fmt::format("{}", value); };
-  return {{"method", o.method},
-          {"labels", text(o.labels)},
-          {"validation", text(o.validation)},
-          {"steps", text(o.steps)},
-          {"batch", text(o.batch)},
-          {"seed", text(o.seed)},
-          {"depth", text(o.depth)},
-          {"widen", text(o.widen)},
-          {"filters", text(o.filters)},
-          {"scales", text(o.scales)},
-          {"precision", o.precision},
-          {"threads", text(o.threads)},
-          {"lr", text(o.learning_rate)},
-          {"weight-decay", text(o.weight_decay)},
-          {"lambda-u", text(o.lambda_u)},
-          {"rampup-steps", text(o.rampup_steps)},
-          {"threshold", text(o.threshold)},
-          {"alpha", text(o.alpha)},
-          {"temperature", text(o.temperature)},
-          {"num-augmentations", text(o.num_augmentations)},
-          {"mix-mode", o.mix_mode},
-          {"ema-decay", text(o.ema_decay)},
-          {"warmup", text(o.warmup)},
-          {"padding", text(o.padding)},
-          {"mirror", text(o.mirror)},
-          {"eval-every", text(o.eval_every)},
-          {"log-every", text(o.log_every)}};
+template <class Options>
+Config config_of(const Options& o) {
+  Config config;
+  visit_options(o, [&config](const OptionText& text, const auto& value, const auto&...) {
+    if (text.role == OptionRole::run || text.role == OptionRole::progress) {
+      config.emplace_back(text.name, fmt::format("{}", value));
+    }
+  });
+  return config;
+}
+
+/// The names of the configuration that may change when a run is resumed.
+template <class Options>
+std::vector<std::string> changeable_of(const Options& o) {
+  std::vector<std::string> names;
+  visit_options(o, [&names](const OptionText& text, const auto&...) {
+    if (text.role == OptionRole::progress) {
+      names.emplace_back(text.name);
+    }
+  });
+  return names;
 }
 
 inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
@@ -173,48 +294,86 @@ inline RampedLossOptions ramped_loss_options(const TrainingOptions& o) {
   return RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.rampup_steps);
 }
 
+/// Steps of a schedule over the whole run.
+inline int64_t schedule_length(const TrainingOptions& o) {
+  return std::max<int64_t>(1, o.schedule_steps < 0 ? o.steps : o.schedule_steps);
+}
+
+inline OptimizerOptions optimizer_options(const TrainingOptions& o) {
+  const UpdateRule rule =
+      o.optimizer == "sgd" ? UpdateRule(SgdRule{o.momentum, /*nesterov=*/true}) : UpdateRule(AdamRule{});
+  auto options = OptimizerOptions(o.learning_rate).rule(rule).weight_decay(o.weight_decay).l2(o.l2);
+  if (o.lr_schedule == "cosine") {
+    options.schedule(
+        [length = schedule_length(o)](const Tensor& step) { return cosine_decay(step, length); });
+  }
+  return options;
+}
+
 inline TrainStateOptions train_state_options(const TrainingOptions& o) {
   return TrainStateOptions()
-      .batch_size(o.batch)
       .seed(o.seed)
-      .learning_rate(o.learning_rate)
-      .ema(EmaModelOptions().decay(o.ema_decay).warmup(o.warmup));
+      .ema(EmaModelOptions().decay(o.ema_decay).warmup(o.debias))
+      .optimizer(optimizer_options(o));
 }
 
 inline augment::RandomCropFlipOptions augment_options(const TrainingOptions& o) {
   return augment::RandomCropFlipOptions().padding(o.padding).mirror(o.mirror);
 }
 
+inline TrainerOptions trainer_options(const TrainingOptions& o) {
+  return TrainerOptions()
+      .feed(FeedOptions()
+                .batch_size(o.batch)
+                .unlabeled_ratio(o.unlabeled_ratio)
+                .weak_views(o.num_augmentations)
+                .seed(o.seed)
+                .augmentation(augment_options(o))
+                .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
+                                                       : augment::RandAugmentOptions::fixmatch()))
+      .learner(LearnerOptions().warmup(o.debias))
+      .precision(parse_precision(o.precision))
+      .graph(o.graph)
+      .prefetch(o.prefetch);
+}
+
 namespace detail {
 
 /// The command that continues the run: the data, and how it is run, which the checkpoint does not have.
-inline std::string resume_command(const TrainingOptions& o) {
+template <class Options>
+std::string resume_command(const Options& o) {
   using mixmatch::detail::shell_quote;
   std::string command =
       fmt::format("{}{}{} --out {} --resume", shell_quote(o.program), o.data.empty() ? "" : " --data ",
                   o.data.empty() ? "" : shell_quote(o.data), shell_quote(o.out));
-  const TrainingOptions usual;
-  if (o.device != usual.device) {
-    command += " --device " + o.device;
+  const auto how = [](const Options& options) {
+    Config values;
+    visit_options(options, [&](const OptionText& text, const auto& value, const auto&... limits) {
+      if (text.role == OptionRole::how) {
+        const bool is_flag = (std::is_same_v<decltype(limits), const Off&> || ...);
+        values.emplace_back(text.name, is_flag ? (value == std::decay_t<decltype(value)>{} ? "on" : "")
+                                               : fmt::format("{}", value));
+      }
+    });
+    return values;
+  };
+  const Config usual = how(Options()), mine = how(o);
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (mine[i] != usual[i]) {
+      command += fmt::format(" --{}", mine[i].first);
+      command += mine[i].second == "on" ? "" : " " + shell_quote(mine[i].second);
+    }
   }
-  if (o.checkpoint_every != usual.checkpoint_every) {
-    command += fmt::format(" --checkpoint-every {}", o.checkpoint_every);
-  }
-  if (o.recalibrate != usual.recalibrate) {
-    command += fmt::format(" --recalibrate {}", o.recalibrate);
-  }
-  if (o.prefetch != usual.prefetch) {
-    command += fmt::format(" --prefetch {}", o.prefetch);
-  }
-  return command + (o.graph ? "" : " --no-graph");
+  return command;
 }
 
 }  // namespace detail
 
-/// With the errors that every program's metrics.csv has. `config` is config_of(o), and what a program adds;
-/// here the data's checksum joins it, so that a run does not go on with other images.
-inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config config,
-                                               const TrainingData& data, torch::Device device) {
+/// With the errors that every program's metrics.csv has. The data's checksum joins the configuration, so that
+/// a run does not go on with other images.
+template <class Options>
+TrainingRunOptions training_run_options(const Options& o, const TrainingData& data, torch::Device device) {
+  Config config = config_of(o);
   config.emplace_back("training-data", "crc32c " + data::data_checksum(data.pool));
   return TrainingRunOptions()
       .label(o.method)
@@ -224,6 +383,7 @@ inline TrainingRunOptions training_run_options(const TrainingOptions& o, Config 
       .checkpoint_every(o.checkpoint_every)
       .errors({"validation_error", "test_error", "ema_test_error"})
       .config(std::move(config))
+      .changeable(changeable_of(o))
       .surroundings({{"data", o.data}, {"device", device.str()}})
       .resume_command(detail::resume_command(o));
 }
@@ -247,25 +407,12 @@ inline torch::Device choose_device(TrainingOptions& o) {
   return device;
 }
 
-/// The network with weights drawn from the seed, channels-last on the device.
-inline models::WideResNet make_wide_resnet(const TrainingOptions& o, int64_t num_classes,
-                                           torch::Device device) {
-  torch::manual_seed(o.seed);
-  models::WideResNet network(models::WideResNetOptions(num_classes)
-                                 .depth(o.depth)
-                                 .widen_factor(o.widen)
-                                 .filters(o.filters)
-                                 .scales(o.scales));
-  network->to(device);
-  to_channels_last(network);
-  return network;
-}
-
 /// The split that `--split` names, of `pool`, or of the pictures `files` in the folder o.data. Throws where
 /// it is of other images.
 ///
-/// A split of old has neither names nor a checksum. That of a run is taken if the images have the checksum in
-/// the config.json beside it; another one by the number of images, and for a folder not at all.
+/// A split of an older version has neither names nor a checksum. That of a run is taken if the images have
+/// the checksum in the config.json beside it; another one by the number of images, and for a folder not at
+/// all.
 inline data::SslSplit read_split(const TrainingOptions& o, const data::ImagePool& pool,
                                  const std::vector<std::string>& files = {}) {
   const auto header = data::read_split_header(o.split);
@@ -289,13 +436,20 @@ inline data::SslSplit read_split(const TrainingOptions& o, const data::ImagePool
 /// The rows of `pool` that train with labels, without, and not at all: from `--split`, or drawn by the seed.
 /// Throws where nothing is left to learn from.
 inline data::SslSplit make_split(const TrainingOptions& o, const data::ImagePool& pool) {
-  const auto split = o.split.empty()
-                         ? data::split_labels(pool.labels, o.labels, o.validation, o.seed, pool.class_names)
-                         : read_split(o, pool);
+  const auto drawn = [&] {
+    try {
+      return data::split_labels(pool.labels, o.labels, o.validation, o.seed, pool.class_names);
+    } catch (const c10::Error& error) {
+      TORCH_CHECK(false, "--labels ", o.labels, " and --validation ", o.validation, ": ",
+                  error.what_without_backtrace());
+    }
+  };
+  const auto split = o.split.empty() ? drawn() : read_split(o, pool);
   TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0,
               o.split.empty() ? c10::str("--labels ", o.labels, " and --validation ", o.validation, " leave")
                               : o.split + " leaves",
-              " no unlabeled image of ", pool.size());
+              " no unlabeled image of ", pool.size(), ", which --method ", o.method,
+              " needs: label fewer, or train with --method supervised");
   return split;
 }
 
@@ -323,26 +477,65 @@ inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<
   return RunDirectory::create(o.out);
 }
 
-/// Puts the numbers of the method o.method in the place of MixMatch's (presets.hpp): weight and ramp of the
-/// unlabeled loss.
+/// Puts the numbers of the method o.method in the place of MixMatch's (presets.hpp).
 inline void use_method_preset(TrainingOptions& o) {
-  if (o.method == "mean_teacher" || o.method == "pi_model" || o.method == "pseudo_label") {
-    o.lambda_u = o.method == "mean_teacher" ? presets::mean_teacher_weight
-                 : o.method == "pi_model"   ? presets::pi_model_weight
-                                            : presets::pseudo_label_weight;
+  const auto consistency = [&o](double weight) {
+    o.lambda_u = weight;
     o.rampup_steps = -1;
+  };
+  const auto strong = [&o](double weight, double threshold) {
+    o.lambda_u = weight;
+    o.rampup_steps = 0;
+    o.threshold = threshold;
+    o.strong = o.method;
+    o.unlabeled_ratio = presets::unlabeled_ratio;
+    o.optimizer = "sgd";
+    o.lr_schedule = "cosine";
+    o.learning_rate = presets::sgd_learning_rate;
+    o.momentum = presets::sgd_momentum;
+    o.l2 = presets::sgd_l2;
+    o.weight_decay = 0;
+  };
+  if (o.method == "pseudo_label") {
+    consistency(presets::pseudo_label_weight);
+  } else if (o.method == "pi_model") {
+    consistency(presets::pi_model_weight);
+  } else if (o.method == "mean_teacher") {
+    consistency(presets::mean_teacher_weight);
+  } else if (o.method == "vat") {
+    consistency(presets::vat_weight);
+    o.radius = presets::vat_radius;
+    o.entropy_weight = presets::vat_entropy_weight;
+  } else if (o.method == "ict") {
+    consistency(presets::ict_weight);
+    o.alpha = presets::ict_alpha;
+  } else if (o.method == "mixup") {
+    o.lambda_u = presets::mixup_weight;
+    o.rampup_steps = 0;
+    o.alpha = presets::mixup_alpha;
+  } else if (o.method == "uda") {
+    strong(presets::uda_weight, presets::uda_threshold);
+    o.temperature = presets::uda_temperature;
   }
 }
 
-/// Throws on options that do not fit together, before anything is read or written. Settles the ramp that is
-/// left to the number of steps.
+/// Throws on options that do not fit together, before anything is read or written. Settles the ramp and the
+/// schedule that are left to the number of steps, which may be another when the run is resumed.
 inline void check_options(TrainingOptions& o) {
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
   }
+  if (o.lr_schedule != "constant" || o.method == "uda") {
+    o.schedule_steps = schedule_length(o);
+  }
   TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
               o.weight_decay, " must be <= 1: the share that each step takes from the weights");
-  parse_mix_mode(o.mix_mode);
+  TORCH_CHECK(o.optimizer != "sgd" || o.momentum < 1, "--momentum must be less than 1, got ", o.momentum);
+  TORCH_CHECK(o.method != "vat" || o.radius > 0, "--radius must be greater than 0, got ", o.radius);
+  const int64_t groups = o.num_augmentations * o.unlabeled_ratio + 1;
+  TORCH_CHECK(o.method != "mixmatch" || o.batch >= groups, "--batch ", o.batch, " is less than the ", groups,
+              " groups that MixMatch interleaves with --num-augmentations ", o.num_augmentations,
+              " and --unlabeled-ratio ", o.unlabeled_ratio);
   RampedLoss{ramped_loss_options(o)};
 }
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -25,12 +26,14 @@ struct ChangedSetting {
   std::string name, stored, now;
 };
 
-/// The first setting that a run was started with and that has another value now. "steps" and "threads" may
-/// change, and so may what only one of the two knows.
-inline std::optional<ChangedSetting> find_changed_setting(const Config& stored, const Config& now) {
+/// The first setting that a run was started with and that has another value now. Those of the names
+/// `changeable` may change, and so may what only one of the two knows.
+inline std::optional<ChangedSetting> find_changed_setting(const Config& stored, const Config& now,
+                                                          const std::vector<std::string>& changeable) {
   for (const auto& [name, value] : stored) {
     const std::string* mine = find_setting(now, name);
-    if (name != "steps" && name != "threads" && mine != nullptr && *mine != value) {
+    if (mine != nullptr && *mine != value &&
+        std::find(changeable.begin(), changeable.end(), name) == changeable.end()) {
       return ChangedSetting{name, value, *mine};
     }
   }

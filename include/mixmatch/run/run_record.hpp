@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mixmatch/detail/io/json_reader.hpp>
+#include <mixmatch/detail/io/json_cursor.hpp>
 #include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/run/config.hpp>
 #include <mixmatch/run/metrics_table.hpp>
@@ -8,6 +8,7 @@
 
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <utility>
 
@@ -22,38 +23,46 @@ struct RunRecord {
   MetricsTable metrics;   ///< metrics.csv, empty if a finished run has none
 };
 
-/// A flat JSON object as JsonObject writes it, in the file's order: texts as they are, numbers as they were
-/// written, true, false, null. Throws c10::Error in one line that names the file: not readable, no JSON, no
-/// object, a value that is an array or object.
+/// A flat JSON object as JsonObject writes it, in the text's order: texts as they are, numbers as they were
+/// written, true, false, null. Throws c10::Error in one line: no JSON, no object, a name twice, a value that
+/// is an array or object.
+inline Config parse_json_object(std::string_view text) {
+  mixmatch::detail::JsonCursor json(text, "JSON ");
+  Config config;
+  json.object([&](std::string name) {
+    const char first = json.peek();
+    TORCH_CHECK(find_setting(config, name) == nullptr, "\"", name, "\" comes twice");
+    TORCH_CHECK(first != '[' && first != '{', "\"", name, "\" must be a text, number or boolean, got an ",
+                first == '[' ? "array" : "object");
+    std::string value;
+    if (first == '"') {
+      value = json.string();
+    } else if (first == '-' || (first >= '0' && first <= '9')) {
+      value = json.number();
+    } else {
+      for (const char* word : {"true", "false", "null"}) {
+        if (value.empty() && json.word(word)) {
+          value = word;
+        }
+      }
+      if (value.empty()) {
+        json.fail("a value");
+      }
+    }
+    config.emplace_back(std::move(name), std::move(value));
+  });
+  json.finish();
+  return config;
+}
+
+/// parse_json_object() of a file, which errors name.
 inline Config read_json_object(const std::filesystem::path& path) {
-  using mixmatch::detail::JsonValue;
   const std::string text = mixmatch::detail::read_whole_file(path);
-  JsonValue value;
   try {
-    value = mixmatch::detail::parse_json(text);
+    return parse_json_object(text);
   } catch (const c10::Error& error) {
     TORCH_CHECK(false, path.string(), ": ", error.what_without_backtrace());
   }
-  TORCH_CHECK(value.kind == JsonValue::Kind::object, path.string(), ": expected a JSON object");
-  Config config;
-  for (auto& [name, member] : value.members) {
-    switch (member.kind) {
-      case JsonValue::Kind::null:
-        config.emplace_back(name, "null");
-        break;
-      case JsonValue::Kind::boolean:
-        config.emplace_back(name, member.boolean ? "true" : "false");
-        break;
-      case JsonValue::Kind::number:
-      case JsonValue::Kind::string:
-        config.emplace_back(name, member.text);
-        break;
-      default:
-        TORCH_CHECK(false, path.string(), ": \"", name, "\" must be a text, number or boolean, got ",
-                    member.kind == JsonValue::Kind::array ? "an array" : "an object");
-    }
-  }
-  return config;
 }
 
 /// Reads a run directory, finished or not. Throws c10::Error in one line that names what is missing or cannot

@@ -50,6 +50,8 @@ struct TrainingRunOptions {
   TORCH_ARG(std::vector<std::string>, errors);
   /// What defines the run, for config.json and the checkpoint.
   TORCH_ARG(Config, config);
+  /// Names of it that may differ when the run is resumed.
+  TORCH_ARG(std::vector<std::string>, changeable);
   /// More for config.json, to which the versions of this library and LibTorch are added: where the data is,
   /// the device.
   TORCH_ARG(Config, surroundings);
@@ -120,7 +122,7 @@ class TrainingRun {
     metrics_ = MetricsCsv::unopened(directory_.metrics());
     checkpoint_.add("metrics", *metrics_);
     const std::string damaged = checkpoint_.load([this](const Config& stored) {
-      const auto changed = find_changed_setting(stored, options_.config());
+      const auto changed = find_changed_setting(stored, options_.config(), options_.changeable());
       TORCH_CHECK(!changed.has_value(), directory_.path().string(), ": ", changed->name, " is ", changed->now,
                   " now, but the run was started with ", changed->stored);
     });

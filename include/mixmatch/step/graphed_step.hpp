@@ -26,6 +26,15 @@ namespace mixmatch::training {
 
 using torch::Tensor;
 
+/// All the tensors of the lists: for GraphedStepOptions::state().
+inline std::vector<Tensor> joined(const std::vector<std::vector<Tensor>>& lists) {
+  std::vector<Tensor> all;
+  for (const auto& list : lists) {
+    all.insert(all.end(), list.begin(), list.end());
+  }
+  return all;
+}
+
 struct GraphedStepOptions {
   /// False runs the step as it is written, at every call.
   TORCH_ARG(bool, enabled) = true;

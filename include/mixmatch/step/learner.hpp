@@ -6,9 +6,28 @@
 #include <mixmatch/nn/forward_each.hpp>
 
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace mixmatch::training {
+
+namespace detail {
+
+/// In BatchNormStatistics' place for TorchScript, which cannot be reached into: a training pass moves its
+/// statistics by the momentum of its own.
+template <class Model>
+class ScriptStatistics {
+ public:
+  explicit ScriptStatistics(Model& model) : model_(&model) {}
+  auto update(const Tensor& /*momentum*/) { return mixmatch::detail::NothingToFreeze(); }
+  auto discard() { return BatchNormFreeze(*model_); }
+  std::vector<Tensor> state() const { return {}; }
+
+ private:
+  Model* model_;
+};
+
+}  // namespace detail
 
 struct LearnerOptions {
   /// Share of the new batch in the batch norms' running statistics, in [0, 1].
@@ -77,7 +96,8 @@ class Learner {
   M* model_;
   EmaModel<M>* ema_;
   LearnerOptions options_;
-  BatchNormStatistics statistics_;
+  std::conditional_t<mixmatch::detail::is_script_module<M>, detail::ScriptStatistics<M>, BatchNormStatistics>
+      statistics_;
 };
 
 }  // namespace mixmatch::training

@@ -88,13 +88,16 @@ class Meter {
   StepMeans read() {
     const torch::NoGradGuard no_grad;
     const auto size = static_cast<int64_t>(names_.size());
-    const Tensor sums = sums_.narrow(0, 0, size).cpu(), counts = counts_.narrow(0, 0, size).cpu();
-    const Tensor means = sums / counts;
+    // One wait for all of it.
+    const Tensor read = at::cat({sums_.narrow(0, 0, size), counts_.narrow(0, 0, size),
+                                 finite_.to(sums_.scalar_type()).view({1})})
+                            .cpu();
+    const Tensor counts = read.narrow(0, size, size), means = read.narrow(0, 0, size) / counts;
     StepMeans result;
     result.names = names_;
     result.values.assign(means.data_ptr<double>(), means.data_ptr<double>() + size);
     result.counts.assign(counts.data_ptr<double>(), counts.data_ptr<double>() + size);
-    result.finite = finite_.item<bool>();
+    result.finite = read[2 * size].item<double>() != 0;
     sums_.zero_();
     counts_.zero_();
     finite_.fill_(true);

@@ -1,36 +1,43 @@
 #pragma once
 
-#include <mixmatch/optim/optimizer_step.hpp>
-#include <mixmatch/data/training_data.hpp>
-#include <mixmatch/program/training_options.hpp>
-#include <mixmatch/step/augmented_batch.hpp>
-#include <mixmatch/step/device_step.hpp>
+#include <torch/arg.h>
+#include <mixmatch/nn/precision.hpp>
+#include <mixmatch/step/feed.hpp>
+#include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/prefetch.hpp>
+#include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>
 
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 namespace mixmatch::training {
 
-/// Where the steps of a Trainer run.
-enum class StepOn {
-  host,   ///< the host draws rows, gathers and augments images, the next batch on a thread of its own
-  device  ///< the device does all of it alone; on a GPU as one CUDA graph
+struct TrainerOptions {
+  /// The views that the method does not ask for itself are options.feed()'s.
+  TORCH_ARG(FeedOptions, feed) = {};
+  TORCH_ARG(LearnerOptions, learner) = {};
+  /// bfloat16: by autocast.
+  TORCH_ARG(at::ScalarType, precision) = at::kFloat;
+  /// On a GPU: the step as one CUDA graph.
+  TORCH_ARG(bool, graph) = true;
+  /// Of that graph: see GraphedStepOptions::measure_convolutions().
+  TORCH_ARG(bool, measure_convolutions) = false;
+  /// Where the host reads the images: the next step's on a thread of its own.
+  TORCH_ARG(bool, prefetch) = true;
 };
 
-inline const char* name_of(StepOn where) { return where == StepOn::device ? "device" : "host"; }
-
-/// The steps of a run: a batch, the method's loss under autocast, its gradient, Adam with decay of kernels
-/// and the moving average, and the numbers to report.
+/// The steps of a run: a batch, the method's loss under autocast, its gradient, the optimiser with decay of
+/// kernels and the moving average, and the numbers to report.
 ///
-///     TrainState state(…);
-///     Trainer trainer(state, methods::MixMatch(mixing, ramp), o, data, device, StepOn::host);
+///     TrainState state(model, TrainStateOptions());
+///     Trainer trainer(state, methods::MixMatch(mixing, ramp), data, TrainerOptions());
 ///     state.register_in(run.checkpoint());
 ///     trainer.register_in(run.checkpoint());
 ///     while (run.running()) {
@@ -40,138 +47,162 @@ inline const char* name_of(StepOn where) { return where == StepOn::device ? "dev
 ///     }
 ///
 /// `method` is any callable `StepLoss(Learner<Model>&, const Batch&, const Tensor& step, const
-/// at::Generator&)`: `step` is int64 [] on the device and counts from 0; all that the method draws comes from
-/// the generator, on the generator's device. `weak_views()`, if it has that, says how many augmentations of
-/// each unlabeled image it looks at, else o.num_augmentations. A method with state of its own keeps it in
-/// tensors that it changes in place, which `state()` returns (for the graph) and save(OutputArchive&) and
-/// load(InputArchive&) store (for the checkpoint). `state` and `data` must outlive the Trainer.
+/// at::Generator&)`: `step` is int64 [] on the model's device and counts from 0; all that the method draws
+/// comes from the generator, which is on that device too. On a GPU it must not wait for the device (item(),
+/// boolean masks). `weak_views()` and `strong_views()`, if it has them, say how many augmentations of each
+/// unlabeled image it looks at. A method with state of its own keeps it in tensors that it changes in place,
+/// which `state()` returns (for the graph) and save(OutputArchive&) and load(InputArchive&) store (for the
+/// checkpoint). `state` and `data` must outlive the Trainer.
 ///
-/// On the device, images, streams, augmentation and optimiser are DeviceStep's: `state` gives model, average
-/// and step alone, the images are on the device, all of them, and the host waits once for many steps.
-/// `o.graph` false runs the same steps without a graph. A run goes on only where it was started.
+/// The same step on every device: on the CPU as it is written, on a GPU captured in a CUDA graph. Where the
+/// images are on the GPU, rows and images are drawn in the graph; else the host reads them, and the graph
+/// begins with their augmentation.
 template <ModuleModel Model, class Method>
 class Trainer {
   static_assert(
-      !requires(Method & method) { method.state(); } || detail::HasArchiveMembers<Method>,
+      !requires(Method & method) { method.state(); } ||
+          requires(Method & method, torch::serialize::OutputArchive& out,
+                   torch::serialize::InputArchive& in) {
+            std::as_const(method).save(out);
+            method.load(in);
+          },
       "mixmatch: a method with state() needs save(OutputArchive&) const and load(InputArchive&), or a "
       "resumed run forgets its state");
 
  public:
-  Trainer(TrainState<Model>& state, Method method, const TrainingOptions& o, const TrainingData& data,
-          torch::Device device, StepOn where)
-      : state_(&state), device_(device), options_(o), meter_(device) {
-    auto learner = LearnerOptions().warmup(o.warmup);
-    if constexpr (requires { state.model->options().batch_norm_momentum(); }) {
-      learner.batch_norm_momentum(state.model->options().batch_norm_momentum());
-    }
-    int64_t views = o.num_augmentations;
-    if constexpr (requires { method.weak_views(); }) {
-      views = method.weak_views();
-    }
-    if (where == StepOn::device) {
-      step_.emplace(
-          state.model, state.ema, std::move(method), data.pool.all_images().to(device), data.pool.labels,
-          data.split.labeled, data.split.unlabeled,
-          DeviceStepOptions()
-              .batch_size(o.batch)
-              .weak_views(views)
-              .seed(o.seed)
-              .optimizer(DeviceAdamOptions().learning_rate(o.learning_rate).weight_decay(o.weight_decay))
-              .augmentation(augment_options(o))
-              .learner(learner)
-              .precision(parse_precision(o.precision)));
-    } else {
-      host_.emplace(state.model, state.ema, learner, std::move(method),
-                    augmented_batches(o, data, device, views), prefetches(o, device), device);
-    }
+  Trainer(TrainState<Model>& state, Method method, const TrainingData& data,
+          const TrainerOptions& options = {})
+      : state_(&state),
+        method_(std::move(method)),
+        options_(options),
+        device_(detail::device_of(state.model)),
+        learner_(state.model, state.ema, options.learner()),
+        feed_(data, with_views(options.feed(), method_)),
+        raw_batches_([this](int64_t step) { return feed_.gather(at::full({}, step, at::kLong)); },
+                     options.prefetch()),
+        meter_(device_),
+        step_(at::zeros({}, at::TensorOptions(device_).dtype(at::kLong))) {
+    TORCH_CHECK(feed_.device().is_cpu() || feed_.device() == device_,
+                "Trainer: the images must be on the CPU or on ", device_, ", the model's device, got ",
+                feed_.device());
   }
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
 
-  /// What the steps change besides the TrainState.
+  /// What the steps change besides the TrainState, and what they are a function of.
+  template <class Checkpoint>
   void register_in(Checkpoint& checkpoint) {
-    if (step_.has_value()) {
-      checkpoint.add("device_step", *step_);
-    }
-    if constexpr (detail::HasArchiveMembers<Method>) {
-      checkpoint.add("method", step_.has_value() ? step_->method() : host_->method);
+    checkpoint.add("feed", feed_);
+    if constexpr (requires(torch::serialize::OutputArchive & archive) {
+                    std::as_const(method_).save(archive);
+                  }) {
+      checkpoint.add("method", method_);
     }
   }
 
-  /// One step on the host, `at_most` steps on the device; their means. state.step counts them, and state and
-  /// average are up to date at the end.
+  /// `at_most` steps, on the CPU one; their means. state.step counts them, and state and average are up to
+  /// date at the end. On a GPU the host waits once.
   StepMeans run(int64_t at_most) {
     TORCH_CHECK(at_most >= 1, "Trainer: at_most must be >= 1, got ", at_most);
-    if (step_.has_value()) {
-      run_on_device(at_most);
-    } else {
-      run_on_host();
+    const int64_t steps = device_.is_cpu() ? 1 : at_most;
+    step_.fill_(state_->step);
+    for (int64_t i = 0; i < steps; ++i) {
+      if (feed_.device().is_cpu()) {
+        take(raw_batches_(state_->step));
+      }
+      if (!graphed_.has_value()) {
+        graphed_.emplace([this] { return step(); }, device_, graph_options());
+      }
+      (*graphed_)();
+      ++state_->step;
     }
+    state_->optimizer.synchronize();
     return meter_.read();
   }
 
+  const Feed& feed() const { return feed_; }
   /// Whether run() replays a graph, once it has run.
   bool is_graphed() const { return graphed_.has_value() && graphed_->is_graphed(); }
 
  private:
-  struct Host {
-    Host(Model& model, EmaModel<Model>& ema, const LearnerOptions& options, Method own,
-         std::function<Batch(int64_t)> make, bool ahead, torch::Device device)
-        : method(std::move(own)),
-          learner(model, ema, options),
-          batches(std::move(make), ahead),
-          step(at::zeros({}, at::TensorOptions(device).dtype(at::kLong))) {}
-
-    Method method;
-    Learner<Model> learner;
-    Prefetch<Batch> batches;
-    Tensor step;
-  };
-
-  void run_on_host() {
-    const Batch batch = host_->batches(state_->step);
-    host_->step.fill_(state_->step);
-    StepLoss loss;
-    {
-      const auto statistics = host_->learner.training_step(host_->step);
-      const Autocast autocast(device_, parse_precision(options_.precision));
-      loss = host_->method(host_->learner, batch, host_->step, state_->generator);
+  static FeedOptions with_views(FeedOptions options, const Method& method) {
+    if constexpr (requires { method.weak_views(); }) {
+      options.weak_views(method.weak_views()).strong_views(0);
     }
-    meter_.check(loss);
-    loss.total.backward();
-    const bool finite = optimizer_step(state_->optimizer, state_->ema, options_.weight_decay);
-    meter_.add(loss, at::full({}, finite, at::TensorOptions(device_).dtype(at::kBool)));
-    state_->finish_step();
+    if constexpr (requires { method.strong_views(); }) {
+      options.strong_views(method.strong_views());
+    }
+    return options;
   }
 
-  void run_on_device(int64_t steps) {
-    if (!graphed_.has_value()) {
-      auto options = step_->graph_options().enabled(options_.graph);
-      auto changed = options.state();
-      for (const Tensor& tensor : meter_.state()) {
-        changed.push_back(tensor);
+  /// The host's images for the next step: on a GPU in the memory that a graph reads, without waiting for the
+  /// step before.
+  void take(const RawBatch& batch) {
+    if (device_.is_cpu() || !raw_.images.defined()) {
+      raw_ = {on_device(batch.images), on_device(batch.labels), on_device(batch.unlabeled_rows),
+              on_device(batch.hidden_labels)};
+      return;
+    }
+    for (auto [place, value] : {std::pair{&raw_.images, &batch.images},
+                                {&raw_.labels, &batch.labels},
+                                {&raw_.unlabeled_rows, &batch.unlabeled_rows},
+                                {&raw_.hidden_labels, &batch.hidden_labels}}) {
+      if (place->defined()) {
+        place->copy_(value->pin_memory(), /*non_blocking=*/true);  // the allocator keeps it until it is read
       }
-      graphed_.emplace(
-          [this] {
-            const auto result = (*step_)();
-            meter_.add(result.loss, result.finite);
-            return result.loss.total;
-          },
-          device_, options.state(std::move(changed)));
     }
-    for (int64_t i = 0; i < steps; ++i) {
-      (*graphed_)();
+  }
+  Tensor on_device(const Tensor& tensor) const { return tensor.defined() ? tensor.to(device_) : tensor; }
+
+  Tensor step() {
+    const Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
+    StepLoss loss;
+    {
+      const auto statistics = learner_.training_step(step_);
+      const Autocast autocast(device_, options_.precision());
+      loss = method_(learner_, batch, step_, state_->generator);
+      meter_.check(loss);  // what throws in here moves no statistics
     }
-    state_->step += steps;
-    step_->synchronize(state_->ema);
+    loss.total.backward();
+    meter_.add(loss, state_->optimizer.step());
+    step_.add_(1);
+    return loss.total.detach();
+  }
+
+  GraphedStepOptions graph_options() {
+    std::vector<Tensor> buffers, own;
+    for (const auto& item : mixmatch::detail::model_buffers(state_->model)) {
+      buffers.push_back(item.tensor);
+    }
+    if constexpr (requires { method_.state(); }) {
+      own = method_.state();
+    }
+    std::vector<Tensor> parameters;
+    for (const auto& item : mixmatch::detail::model_parameters(state_->model)) {
+      parameters.push_back(item.tensor);
+    }
+    // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
+    const bool waits = mixmatch::detail::is_script_module<Model> ||
+                       (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
+                        !mixmatch::detail::cuda_kernels_available(device_));
+    return GraphedStepOptions()
+        .enabled(options_.graph() && !waits)
+        .measure_convolutions(options_.measure_convolutions())
+        .state(joined({{step_}, state_->optimizer.state(), learner_.state(), buffers, meter_.state(), own}))
+        .parameters(std::move(parameters))
+        .generators({state_->generator});
   }
 
   TrainState<Model>* state_;
+  Method method_;
+  TrainerOptions options_;
   torch::Device device_;
-  TrainingOptions options_;
+  Learner<Model> learner_;
+  Feed feed_;
+  Prefetch<RawBatch> raw_batches_;
+  RawBatch raw_;
   Meter meter_;
-  std::optional<Host> host_;
-  std::optional<DeviceStep<Model, Method>> step_;
+  Tensor step_;
   std::optional<GraphedStep<std::function<Tensor()>>> graphed_;
 };
 

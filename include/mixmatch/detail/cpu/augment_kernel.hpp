@@ -26,6 +26,12 @@ struct PixelScale {
 struct CropFlip {
   int64_t padding = 0;
   Tensor flip, row, column;
+
+  /// Those of images first … first + count - 1.
+  CropFlip narrow(int64_t first, int64_t count) const {
+    return {padding, flip.narrow(0, first, count), row.narrow(0, first, count),
+            column.narrow(0, first, count)};
+  }
 };
 
 /// Reflection without repeating the edge, for positions less than `size` outside.
@@ -104,6 +110,10 @@ void crop_all_images(Tensor& out, const Tensor& images, const CropFlip* crops, c
 /// values.
 inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* crops,
                             const PixelScale* scale) {
+  if (out.scalar_type() == at::kByte) {
+    crop_all_images<uint8_t, uint8_t>(out, images, crops, [](int64_t, uint8_t pixel) { return pixel; });
+    return;
+  }
   const bool known = for_float_type(out.scalar_type(), [&](auto element) {
     using Target = decltype(element);
     if (scale == nullptr) {
@@ -193,12 +203,12 @@ inline Tensor crop_flip(const Tensor& images, const CropFlip& crops, const std::
     return crop_flip_fused(images, &crops, scale.has_value() ? &*scale : nullptr,
                            scale.has_value() ? dtype : images.scalar_type());
   }
-  if (scale.has_value()) {
-    const Tensor scaled = crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding,
-                                            scale->shift, scale->scale, dtype);
-    if (scaled.defined()) {
-      return scaled;
-    }
+  const Tensor made =
+      scale.has_value() ? crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding,
+                                            scale->shift, scale->scale, dtype)
+                        : crop_flip_bytes_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding);
+  if (made.defined()) {
+    return made;
   }
   const Tensor cropped = crop_flip_composite(images, crops);
   return scale.has_value() ? scale_pixels_composite(cropped, *scale, dtype) : cropped;

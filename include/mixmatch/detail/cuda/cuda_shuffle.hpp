@@ -32,7 +32,7 @@ __device__ inline Index shuffled_index(Index index, Index size, u64 key) {
   return static_cast<Index>(place);
 }
 
-// The rows of batch number *position of an endless stream over `indices`: see DeviceBatchStream.
+// The rows of batch number *position of an endless stream over `indices`: see BatchStream.
 template <class Index>
 __global__ void stream_rows(Index* out, const Index* indices, Index size, const Index* position, Index batch,
                             Index rank, Index world_size, u64 seed_bits) {
@@ -43,6 +43,17 @@ __global__ void stream_rows(Index* out, const Index* indices, Index size, const 
     const Index row = first + i;
     const u64 key = mix_bits(seed_bits + static_cast<u64>(row / size + 1) * golden);
     out[i] = indices[shuffled_index(row % size, size, key)];
+  }
+}
+
+// The upper halves of CounterRng(seed, *step)'s first numbers; `seed_bits` is mix_bits(seed + golden).
+template <class Index>
+__global__ void counter_words(Index* out, const Index* step, Index count, u64 seed_bits) {
+  const u64 golden = 0x9E3779B97F4A7C15ull;
+  const u64 state = mix_bits(seed_bits + static_cast<u64>(*step + 1) * golden);
+  const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
+  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
+    out[i] = static_cast<Index>(mix_bits(state + static_cast<u64>(i + 1) * golden) >> 32);
   }
 }
 )cuda"};
@@ -59,6 +70,18 @@ inline bool stream_rows_on_cuda(at::Tensor& out, const at::Tensor& indices, cons
                      {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
                      indices.data_ptr(), indices.numel(), position.data_ptr(), out.numel(), rank, world_size,
                      seed_bits);
+  return true;
+}
+
+/// counter_words() in one kernel; false where it does not apply.
+inline bool counter_words_on_cuda(at::Tensor& out, const at::Tensor& step, uint64_t seed_bits) {
+  if (!has_cuda_memory(step) || !cuda_kernels_available(step.device())) {
+    return false;
+  }
+  constexpr int64_t threads = 128;
+  launch_cuda_kernel(cuda_shuffle_source, "counter_words<i64>", step.device(),
+                     {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
+                     step.data_ptr(), out.numel(), seed_bits);
   return true;
 }
 

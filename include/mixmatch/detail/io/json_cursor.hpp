@@ -17,7 +17,7 @@ namespace mixmatch::detail {
 /// Reads JSON (RFC 8259) from front to back, one value at a time, and keeps nothing: what the caller does not
 /// ask for is an error, so that neither deep nesting nor long lists cost anything. Strict: UTF-8 without a
 /// byte-order mark, no comments, no trailing commas, no lone surrogates. Duplicate names are the caller's
-/// matter. parse_json() is this for a value of any structure.
+/// matter.
 ///
 ///     JsonCursor json(text, "config.json: ");
 ///     json.object([&](std::string name) { values[name] = json.integer(); });

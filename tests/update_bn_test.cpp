@@ -9,9 +9,9 @@
 #include "test_util.hpp"
 
 using namespace mixmatch;
-using training::BatchNormRecalibration;
-using training::recalibrate_batch_norm;
-using training::RecalibrateOptions;
+using training::UpdatedBatchNorm;
+using training::update_bn;
+using training::UpdateBnOptions;
 
 namespace {
 
@@ -66,13 +66,13 @@ TORCH_MODULE(DropoutNet);
 
 }  // namespace
 
-TEST_CASE("recalibrate_batch_norm: plain averages over batches spread over the whole set") {
+TEST_CASE("update_bn: plain averages over batches spread over the whole set") {
   torch::manual_seed(3);
   const Tensor rows = torch::randn({11, 3}) * 2 + 1;
   HeldNet model;
   model->norm->options.momentum(0.25);
   const auto gather = [&](const Tensor& indices) { return rows.index_select(0, indices); };
-  recalibrate_batch_norm(model, 11, gather, RecalibrateOptions().batch_size(4));
+  update_bn(model, 11, gather, UpdateBnOptions().batch_size(4));
   const Tensor inputs = model->dense(rows).detach();
   // Three batches of every third row.
   const auto [mean, var] = averages(inputs, {{0, 3, 6, 9}, {1, 4, 7, 10}, {2, 5, 8}});
@@ -84,20 +84,20 @@ TEST_CASE("recalibrate_batch_norm: plain averages over batches spread over the w
   CHECK(model->norm->is_training());
 
   // A part of the set is spread over it, too: rows floor(i * 11 / 4).
-  recalibrate_batch_norm(model, 11, gather, RecalibrateOptions().batch_size(2).num_images(4));
+  update_bn(model, 11, gather, UpdateBnOptions().batch_size(2).num_images(4));
   const auto [few_mean, few_var] = averages(inputs, {{0, 5}, {2, 8}});
   CHECK(torch::allclose(model->norm->running_mean.to(at::kDouble), few_mean, 1e-5, 1e-6));
   CHECK(torch::allclose(model->norm->running_var.to(at::kDouble), few_var, 1e-5, 1e-6));
 }
 
-TEST_CASE("recalibrate_batch_norm: each image once, in batches that differ by one at most") {
+TEST_CASE("update_bn: each image once, in batches that differ by one at most") {
   const Tensor rows = torch::randn({200, 3});
   for (const int64_t size : {1, 7, 64, 65, 200}) {
     for (const int64_t images : {5, 16384}) {
       HeldNet model;
       std::vector<Tensor> asked;
       int64_t smallest = 1000, largest = 0;
-      recalibrate_batch_norm(
+      update_bn(
           model, size,
           [&](const Tensor& indices) {
             asked.push_back(indices);
@@ -106,7 +106,7 @@ TEST_CASE("recalibrate_batch_norm: each image once, in batches that differ by on
             // Two rows an image: batch norm wants more than one value.
             return torch::cat({rows.index_select(0, indices), rows.index_select(0, indices) + 1});
           },
-          RecalibrateOptions().batch_size(16).num_images(images));
+          UpdateBnOptions().batch_size(16).num_images(images));
       const Tensor all = std::get<0>(torch::cat(asked).sort());
       INFO(size << " " << images);
       CHECK(all.size(0) == std::min(size, images));
@@ -119,13 +119,13 @@ TEST_CASE("recalibrate_batch_norm: each image once, in batches that differ by on
   }
 }
 
-TEST_CASE("recalibrate_batch_norm: images are normalised or augmented; dropout draws nothing") {
+TEST_CASE("update_bn: images are normalised or augmented; dropout draws nothing") {
   const Tensor images = torch::randint(0, 256, {6, 3, 2, 1}, torch::kByte);
   DropoutNet model;
   model->dropout->train();
   model->norm->eval();
   const Tensor generator_state = at::detail::getDefaultCPUGenerator().get_state();
-  recalibrate_batch_norm(model, images);
+  update_bn(model, images);
   CHECK(torch::equal(at::detail::getDefaultCPUGenerator().get_state(), generator_state));
   const Tensor values = (images.to(at::kDouble) * 2 / 255 - 1).permute({0, 2, 3, 1}).reshape({12, 3});
   CHECK(torch::allclose(model->norm->running_mean.to(at::kDouble), values.mean(0), 1e-5, 1e-6));
@@ -138,18 +138,18 @@ TEST_CASE("recalibrate_batch_norm: images are normalised or augmented; dropout d
   CHECK_FALSE(model->norm->is_training());
   CHECK(model->norm->options.momentum() == 0.001);
 
-  recalibrate_batch_norm(
+  update_bn(
       model, images, [](const Tensor& batch) { return batch.to(at::kFloat) + 5; },
-      RecalibrateOptions().batch_size(6));
+      UpdateBnOptions().batch_size(6));
   CHECK(torch::allclose(model->norm->running_mean, images.to(at::kFloat).mean(at::IntArrayRef{0, 2, 3}) + 5,
                         1e-5, 1e-4));
 }
 
-TEST_CASE("recalibrate_batch_norm: every kind of nn::Module, and one without batch norms") {
+TEST_CASE("update_bn: every kind of nn::Module, and one without batch norms") {
   const Tensor rows = torch::randn({8, 3});
   const auto gather = [&](const Tensor& indices) { return rows.index_select(0, indices); };
   const auto check = [&](auto& model, const torch::nn::BatchNorm1d& norm) {
-    recalibrate_batch_norm(model, 8, gather);
+    update_bn(model, 8, gather);
     CHECK(norm->num_batches_tracked.template item<int64_t>() == 1);
     CHECK_FALSE(torch::equal(norm->running_mean, torch::zeros_like(norm->running_mean)));
   };
@@ -169,26 +169,26 @@ TEST_CASE("recalibrate_batch_norm: every kind of nn::Module, and one without bat
 
   torch::nn::Linear without(3, 2);
   bool asked = false;
-  recalibrate_batch_norm(without, 8, [&](const Tensor& indices) {
+  update_bn(without, 8, [&](const Tensor& indices) {
     asked = true;
     return gather(indices);
   });
   CHECK_FALSE(asked);
 }
 
-TEST_CASE("recalibrate_batch_norm: a batch norm used twice averages all its calls") {
+TEST_CASE("update_bn: a batch norm used twice averages all its calls") {
   struct Twice : torch::nn::Module {
     Twice() { norm = register_module("norm", torch::nn::BatchNorm1d(3)); }
     Tensor forward(const Tensor& x) { return norm(x) + norm(x + 6); }
     torch::nn::BatchNorm1d norm{nullptr};
   } model;
   const Tensor rows = torch::randn({10, 3});
-  recalibrate_batch_norm(model, 10, [&](const Tensor& indices) { return rows.index_select(0, indices); });
+  update_bn(model, 10, [&](const Tensor& indices) { return rows.index_select(0, indices); });
   CHECK(torch::allclose(model.norm->running_mean, rows.mean(0) + 3, 1e-5, 1e-5));
   CHECK(model.norm->num_batches_tracked.item<int64_t>() == 2);
 }
 
-TEST_CASE("BatchNormRecalibration: other statistics while it lives, the former ones bit for bit after") {
+TEST_CASE("UpdatedBatchNorm: other statistics while it lives, the former ones bit for bit after") {
   torch::manual_seed(5);
   DropoutNet model;
   const Tensor images = torch::randint(0, 256, {20, 3, 2, 1}, torch::kByte);
@@ -196,7 +196,7 @@ TEST_CASE("BatchNormRecalibration: other statistics while it lives, the former o
   const auto before = all_tensors(*model);
   const void* memory = model->norm->running_mean.data_ptr();
   {
-    BatchNormRecalibration recalibration(model, images, RecalibrateOptions().batch_size(20));
+    UpdatedBatchNorm recalibration(model, images, UpdateBnOptions().batch_size(20));
     const Tensor values = (images.to(at::kFloat) * 2 / 255 - 1).permute({0, 2, 3, 1}).reshape({40, 3});
     CHECK(torch::allclose(model->norm->running_mean, values.mean(0), 1e-5, 1e-6));
     CHECK(model->is_training());
@@ -208,7 +208,7 @@ TEST_CASE("BatchNormRecalibration: other statistics while it lives, the former o
   CHECK(model->norm->running_mean.data_ptr() == memory);
 }
 
-TEST_CASE("BatchNormRecalibration: averaged weights get statistics of their own, the live model stays") {
+TEST_CASE("UpdatedBatchNorm: averaged weights get statistics of their own, the live model stays") {
   torch::manual_seed(6);
   HeldNet model;
   EmaModel ema(model, EmaModelOptions().decay(0.5));
@@ -224,7 +224,7 @@ TEST_CASE("BatchNormRecalibration: averaged weights get statistics of their own,
   const Tensor averaged_output = ema.forward(rows);
   {
     auto average = ema.average_parameters();
-    BatchNormRecalibration recalibration(model, 12, gather);
+    UpdatedBatchNorm recalibration(model, 12, gather);
     torch::NoGradGuard no_grad;
     CHECK(torch::allclose(model->norm->running_mean, model->dense(rows).mean(0), 1e-5, 1e-6));
   }
@@ -232,7 +232,7 @@ TEST_CASE("BatchNormRecalibration: averaged weights get statistics of their own,
   CHECK(torch::equal(ema.forward(rows), averaged_output));
 }
 
-TEST_CASE("recalibrate_batch_norm: what throws leaves the model as it was") {
+TEST_CASE("update_bn: what throws leaves the model as it was") {
   HeldNet model;
   const Tensor rows = torch::randn({12, 3});
   model(rows);
@@ -244,23 +244,23 @@ TEST_CASE("recalibrate_batch_norm: what throws leaves the model as it was") {
     return rows.index_select(0, indices);
   };
   CHECK_THAT(
-      error_of([&] { recalibrate_batch_norm(model, 12, failing, RecalibrateOptions().batch_size(4)); }),
+      error_of([&] { update_bn(model, 12, failing, UpdateBnOptions().batch_size(4)); }),
       contains("no more data"));
   calls = 0;
   CHECK_THAT(error_of([&] {
-               const BatchNormRecalibration recalibration(model, 12, failing,
-                                                          RecalibrateOptions().batch_size(4));
+               const UpdatedBatchNorm recalibration(model, 12, failing,
+                                                          UpdateBnOptions().batch_size(4));
              }),
              contains("no more data"));
   CHECK(same(all_tensors(*model), before));
   CHECK(model->norm->options.momentum() == 0.125);
   CHECK(model->is_training());
 
-  CHECK_THAT(error_of([&] { recalibrate_batch_norm(model, Tensor()); }),
+  CHECK_THAT(error_of([&] { update_bn(model, Tensor()); }),
              contains("the data set holds no images"));
-  CHECK_THAT(error_of([&] { recalibrate_batch_norm(model, 0, failing); }), contains("holds no images"));
-  CHECK_THAT(error_of([&] { recalibrate_batch_norm(model, 1, failing, RecalibrateOptions().num_images(0)); }),
+  CHECK_THAT(error_of([&] { update_bn(model, 0, failing); }), contains("holds no images"));
+  CHECK_THAT(error_of([&] { update_bn(model, 1, failing, UpdateBnOptions().num_images(0)); }),
              contains("num_images must be >= 1, got 0"));
-  CHECK_THAT(error_of([&] { recalibrate_batch_norm(model, 1, failing, RecalibrateOptions().batch_size(0)); }),
+  CHECK_THAT(error_of([&] { update_bn(model, 1, failing, UpdateBnOptions().batch_size(0)); }),
              contains("batch_size must be >= 1, got 0"));
 }

@@ -3,5 +3,5 @@
 
 int main() {
   torch::jit::Module model;
-  mixmatch::training::BatchNormRecalibration recalibration(model, torch::zeros({1, 3, 2, 2}, at::kByte));
+  mixmatch::training::UpdatedBatchNorm recalibration(model, torch::zeros({1, 3, 2, 2}, at::kByte));
 }

@@ -1,0 +1,224 @@
+#pragma once
+
+#include <mixmatch/detail/cuda/cuda_kernel.hpp>
+
+#include <cstdint>
+#include <string>
+
+namespace mixmatch::detail {
+
+inline constexpr CudaSource cuda_optimizer_source{"mixmatch_optimizer.cu", R"cuda(
+// What is common to the rules: decoupled decay of the elements that `is_kernel` marks, and the moving average
+// (where `average` is given). What changes from step to step is read from the device. Nothing is done where
+// *apply is 0.
+struct FlatNumbers {
+  double shrink, keep;
+};
+
+__device__ inline FlatNumbers flat_numbers(const double* learning_rate, const double* average_decay,
+                                           double weight_decay) {
+  FlatNumbers numbers;
+  numbers.shrink = 1 - *learning_rate * weight_decay;
+  numbers.keep = average_decay != nullptr ? *average_decay : 1.0;
+  return numbers;
+}
+
+template <class Scalar>
+__device__ inline void finish_element(Scalar parameter, Scalar* parameters, Scalar* average, const u8* is_kernel,
+                                      Scalar shrink, Scalar keep, Scalar take, i64 i) {
+  if (is_kernel[i] != 0) {
+    parameter *= shrink;
+  }
+  parameters[i] = parameter;
+  if (average != nullptr) {
+    average[i] = keep == 0 ? parameter : keep * average[i] + take * parameter;  // 0: whatever the average holds
+  }
+}
+
+template <class Scalar>
+__global__ void adam_step(Scalar* parameters, const Scalar* gradients, Scalar* first_moment,
+                          Scalar* second_moment, Scalar* average, const u8* is_kernel, const i64* steps_done,
+                          const double* learning_rate, const double* average_decay, const u8* apply,
+                          double beta1, double beta2, double eps, double weight_decay, double l2, i64 size) {
+  __shared__ double numbers[2];
+  if (apply != nullptr && *apply == 0) {
+    return;
+  }
+  if (threadIdx.x == 0) {
+    const double step = static_cast<double>(*steps_done + 1);
+    numbers[0] = *learning_rate / (1 - pow(beta1, step));
+    numbers[1] = sqrt(1 - pow(beta2, step));
+  }
+  __syncthreads();
+  const FlatNumbers flat = flat_numbers(learning_rate, average_decay, weight_decay);
+  const Scalar step_size = static_cast<Scalar>(numbers[0]);
+  const Scalar root_correction = static_cast<Scalar>(numbers[1]);
+  const Scalar shrink = static_cast<Scalar>(flat.shrink);
+  const Scalar keep = static_cast<Scalar>(flat.keep), take = static_cast<Scalar>(1 - flat.keep);
+  const Scalar keep1 = static_cast<Scalar>(beta1), take1 = static_cast<Scalar>(1 - beta1);
+  const Scalar keep2 = static_cast<Scalar>(beta2), take2 = static_cast<Scalar>(1 - beta2);
+  const i64 stride = static_cast<i64>(gridDim.x) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += stride) {
+    Scalar gradient = gradients[i];
+    if (l2 != 0 && is_kernel[i] != 0) {
+      gradient += static_cast<Scalar>(l2) * parameters[i];
+    }
+    const Scalar first = keep1 * first_moment[i] + take1 * gradient;
+    const Scalar second = keep2 * second_moment[i] + take2 * gradient * gradient;
+    first_moment[i] = first;
+    second_moment[i] = second;
+    const Scalar root = square_root(second) / root_correction + static_cast<Scalar>(eps);
+    finish_element(parameters[i] - step_size * first / root, parameters, average, is_kernel, shrink, keep, take, i);
+  }
+}
+
+template <class Scalar>
+__global__ void sgd_step(Scalar* parameters, const Scalar* gradients, Scalar* first_moment, Scalar* average,
+                         const u8* is_kernel, const double* learning_rate, const double* average_decay,
+                         const u8* apply, double momentum, i64 nesterov, double weight_decay, double l2, i64 size) {
+  if (apply != nullptr && *apply == 0) {
+    return;
+  }
+  const FlatNumbers flat = flat_numbers(learning_rate, average_decay, weight_decay);
+  const Scalar rate = static_cast<Scalar>(*learning_rate), kept = static_cast<Scalar>(momentum);
+  const Scalar shrink = static_cast<Scalar>(flat.shrink);
+  const Scalar keep = static_cast<Scalar>(flat.keep), take = static_cast<Scalar>(1 - flat.keep);
+  const i64 stride = static_cast<i64>(gridDim.x) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += stride) {
+    Scalar gradient = gradients[i];
+    if (l2 != 0 && is_kernel[i] != 0) {
+      gradient += static_cast<Scalar>(l2) * parameters[i];
+    }
+    const Scalar first = kept * first_moment[i] + gradient;
+    first_moment[i] = first;
+    const Scalar move = nesterov != 0 ? gradient + kept * first : first;
+    finish_element(parameters[i] - rate * move, parameters, average, is_kernel, shrink, keep, take, i);
+  }
+}
+)cuda"};
+
+/// All parameters of a model, one after the other: [P], contiguous, float32 or float64, of one device.
+struct FlatParameters {
+  at::Tensor parameters, gradients, first_moment;
+  at::Tensor second_moment;  ///< Adam's; undefined with SGD
+  at::Tensor average;        ///< of the parameters; may be undefined
+  at::Tensor is_kernel;      ///< bool [P]: what weight decay shrinks
+};
+
+/// What a step may change without a new graph: 0-dimensional, on the parameters' device.
+struct FlatScalars {
+  at::Tensor steps_done;     ///< int64, before this step
+  at::Tensor learning_rate;  ///< float64
+  at::Tensor average_decay;  ///< float64; may be undefined without an average
+  at::Tensor apply;          ///< bool: false leaves everything as it is; may be undefined
+};
+
+struct FlatConstants {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;  ///< Adam's
+  double momentum = 0.9;                          ///< SGD's
+  bool nesterov = true;
+  double weight_decay = 0;  ///< kernels shrink by 1 - learning rate * weight_decay
+  double l2 = 0;            ///< joins the gradient of kernels
+};
+
+/// flat_step_() in ATen's calls.
+inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& scalars,
+                                 const FlatConstants& constants) {
+  const auto type = flat.parameters.scalar_type();
+  const auto assign = [&](const at::Tensor& target, const at::Tensor& value) {
+    target.copy_(scalars.apply.defined() ? at::where(scalars.apply, value, target) : value);
+  };
+  const at::Tensor gradients =
+      constants.l2 == 0
+          ? flat.gradients
+          : at::where(flat.is_kernel, flat.gradients + flat.parameters * constants.l2, flat.gradients);
+  at::Tensor moved, first;
+  if (flat.second_moment.defined()) {
+    const at::Tensor step = (scalars.steps_done + 1).to(at::kDouble);
+    const auto correction = [&](double beta) { return 1 - at::pow(at::Scalar(beta), step); };
+    const at::Tensor step_size = (scalars.learning_rate / correction(constants.beta1)).to(type);
+    const at::Tensor root_correction = correction(constants.beta2).sqrt().to(type);
+    first = flat.first_moment * constants.beta1 + gradients * (1 - constants.beta1);
+    const at::Tensor second =
+        flat.second_moment * constants.beta2 + gradients * gradients * (1 - constants.beta2);
+    const at::Tensor root = second.sqrt().div_(root_correction).add_(constants.eps);
+    moved = flat.parameters - step_size * first / root;
+    assign(flat.second_moment, second);
+  } else {
+    first = flat.first_moment * constants.momentum + gradients;
+    const at::Tensor move = constants.nesterov ? gradients + first * constants.momentum : first;
+    moved = flat.parameters - scalars.learning_rate.to(type) * move;
+  }
+  const at::Tensor shrink = (1 - scalars.learning_rate * constants.weight_decay).to(type);
+  const at::Tensor parameters = at::where(flat.is_kernel, moved * shrink, moved);
+  if (flat.average.defined()) {
+    const at::Tensor keep = scalars.average_decay.to(type);
+    const at::Tensor take = (1 - scalars.average_decay).to(type);
+    const at::Tensor average = flat.average * keep + parameters * take;
+    assign(flat.average, at::where(keep == 0, parameters, average));  // 0: whatever the average holds
+  }
+  assign(flat.parameters, parameters);
+  assign(flat.first_moment, first);
+}
+
+/// One step of Adam (arXiv 1412.6980), or without second_moment of SGD with momentum, then decoupled weight
+/// decay and the moving average, in the papers' order; t = steps_done + 1, and where is_kernel g also has
+/// l2 w:
+///
+///     m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
+///     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+///
+///     m <- momentum m + g,   w <- w - lr (nesterov ? g + momentum m : m)
+///
+///     w <- w (1 - lr weight_decay)    where is_kernel
+///     average <- average_decay average + (1 - average_decay) w
+///
+/// In place, without gradient, in one kernel on CUDA. Nothing waits for the device; steps_done is not moved.
+inline void flat_step_(const FlatParameters& flat, const FlatScalars& scalars,
+                       const FlatConstants& constants) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor& parameters = flat.parameters;
+  const auto type = parameters.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble,
+              "flat_step_: parameters must be float32 or float64, got ", type);
+  for (const at::Tensor* tensor : {&flat.gradients, &flat.first_moment, &flat.second_moment, &flat.average}) {
+    const bool optional = tensor == &flat.average || tensor == &flat.second_moment;
+    TORCH_CHECK((!tensor->defined() && optional) ||
+                    (tensor->sizes() == parameters.sizes() && tensor->scalar_type() == type &&
+                     tensor->device() == parameters.device() && tensor->is_contiguous()),
+                "flat_step_: all tensors must be contiguous ", type, " ", parameters.sizes(), " on ",
+                parameters.device(), ", got ", tensor->scalar_type(), " ", tensor->sizes(), " on ",
+                tensor->device());
+  }
+  if (!has_cuda_memory(parameters) || !cuda_kernels_available(parameters.device())) {
+    flat_step_composite_(flat, scalars, constants);
+    return;
+  }
+  if (parameters.numel() == 0) {
+    return;
+  }
+  const auto pointer = [](const at::Tensor& tensor) -> void* {
+    return tensor.defined() ? tensor.data_ptr() : nullptr;
+  };
+  constexpr int64_t threads = 256;
+  const CudaGrid launch{.blocks_x = cuda_blocks(parameters.numel(), threads), .threads = threads};
+  const std::string scalar = std::string("<") + cuda_type_name(type) + ">";
+  if (flat.second_moment.defined()) {
+    launch_cuda_kernel(cuda_optimizer_source, "adam_step" + scalar, parameters.device(), launch,
+                       pointer(parameters), pointer(flat.gradients), pointer(flat.first_moment),
+                       pointer(flat.second_moment), pointer(flat.average), pointer(flat.is_kernel),
+                       pointer(scalars.steps_done), pointer(scalars.learning_rate),
+                       pointer(scalars.average_decay), pointer(scalars.apply), constants.beta1,
+                       constants.beta2, constants.eps, constants.weight_decay, constants.l2,
+                       parameters.numel());
+  } else {
+    launch_cuda_kernel(cuda_optimizer_source, "sgd_step" + scalar, parameters.device(), launch,
+                       pointer(parameters), pointer(flat.gradients), pointer(flat.first_moment),
+                       pointer(flat.average), pointer(flat.is_kernel), pointer(scalars.learning_rate),
+                       pointer(scalars.average_decay), pointer(scalars.apply), constants.momentum,
+                       static_cast<int64_t>(constants.nesterov), constants.weight_decay, constants.l2,
+                       parameters.numel());
+  }
+}
+
+}  // namespace mixmatch::detail

@@ -1,0 +1,447 @@
+#pragma once
+
+#include <torch/arg.h>
+#include <torch/serialize/archive.h>
+#include <mixmatch/detail/cpu/optimizer_kernel.hpp>
+#include <mixmatch/detail/cuda/cuda_optimizer.hpp>
+#include <mixmatch/ema_model.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// Adam (arXiv 1412.6980): m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2,
+/// w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
+struct AdamRule {
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
+};
+
+/// SGD with momentum, as PyTorch writes it: m <- momentum m + g,   w <- w - lr (nesterov ? g + momentum m :
+/// m)
+struct SgdRule {
+  double momentum = 0.9;
+  bool nesterov = true;
+};
+
+using UpdateRule = std::variant<AdamRule, SgdRule>;
+
+struct OptimizerOptions {
+  OptimizerOptions() = default;
+  /* implicit */ OptimizerOptions(double learning_rate) : learning_rate_(learning_rate) {}
+
+  TORCH_ARG(UpdateRule, rule) = AdamRule{};
+  TORCH_ARG(double, learning_rate) = 2e-3;
+  /// Decoupled, of kernels only: each step multiplies them by 1 - learning_rate * weight_decay.
+  TORCH_ARG(double, weight_decay) = 0;
+  /// L2 penalty, of kernels only: l2 * w joins their gradient.
+  TORCH_ARG(double, l2) = 0;
+  /// Factor on the learning rate, a function of the steps taken, int64 [], to float64 [] on the device, such
+  /// as cosine_decay(); none: what learning_rate() holds.
+  TORCH_ARG(std::function<Tensor(const Tensor&)>, schedule) = nullptr;
+};
+
+/// One update in the papers' order, after loss.backward(): the rule's step, decay of kernels (see
+/// decay_weights()) and the moving average, in one pass over memory:
+///
+///     w <- rule(w, g),   w <- w (1 - lr weight_decay) for kernels,   average <- decay average + (1 - decay)
+///     w
+///
+/// what torch::optim::Adam or SGD, decay_weights() and EmaModel::update() do one after the other, equal to
+/// rounding.
+///
+///     training::Optimizer optimizer(model, ema, training::OptimizerOptions(2e-3).weight_decay(0.02));
+///     loss.backward();
+///     optimizer.step();                             // lets go of the gradients
+///
+/// On construction the trainable parameters, their averages in `ema` and the rule's moments each move into
+/// one block of memory; values, strides and names stay. So make it after model->to(...), to_channels_last()
+/// and torch::load(model, ...), which replace that memory, and do not call ema.update() beside it. All
+/// parameters float32, or all float64, of one device. On the CPU the pass is vectorised and its result does
+/// not depend on the number of threads; on CUDA it is one kernel, which a graph can capture; elsewhere ATen's
+/// calls. Every number that changes from step to step is a tensor on the device.
+///
+/// A step whose gradients are not all finite changes nothing and is not counted. A parameter without a
+/// gradient counts as one of gradient 0. Nothing waits for the device but synchronize(), save() and load().
+/// Draws nothing. `ema` must stay where it is as long as the optimiser.
+class Optimizer {
+ public:
+  template <ModuleModel Model>
+  explicit Optimizer(Model& model, const OptimizerOptions& options = {}) : options_(options) {
+    check_options();
+    collect(model, [](const Tensor&) { return Tensor(); });
+  }
+
+  template <ModuleModel Model>
+  Optimizer(Model& model, EmaModel<Model>& ema, const OptimizerOptions& options = {})
+      : options_(options), ema_options_(ema.options()) {
+    check_options();
+    collect(model, [&](const Tensor& parameter) { return ema.average_of(parameter); });
+    TORCH_CHECK(ema.options().buffers() != EmaBuffers::average || steps_on_cpu(),
+                "Optimizer: ema must copy or keep buffers; averaging them is not done on the device");
+    set_num_updates_ = [&ema](int64_t updates) { ema.set_num_updates(updates); };
+    num_updates_ = at::full({}, ema.num_updates(), num_steps_.options());
+  }
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+
+  /// One step by the parameters' gradients, which it lets go of. Returns bool [] on the device: whether every
+  /// gradient was finite, and the step taken.
+  Tensor step() {
+    const torch::NoGradGuard no_grad;
+    check_memory();
+    if (options_.schedule()) {
+      learning_rate_.copy_(options_.schedule()(num_steps_) * options_.learning_rate());
+    }
+    const Tensor finite = steps_on_cpu() ? step_on_cpu() : step_flat();
+    for (Parameter& parameter : parameters_) {
+      parameter.tensor.mutable_grad().reset();
+    }
+    num_steps_.add_(finite);
+    if (num_updates_.defined()) {
+      num_updates_.add_(finite);
+      if (steps_on_cpu() && finite.item<bool>()) {
+        synchronize();
+      }
+    }
+    return finite;
+  }
+
+  /// Brings the EmaModel's count of updates, and its copies of buffers, up to date: before it is used or
+  /// saved; on the CPU step() does. Returns the steps taken. Waits for the device.
+  int64_t synchronize() const {
+    if (!set_num_updates_) {
+      return num_steps_.item<int64_t>();
+    }
+    const Tensor counts = at::stack({num_steps_, num_updates_}).cpu();
+    set_num_updates_(counts[1].item<int64_t>());
+    return counts[0].item<int64_t>();
+  }
+
+  /// Steps taken: int64 [] on the device, the optimiser's own.
+  const Tensor& num_steps() const { return num_steps_; }
+  /// float64 [] on the device; fill_() it, or copy_() a schedule's value that a graph follows.
+  const Tensor& learning_rate() const { return learning_rate_; }
+  const OptimizerOptions& options() const { return options_; }
+
+  /// All that step() changes.
+  std::vector<Tensor> state() const {
+    std::vector<Tensor> tensors{flat_.parameters, flat_.first_moment, num_steps_, learning_rate_};
+    for (const Tensor* tensor : {&flat_.second_moment, &flat_.average, &num_updates_}) {
+      if (tensor->defined()) {
+        tensors.push_back(*tensor);
+      }
+    }
+    return tensors;
+  }
+
+  /// By parameter, so that a file fits a model of another memory format. Weights and averages are the model's
+  /// and the EmaModel's own.
+  void save(torch::serialize::OutputArchive& archive) const {
+    archive.write("rule", c10::IValue(std::string(rule_name())));
+    archive.write("num_steps", c10::IValue(num_steps_.item<int64_t>()));
+    archive.write("learning_rate", c10::IValue(learning_rate_.item<double>()));
+    if (num_updates_.defined()) {
+      archive.write("num_updates", c10::IValue(num_updates_.item<int64_t>()));
+    }
+    archive.write("num_parameters", c10::IValue(static_cast<int64_t>(parameters_.size())));
+    for (const auto& [name, block] : moments()) {
+      for (size_t i = 0; i < parameters_.size(); ++i) {
+        archive.write(name + std::to_string(i), view_of(block, parameters_[i]), /*is_buffer=*/true);
+      }
+    }
+  }
+
+  /// Throws, changing nothing, if the archive is of other parameters or of
+  /// another rule.
+  void load(torch::serialize::InputArchive& archive) {
+    const torch::NoGradGuard no_grad;
+    c10::IValue rule, steps, rate, updates, count;
+    TORCH_CHECK(archive.try_read("rule", rule) && archive.try_read("num_steps", steps) &&
+                    archive.try_read("learning_rate", rate) && archive.try_read("num_parameters", count),
+                "Optimizer::load: the archive is not of this optimiser");
+    TORCH_CHECK(!num_updates_.defined() || archive.try_read("num_updates", updates),
+                "Optimizer::load: the archive is of an optimiser without a moving average");
+    TORCH_CHECK(rule.toStringRef() == rule_name(), "Optimizer::load: the archive is of the rule ",
+                rule.toStringRef(), ", the optimiser's is ", rule_name());
+    TORCH_CHECK(count.toInt() == static_cast<int64_t>(parameters_.size()), "Optimizer::load: the model has ",
+                parameters_.size(), " parameters, the archive ", count.toInt());
+    std::vector<std::pair<Tensor, Tensor>> loaded;  // place and value
+    for (const auto& [name, block] : moments()) {
+      for (size_t i = 0; i < parameters_.size(); ++i) {
+        Tensor moment;
+        archive.read(name + std::to_string(i), moment, /*is_buffer=*/true);
+        TORCH_CHECK(moment.sizes() == parameters_[i].tensor.sizes(), "Optimizer::load: ", parameters_[i].name,
+                    " has shape ", parameters_[i].tensor.sizes(), ", in the archive ", moment.sizes());
+        loaded.emplace_back(view_of(block, parameters_[i]), moment);
+      }
+    }
+    for (auto& [place, value] : loaded) {
+      place.copy_(value);
+    }
+    num_steps_.fill_(steps.toInt());
+    learning_rate_.fill_(rate.toDouble());
+    if (num_updates_.defined()) {
+      num_updates_.fill_(updates.toInt());
+    }
+  }
+
+ private:
+  struct Parameter {
+    std::string name;
+    Tensor tensor, average;  // the model's and the EmaModel's own handles
+    bool is_kernel;
+    int64_t offset, size;  // in the blocks; `size` is rounded up
+    std::vector<int64_t> strides;
+  };
+
+  /// Every parameter begins at a multiple of 256 bytes, as memory of its own would: cuDNN asks for alignment.
+  static constexpr int64_t kAlignment = 64;
+
+  void check_options() const {
+    TORCH_CHECK(options_.learning_rate() >= 0 && std::isfinite(options_.learning_rate()),
+                "Optimizer: learning_rate must be finite and >= 0, got ", options_.learning_rate());
+    TORCH_CHECK(options_.weight_decay() >= 0 && options_.learning_rate() * options_.weight_decay() <= 1,
+                "Optimizer: weight_decay must be >= 0 and at most 1 / learning_rate, got ",
+                options_.weight_decay());
+    TORCH_CHECK(options_.l2() >= 0 && std::isfinite(options_.l2()),
+                "Optimizer: l2 must be finite and >= 0, got ", options_.l2());
+    if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
+      TORCH_CHECK(adam->beta1 >= 0 && adam->beta1 < 1, "Optimizer: beta1 must be in [0, 1), got ",
+                  adam->beta1);
+      TORCH_CHECK(adam->beta2 >= 0 && adam->beta2 < 1, "Optimizer: beta2 must be in [0, 1), got ",
+                  adam->beta2);
+      TORCH_CHECK(adam->eps >= 0, "Optimizer: eps must be >= 0, got ", adam->eps);
+    } else {
+      const double momentum = std::get<SgdRule>(options_.rule()).momentum;
+      TORCH_CHECK(momentum >= 0 && momentum < 1, "Optimizer: momentum must be in [0, 1), got ", momentum);
+    }
+  }
+
+  /// Else in one block, by flat_step_().
+  bool steps_on_cpu() const { return !flat_.gradients.defined(); }
+  bool is_adam() const { return std::holds_alternative<AdamRule>(options_.rule()); }
+  const char* rule_name() const { return is_adam() ? "adam" : "sgd"; }
+
+  std::vector<std::pair<std::string, Tensor>> moments() const {
+    std::vector<std::pair<std::string, Tensor>> list{{"first_moment_", flat_.first_moment}};
+    if (flat_.second_moment.defined()) {
+      list.emplace_back("second_moment_", flat_.second_moment);
+    }
+    return list;
+  }
+
+  template <class Model, class AverageOf>
+  void collect(Model& model, const AverageOf& average_of) {
+    const torch::NoGradGuard no_grad;
+    const auto kernels = mixmatch::detail::model_kernels(model);
+    for (const auto& item : mixmatch::detail::model_parameters(model)) {
+      if (!item.tensor.requires_grad()) {
+        continue;
+      }
+      const Tensor average = average_of(item.tensor);
+      TORCH_CHECK(average.defined() == ema_options_.has_value(),
+                  "Optimizer: ema must be of the same model, it does not average its parameter ", item.name);
+      add(item.name, item.tensor, average,
+          std::any_of(kernels.begin(), kernels.end(),
+                      [&](const Tensor& kernel) { return kernel.is_same(item.tensor); }));
+    }
+    TORCH_CHECK(!parameters_.empty(), "Optimizer: the model has no trainable parameter");
+    lay_out();
+  }
+
+  void add(const std::string& name, const Tensor& tensor, const Tensor& average, bool is_kernel) {
+    const Tensor& first = parameters_.empty() ? tensor : parameters_.front().tensor;
+    const auto type = first.scalar_type();
+    TORCH_CHECK((type == at::kFloat || type == at::kDouble) && tensor.scalar_type() == type,
+                "Optimizer: parameters must be all float32 or all float64, got ", tensor.scalar_type(), " ",
+                name);
+    for (const Tensor* placed : {&tensor, &average}) {
+      TORCH_CHECK(!placed->defined() || placed->device() == first.device(), "Optimizer: parameter ", name,
+                  " and its average must be on ", first.device(), " as the first is, got ", placed->device());
+    }
+    const int64_t size = (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
+    const Tensor dense = tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
+    parameters_.push_back({name, tensor, average, is_kernel, total_, size, dense.strides().vec()});
+    total_ += size;
+  }
+
+  static Tensor view_of(const Tensor& block, const Parameter& parameter) {
+    return block.as_strided(parameter.tensor.sizes(), parameter.strides, parameter.offset);
+  }
+
+  void lay_out() {
+    const auto options = parameters_.front().tensor.options().requires_grad(false);
+    const auto block = [&] { return at::zeros({total_}, options); };
+    flat_.parameters = block();
+    flat_.first_moment = block();
+    if (is_adam()) {
+      flat_.second_moment = block();
+    }
+    if (ema_options_.has_value()) {
+      flat_.average = block();
+      average_decay_ = at::zeros({}, options.dtype(at::kDouble));
+    }
+    num_steps_ = at::zeros({}, options.dtype(at::kLong));
+    learning_rate_ = at::full({}, options_.learning_rate(), options.dtype(at::kDouble));
+    for (Parameter& parameter : parameters_) {
+      for (auto [tensor, place] : {std::pair<Tensor, Tensor>{parameter.tensor, flat_.parameters},
+                                   {parameter.average, flat_.average}}) {
+        if (tensor.defined()) {
+          const Tensor view = view_of(place, parameter);
+          view.copy_(tensor);
+          tensor.set_data(view);
+        }
+      }
+    }
+    if (!flat_.parameters.is_cpu() || mixmatch::detail::cuda_is_emulated()) {
+      flat_.gradients = block();
+      flat_.is_kernel = at::zeros({total_}, options.dtype(at::kBool));
+      int64_t largest = 0;
+      for (const Parameter& parameter : parameters_) {
+        largest = std::max(largest, parameter.size);
+        if (parameter.is_kernel) {
+          flat_.is_kernel.narrow(0, parameter.offset, parameter.tensor.numel()).fill_(true);
+        }
+      }
+      zeros_ = at::zeros({largest}, options);
+    }
+  }
+
+  void check_memory() const {
+    const auto* base = static_cast<const char*>(flat_.parameters.data_ptr());
+    for (const Parameter& parameter : parameters_) {
+      const auto offset = static_cast<size_t>(parameter.offset) * flat_.parameters.element_size();
+      TORCH_CHECK(parameter.tensor.scalar_type() == flat_.parameters.scalar_type() &&
+                      parameter.tensor.data_ptr() == base + offset,
+                  "Optimizer: parameter ", parameter.name,
+                  " no longer lies in the optimiser's memory; make the optimiser after model->to(...) and "
+                  "torch::load(model, ...)");
+    }
+  }
+
+  /// A gradient of the parameter's layout, as backward hands over, but for a user's own; undefined if none.
+  Tensor gradient_of(const Parameter& parameter) const {
+    const Tensor gradient = parameter.tensor.grad();
+    if (!gradient.defined() || (gradient.strides() == at::IntArrayRef(parameter.strides) &&
+                                gradient.scalar_type() == flat_.parameters.scalar_type() &&
+                                (!steps_on_cpu() || mixmatch::detail::has_plain_memory(gradient)))) {
+      return gradient;
+    }
+    return at::empty_strided(parameter.tensor.sizes(), parameter.strides, flat_.parameters.options())
+        .copy_(gradient);
+  }
+
+  Tensor step_on_cpu() {
+    return flat_.parameters.scalar_type() == at::kFloat ? step_on_cpu<float>() : step_on_cpu<double>();
+  }
+
+  template <class Scalar>
+  Tensor step_on_cpu() {
+    const double rate = *learning_rate_.data_ptr<double>();
+    const double decay = ema_options_.has_value() ? average_decay().template item<double>() : 1.0;
+    std::vector<Tensor> gradients;  // which must live as long as the tasks
+    std::vector<mixmatch::detail::UpdateTask> tasks;
+    const auto at = [](const Tensor& block, const Parameter& parameter) -> void* {
+      return block.defined() ? block.data_ptr<Scalar>() + parameter.offset : nullptr;
+    };
+    for (const Parameter& parameter : parameters_) {
+      Tensor gradient = gradient_of(parameter);
+      if (!gradient.defined()) {
+        gradient = at::zeros({parameter.tensor.numel()}, flat_.parameters.options());
+      }
+      tasks.push_back({at(flat_.parameters, parameter), gradient.data_ptr(),
+                       at(flat_.first_moment, parameter), at(flat_.second_moment, parameter),
+                       decay == 1 ? nullptr : at(flat_.average, parameter), parameter.tensor.numel(),
+                       parameter.is_kernel ? 1 - rate * options_.weight_decay() : 1.0,
+                       parameter.is_kernel ? options_.l2() : 0.0});
+      gradients.push_back(std::move(gradient));
+    }
+    const bool finite = mixmatch::detail::all_finite<Scalar>(tasks);
+    if (finite) {
+      using namespace mixmatch::detail;
+      if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
+        const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
+        update<AdamRuleKernel, Scalar>(
+            tasks,
+            AdamNumbers{adam->beta1, adam->beta2, adam->eps, rate / (1 - std::pow(adam->beta1, t)),
+                        std::sqrt(1 - std::pow(adam->beta2, t))},
+            decay);
+      } else {
+        const auto& sgd = std::get<SgdRule>(options_.rule());
+        update<SgdRuleKernel, Scalar>(tasks, SgdNumbers{rate, sgd.momentum, sgd.nesterov}, decay);
+      }
+      for (const Parameter& parameter : parameters_) {  // autograd must see the change
+        parameter.tensor.unsafeGetTensorImpl()->bump_version();
+        if (parameter.average.defined()) {
+          parameter.average.unsafeGetTensorImpl()->bump_version();
+        }
+      }
+    }
+    return at::full({}, finite, at::TensorOptions(at::kBool));
+  }
+
+  Tensor step_flat() {
+    gather_gradients();
+    // An overflowing sum of finite gradients counts as not finite.
+    const Tensor finite = flat_.gradients.sum().isfinite();
+    if (average_decay_.defined()) {
+      average_decay_.copy_(average_decay());
+    }
+    mixmatch::detail::FlatConstants constants;
+    constants.weight_decay = options_.weight_decay();
+    constants.l2 = options_.l2();
+    if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
+      constants.beta1 = adam->beta1;
+      constants.beta2 = adam->beta2;
+      constants.eps = adam->eps;
+    } else {
+      const auto& sgd = std::get<SgdRule>(options_.rule());
+      constants.momentum = sgd.momentum;
+      constants.nesterov = sgd.nesterov;
+    }
+    mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite}, constants);
+    return finite;
+  }
+
+  /// The gradients into their block, by one call for all.
+  void gather_gradients() {
+    std::vector<Tensor> pieces;
+    for (const Parameter& parameter : parameters_) {
+      const Tensor gradient = gradient_of(parameter);
+      int64_t filled = 0;
+      if (gradient.defined()) {
+        filled = gradient.numel();
+        pieces.push_back(gradient.as_strided({filled}, {1}));
+      }
+      if (filled < parameter.size) {
+        pieces.push_back(zeros_.narrow(0, 0, parameter.size - filled));
+      }
+    }
+    at::cat_out(flat_.gradients, pieces);
+  }
+
+  /// EmaModel's: min(decay, (1 + n) / (10 + n)) where it warms up.
+  Tensor average_decay() const {
+    const Tensor n = num_updates_.to(at::kDouble);
+    return ema_options_->warmup() ? ((n + 1) / (n + 10)).clamp_max_(ema_options_->decay())
+                                  : at::full_like(n, ema_options_->decay());
+  }
+
+  OptimizerOptions options_;
+  std::optional<EmaModelOptions> ema_options_;
+  std::vector<Parameter> parameters_;
+  int64_t total_ = 0;
+  mixmatch::detail::FlatParameters flat_;
+  Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;
+  std::function<void(int64_t)> set_num_updates_;
+};
+
+}  // namespace mixmatch::training

@@ -1,0 +1,177 @@
+#pragma once
+
+#include <torch/arg.h>
+#include <torch/serialize/archive.h>
+#include <mixmatch/augment/normalize.hpp>
+#include <mixmatch/augment/rand_augment.hpp>
+#include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/data/training_data.hpp>
+#include <mixmatch/detail/counter_words.hpp>
+#include <mixmatch/step/batch.hpp>
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+namespace mixmatch::training {
+
+struct FeedOptions {
+  /// Labeled rows of a step.
+  TORCH_ARG(int64_t, batch_size) = 64;
+  /// Unlabeled rows of a step for each labeled one.
+  TORCH_ARG(int64_t, unlabeled_ratio) = 1;
+  /// Augmentations of each unlabeled image by crop and mirror, and by strong_augmentation() on top; none of
+  /// both: the step has labeled images alone.
+  TORCH_ARG(int64_t, weak_views) = 2;
+  TORCH_ARG(int64_t, strong_views) = 0;
+  /// Of rows and augmentation.
+  TORCH_ARG(uint64_t, seed) = 1;
+  TORCH_ARG(augment::RandomCropFlipOptions, augmentation) = {};
+  TORCH_ARG(augment::RandAugmentOptions, strong_augmentation) = {};
+};
+
+/// The images of a step before augmentation: uint8 [B + U, C, H, W], the labeled ones first.
+struct RawBatch {
+  Tensor images, labels;
+  Tensor unlabeled_rows, hidden_labels;  ///< undefined without unlabeled images
+};
+
+/// The batches of a run (Algorithm 1, lines 2-6): that of a step is a pure function of (seed, step), on every
+/// device the same, so that a run can be resumed or moved, and nothing is drawn in order.
+///
+///     const training::Feed feed(data, training::FeedOptions().batch_size(64));
+///     const Batch batch = feed(step);                        // step: int64 [] on the images' device
+///
+/// Rows and images come where data.pool has them: on a GPU by the GPU alone, so that a CUDA graph can capture
+/// it. gather() and augment() are its two halves, for images that stay elsewhere than the training: gather()
+/// by the host, ahead of time, augment() on the device. All images of a Batch but the strong views are slices
+/// of one tensor, from which guessing and mixing copy nothing. Of several sets on a
+/// GPU the feed has a joined copy. Throws what reading the images throws.
+class Feed {
+ public:
+  explicit Feed(const TrainingData& data, const FeedOptions& options = {})
+      : pool_(data.pool), options_(options), device_(pool_.device()) {
+    TORCH_CHECK(options.unlabeled_ratio() >= 1, "Feed: unlabeled_ratio must be >= 1, got ",
+                options.unlabeled_ratio());
+    TORCH_CHECK(options.weak_views() >= 0, "Feed: weak_views must be >= 0, got ", options.weak_views());
+    TORCH_CHECK(options.strong_views() >= 0, "Feed: strong_views must be >= 0, got ", options.strong_views());
+    if (!device_.is_cpu()) {  // the host must neither sort rows by set nor look up labels
+      pool_ = pool_.in_one();
+      pool_.labels = pool_.labels.to(device_);
+    }
+    labeled_.emplace(data.split.labeled.to(device_), options.batch_size(), options.seed());
+    if (options.weak_views() + options.strong_views() > 0) {
+      TORCH_CHECK(data.split.unlabeled.numel() > 0,
+                  "Feed: the method needs unlabeled images, there are none");
+      unlabeled_.emplace(data.split.unlabeled.to(device_), options.batch_size() * options.unlabeled_ratio(),
+                         options.seed() + 1);
+    }
+  }
+
+  Batch operator()(const Tensor& step) const { return augment(gather(step), step); }
+
+  /// The rows of a step and their images: on the images' device, where `step` is.
+  RawBatch gather(const Tensor& step) const {
+    RawBatch raw;
+    Tensor rows = labeled_->rows(step);
+    raw.labels = data::gather_images(pool_.labels, rows);
+    if (unlabeled_.has_value()) {
+      raw.unlabeled_rows = unlabeled_->rows(step);
+      raw.hidden_labels = data::gather_images(pool_.labels, raw.unlabeled_rows);
+      rows = at::cat({rows, raw.unlabeled_rows});
+    }
+    raw.images = pool_.gather(rows);
+    return raw;
+  }
+
+  /// The views of a step, on the device of `raw`, where `step` is.
+  Batch augment(const RawBatch& raw, const Tensor& step) const {
+    const torch::NoGradGuard no_grad;
+    const int64_t labeled = options_.batch_size();
+    const int64_t unlabeled = unlabeled_.has_value() ? labeled * options_.unlabeled_ratio() : 0;
+    const int64_t weak = labeled + options_.weak_views() * unlabeled;
+    const int64_t strong = options_.strong_views() * unlabeled;
+    const int64_t draws = strong > 0 ? augment::rand_augment_draws(options_.strong_augmentation()) : 0;
+    const Tensor words =
+        mixmatch::detail::counter_words(step, mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation,
+                                        3 * (weak + strong) + strong * draws);
+    const auto crops = augment::detail::crops_of_words(
+        words.narrow(0, 0, 3 * (weak + strong)).view({3, weak + strong}), options_.augmentation());
+    const auto pixels = augment::detail::check_crop_flip("Feed", raw.images, options_.augmentation());
+    const auto views = [&](int64_t count, bool with_labeled) {
+      std::vector<Tensor> parts;
+      if (with_labeled) {
+        parts.push_back(raw.images.narrow(0, 0, labeled));
+      }
+      parts.resize(parts.size() + static_cast<size_t>(unlabeled > 0 ? count : 0),
+                   raw.images.narrow(0, labeled, unlabeled));
+      return parts.size() == 1 ? parts.front() : at::cat(parts);
+    };
+
+    Batch batch;
+    batch.labels = raw.labels;
+    batch.hidden_labels = raw.hidden_labels;
+    batch.unlabeled_rows = raw.unlabeled_rows;
+    const Tensor all = mixmatch::detail::crop_flip(views(options_.weak_views(), true), crops.narrow(0, weak),
+                                                   pixels.scale, pixels.dtype);
+    const auto slice = [](const Tensor& images, int64_t start, int64_t size) {
+      return images.narrow(0, start, size).variable_data();  // with a version of its own for autograd
+    };
+    batch.labeled = slice(all, 0, labeled);
+    for (int64_t row = labeled; row < weak; row += unlabeled) {
+      batch.weak.push_back(slice(all, row, unlabeled));
+    }
+    if (strong > 0) {
+      const Tensor cropped = mixmatch::detail::crop_flip(views(options_.strong_views(), false),
+                                                         crops.narrow(weak, strong), std::nullopt, at::kByte);
+      const Tensor uniform = mixmatch::detail::words_to_uniform(
+          words.narrow(0, 3 * (weak + strong), strong * draws).view({strong, draws}));
+      const Tensor images =
+          augment::normalize(augment::rand_augment_with(cropped, uniform, options_.strong_augmentation()),
+                             options_.augmentation().normalization());
+      for (int64_t row = 0; row < strong; row += unlabeled) {
+        batch.strong.push_back(slice(images, row, unlabeled));
+      }
+    }
+    return batch;
+  }
+
+  /// Where gather() works.
+  torch::Device device() const { return device_; }
+  const FeedOptions& options() const { return options_; }
+
+  /// What tells whether another feed gives the same rows; load() throws where it does not.
+  void save(torch::serialize::OutputArchive& archive) const {
+    for (const auto& [name, stream] : streams()) {
+      torch::serialize::OutputArchive nested(archive.compilation_unit());
+      stream->save(nested);
+      archive.write(name, nested);
+    }
+  }
+  void load(torch::serialize::InputArchive& archive) {
+    for (const auto& [name, stream] : streams()) {
+      torch::serialize::InputArchive nested;
+      archive.read(name, nested);
+      stream->load(nested);
+    }
+  }
+
+ private:
+  static constexpr uint64_t kAugmentation = 0xA5A5A5A5A5A5A5A5U;  // its numbers are not the streams'
+
+  std::vector<std::pair<std::string, const data::BatchStream*>> streams() const {
+    std::vector<std::pair<std::string, const data::BatchStream*>> list{{"labeled", &*labeled_}};
+    if (unlabeled_.has_value()) {
+      list.emplace_back("unlabeled", &*unlabeled_);
+    }
+    return list;
+  }
+
+  data::ImagePool pool_;
+  FeedOptions options_;
+  torch::Device device_;
+  std::optional<data::BatchStream> labeled_, unlabeled_;
+};
+
+}  // namespace mixmatch::training
