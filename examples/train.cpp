@@ -144,7 +144,7 @@ int main(int argc, char** argv) {
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
   options.methods = mm::training::method_names();
   mm::training::use_method_preset(options);
-  if (dataset == "cifar100" && options.method == "uda") {
+  if (dataset == "cifar100" && (options.method == "fixmatch" || options.method == "uda")) {
     options.filters = 0;
     options.widen = mm::presets::cifar100_sgd_widen;
     options.l2 = mm::presets::cifar100_sgd_l2;

@@ -1,6 +1,7 @@
 // What holds of every method; golden values of loss and gradient, from double-precision arithmetic by hand,
 // of those that do without MixUp and strong views. The others have a file each.
 
+#include <mixmatch/methods/fixmatch.hpp>
 #include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
@@ -40,11 +41,12 @@ void for_each_method(F&& f) {
   f(mm::methods::Ict(), "ict");
   f(mm::methods::Vat(), "vat");
   f(mm::methods::Uda(mm::methods::UdaOptions().threshold(0.3).annealing(mm::Annealing::none)), "uda");
+  f(mm::methods::FixMatch(mm::methods::FixMatchOptions().threshold(0.3)), "fixmatch");
 }
 
 /// What goes through the model in the pass that moves batch-norm statistics, with the draws of seeded(1).
 Tensor statistics_input(const std::string& name, const mm::Batch& batch) {
-  if (name == "uda") {
+  if (name == "uda" || name == "fixmatch") {
     return at::cat({batch.labeled, batch.weak[0], batch.strong[0]});
   }
   if (name == "mixup") {
@@ -287,6 +289,9 @@ TEST_CASE("methods: the options' defaults are the presets") {
   CHECK(uda.threshold() == presets::uda_threshold);
   CHECK(uda.weight() == presets::uda_weight);
   CHECK(uda.total_steps() == presets::cifar10.total_steps);
+  const mm::methods::FixMatchOptions fixmatch;
+  CHECK(fixmatch.threshold() == presets::fixmatch_threshold);
+  CHECK(fixmatch.weight() == presets::fixmatch_weight);
   MethodInput in;
   mm::EmaModel ema(in.model);
   mm::training::Learner learner(in.model, ema);
@@ -312,7 +317,7 @@ TEST_CASE("methods: options out of range are refused when the method is made") {
              contains("MixUp: weight must be finite and >= 0, got -2"));
   CHECK_THAT(error_of([] { mm::methods::Ict(mm::MixUpOptions().alpha(-1)); }),
              contains("Ict: alpha must be finite and >= 0, got -1"));
-  using mm::methods::UdaOptions, mm::methods::VatOptions;
+  using mm::methods::FixMatchOptions, mm::methods::UdaOptions, mm::methods::VatOptions;
   CHECK_THAT(error_of([] { mm::methods::Vat(VatOptions().radius(0)); }),
              contains("Vat: radius must be finite and > 0, got 0"));
   CHECK_THAT(error_of([] { mm::methods::Vat(VatOptions().entropy_weight(-1)); }),
@@ -328,6 +333,10 @@ TEST_CASE("methods: options out of range are refused when the method is made") {
              contains("Uda: weight must be finite and >= 0, got -1"));
   CHECK_THAT(error_of([] { mm::methods::Uda(UdaOptions().total_steps(0)); }),
              contains("Uda: total_steps must be > 0, got 0"));
+  CHECK_THAT(error_of([] { mm::methods::FixMatch(FixMatchOptions().threshold(-1)); }),
+             contains("FixMatch: threshold must be in [0, 1], got -1"));
+  CHECK_THAT(error_of([] { mm::methods::FixMatch(FixMatchOptions().weight(-1)); }),
+             contains("FixMatch: weight must be finite and >= 0, got -1"));
   CHECK_THAT(error_of([] { mm::methods::MeanTeacher(mm::RampedLossOptions().rampup_steps(-1)); }),
              contains("rampup_steps must be >= 0, got -1"));
 }

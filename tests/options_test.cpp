@@ -233,7 +233,7 @@ TEST_CASE("options: a method that needs unlabeled images and has none says what 
   o.split = (dir / "split.txt").string();
   write_file(o.split, "mixmatch split of 3 images\nlabeled 0 1 2\n");
   CHECK_THAT(error_of([&] { mm::training::make_split(o, make_pool(3, 3)); }),
-             contains(o.split + " leaves no unlabeled image of 3, which --method uda needs"));
+             contains(o.split + " leaves no unlabeled image of 3, which --method fixmatch needs"));
 }
 
 TEST_CASE("options: every method by its name, with its own numbers") {
@@ -245,7 +245,7 @@ TEST_CASE("options: every method by its name, with its own numbers") {
     o.batch = 64;
     o.precision = "fp32";
     mm::training::check_options(o);
-    const bool strong = name == "uda";
+    const bool strong = name == "fixmatch" || name == "uda";
     int64_t weak = -1, strong_views = 0;
     mm::training::with_method(o, [&](auto method) {
       weak = method.weak_views();

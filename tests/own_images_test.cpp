@@ -113,9 +113,9 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   CHECK_THAT(finished.out, contains("training is supervised"));
-  const auto refused = run(own_images(dir / "data", dir / "x", {"--method", "uda"}));
+  const auto refused = run(own_images(dir / "data", dir / "x", {"--method", "fixmatch"}));
   CHECK(refused.status == 2);
-  CHECK_THAT(refused.err, contains("--method uda needs unlabeled pictures"));
+  CHECK_THAT(refused.err, contains("--method fixmatch needs unlabeled pictures"));
   CHECK_FALSE(fs::exists(dir / "x"));
   CHECK(read_file(dir / "run" / "predictions.csv") == "file,class,confidence\n");
   const auto resumed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5"}));

@@ -57,6 +57,8 @@ TEST_CASE("presets: the numbers of the other methods") {
   CHECK(uda_weight == 1);
   CHECK(uda_threshold == .8);
   CHECK(uda_temperature == .4);
+  CHECK(fixmatch_weight == 1);
+  CHECK(fixmatch_threshold == .95);
   CHECK(unlabeled_ratio == 7);
   CHECK(sgd_learning_rate == .03);
   CHECK(sgd_momentum == .9);

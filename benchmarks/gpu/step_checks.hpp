@@ -106,9 +106,9 @@ class ExactConvolutions {
 };
 
 /// Rows, images and augmentation are the same on every device, and without MixUp a MixMatch step draws
-/// nothing else; a strong view is a part of UDA's.
+/// nothing else; a strong view is a part of FixMatch's.
 inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) {
-  for (const std::string method : {"mixmatch", "uda"}) {
+  for (const std::string method : {"mixmatch", "fixmatch"}) {
     auto o = small_options(method);
     o.mix_mode = ".";
     o.rampup_steps = 0;

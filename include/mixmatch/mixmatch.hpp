@@ -54,6 +54,7 @@
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/io/safetensors.hpp>
 
+#include <mixmatch/methods/fixmatch.hpp>
 #include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>

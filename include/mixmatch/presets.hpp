@@ -48,6 +48,7 @@ inline constexpr double mixup_weight = 1, mixup_alpha = 0.75;
 
 // UDA (arXiv 1904.12848) and FixMatch (arXiv 2001.07685).
 inline constexpr double uda_weight = 1, uda_threshold = 0.8, uda_temperature = 0.4;
+inline constexpr double fixmatch_weight = 1, fixmatch_threshold = 0.95;
 /// Unlabeled rows for each labeled one, of both.
 inline constexpr int64_t unlabeled_ratio = 7;
 /// Their optimiser: SGD with Nesterov momentum, the rate times cosine_decay(), and an L2 penalty of l2 / 2

@@ -516,6 +516,8 @@ inline void use_method_preset(TrainingOptions& o) {
   } else if (o.method == "uda") {
     strong(presets::uda_weight, presets::uda_threshold);
     o.temperature = presets::uda_temperature;
+  } else if (o.method == "fixmatch") {
+    strong(presets::fixmatch_weight, presets::fixmatch_threshold);
   }
 }
 

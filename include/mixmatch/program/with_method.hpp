@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/methods/fixmatch.hpp>
 #include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
@@ -44,6 +45,7 @@ void visit_methods(const TrainingOptions& o, Visit&& visit) {
                    .annealing(parse_annealing(o.annealing))
                    .total_steps(schedule_length(o)));
   });
+  visit("fixmatch", [&] { return FixMatch(FixMatchOptions().threshold(o.threshold).weight(o.lambda_u)); });
 }
 
 /// The names that with_method() knows.
