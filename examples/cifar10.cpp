@@ -1,6 +1,5 @@
 // MixMatch on CIFAR-10: the complete training loop, from the binary files to a resumable run directory.
 
-#include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>
@@ -119,7 +118,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));
     while (run.running()) {
-      // Many steps of a GPU, for which the host waits once; one of the CPU.
+      // On a GPU many steps, after which the host waits once; on the CPU one.
       for (int64_t i = device.is_cuda() ? run.steps_until_due() : 1; i > 0; --i, ++state.step) {
         graphed();
       }

@@ -1,7 +1,6 @@
 // Your own pictures: DIR/labeled/<class>/… and DIR/unlabeled/… to a trained classifier, a report, and
 // predictions for the unlabeled pictures, without writing code.
 
-#include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>

@@ -3,7 +3,6 @@
 // (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets. The method is the
 // same, taken from methods/.
 
-#include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>

@@ -112,7 +112,7 @@ int train(const Options& o) {
       mm::training::TrainerOptions().feed(mm::training::FeedOptions().batch_size(o.batch).seed(o.seed)));
 
   const int64_t tenth = std::max<int64_t>(1, o.steps / 10);
-  double first = 0, last = 0;
+  double first = 0, last = 0, last_steps = 0;
   mm::training::Progress progress("MixMatch", o.steps);
   while (state.step < o.steps) {
     // One step on the CPU; on a GPU as many as the host need not look at.
@@ -121,13 +121,19 @@ int train(const Options& o) {
     const double value = means.values[1];  // the labeled loss
     if (!means.finite || !std::isfinite(means.values[0])) {
       progress.finish();
-      mm::training::print_message(stderr, "torchscript: the loss is {} at step {}; nothing was written\n",
-                                  means.values[0], state.step);
+      mm::training::print_message(stderr, "torchscript: {} at step {}; nothing was written\n",
+                                  std::isfinite(means.values[0])
+                                      ? "a gradient is not finite"
+                                      : fmt::format("the loss is {}", means.values[0]),
+                                  state.step);
       return 1;
     }
     const auto steps = static_cast<double>(state.step - before);
     first += before < tenth ? steps * value : 0;
-    last += before >= o.steps - tenth ? steps * value : 0;
+    if (before >= o.steps - tenth) {
+      last += steps * value;
+      last_steps += steps;
+    }
     progress.update(state.step, fmt::format("labeled loss {:.3f}", value));
   }
   progress.finish();
@@ -145,9 +151,8 @@ int train(const Options& o) {
   if (!o.safetensors.empty()) {
     mm::save_safetensors(o.safetensors, model, {{"format", "pt"}});
   }
-  const auto steps = static_cast<double>(tenth);
-  mm::training::print_result("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n", first / steps,
-                             last / steps);
+  mm::training::print_result("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n",
+                             first / static_cast<double>(tenth), last / last_steps);
   mm::training::print_result("test error: {:.2f} %\n", error);
   return 0;
 }

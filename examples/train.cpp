@@ -92,7 +92,7 @@ TrainingData load(const Options& o, torch::Device device) {
   mm::data::ImageDataset validation{in_memory.gather(split.validation),
                                     in_memory.labels_of(split.validation, torch::kCPU),
                                     in_memory.class_names};
-  // One set may live on the device; what comes in several, or is large, the host reads.
+  // One set may live on the device; what comes in several the host reads.
   if (sets.size() == 1) {
     sets.front() = mm::data::to_device(sets.front(), device);
   }

@@ -413,6 +413,9 @@ struct AsksForWeak : CountsViews {
 /// average so far train it on a second view.
 class SurerThanBefore {
  public:
+  /// The model's device.
+  explicit SurerThanBefore(torch::Device device) : threshold_(at::full({}, 1.0 / kClasses, device)) {}
+
   template <class Model>
   mm::StepLoss operator()(Model& model, const mm::Batch& batch, const Tensor&, const at::Generator&) {
     const Tensor labeled = mm::soft_cross_entropy(model(batch.labeled), mm::one_hot(batch.labels, kClasses));
@@ -437,7 +440,7 @@ class SurerThanBefore {
 
  private:
   static constexpr int64_t kClasses = 10;
-  Tensor threshold_ = at::full({}, 1.0 / kClasses);
+  Tensor threshold_;
 };
 
 }  // namespace
@@ -466,7 +469,7 @@ TEST_CASE("Trainer: a method of one's own with state resumes bit for bit") {
   };
   const TempDir dir;
   const std::string file = dir / "checkpoint.pt";
-  TrainerProgram whole(o, SurerThanBefore(), file, shapes());
+  TrainerProgram whole(o, SurerThanBefore(torch::kCPU), file, shapes());
   std::vector<double> thresholds;
   for (int step = 0; step < 12; ++step) {
     if (step == 6) {
@@ -475,7 +478,7 @@ TEST_CASE("Trainer: a method of one's own with state resumes bit for bit") {
     thresholds.push_back(mean_named(whole.trainer.run(1), "threshold"));
   }
   CHECK(thresholds[11] > thresholds[0]);
-  TrainerProgram resumed(o, SurerThanBefore(), file, shapes());
+  TrainerProgram resumed(o, SurerThanBefore(torch::kCPU), file, shapes());
   resumed.checkpoint.load();
   for (size_t step = 6; step < 12; ++step) {
     CHECK(mean_named(resumed.trainer.run(1), "threshold") == thresholds[step]);

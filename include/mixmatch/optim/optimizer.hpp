@@ -127,7 +127,8 @@ class Optimizer {
 
   /// Steps taken: int64 [] on the device, the optimiser's own.
   const Tensor& num_steps() const { return num_steps_; }
-  /// float64 [] on the device; fill_() it, or copy_() a schedule's value that a graph follows.
+  /// float64 [] on the device; fill_() it, unless there is a schedule(), which sets it at each step. load()
+  /// takes the archive's.
   const Tensor& learning_rate() const { return learning_rate_; }
   const OptimizerOptions& options() const { return options_; }
 

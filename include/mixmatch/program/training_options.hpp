@@ -527,6 +527,7 @@ inline void check_options(TrainingOptions& o) {
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
   }
+  TORCH_CHECK(o.schedule_steps != 0, "--schedule-steps must be > 0, or -1, got 0");
   if (o.lr_schedule != "constant" || o.method == "uda") {
     o.schedule_steps = schedule_length(o);
   }

@@ -20,7 +20,8 @@
 namespace mixmatch::training {
 
 struct TrainerOptions {
-  /// The views that the method does not ask for itself are options.feed()'s.
+  /// Its views are for a method that does not say weak_views(); one that does has no strong views unless it
+  /// says strong_views() too.
   TORCH_ARG(FeedOptions, feed) = {};
   TORCH_ARG(LearnerOptions, learner) = {};
   /// bfloat16: by autocast.
@@ -100,8 +101,8 @@ class Trainer {
     }
   }
 
-  /// `at_most` steps, on the CPU one; their means. state.step counts them, and state and average are up to
-  /// date at the end. On a GPU the host waits once.
+  /// Does `at_most` steps (one on the CPU) and returns their means. state.step counts them, and state and
+  /// average are up to date at the end. On a GPU the host waits once.
   StepMeans run(int64_t at_most) {
     TORCH_CHECK(at_most >= 1, "Trainer: at_most must be >= 1, got ", at_most);
     const int64_t steps = device_.is_cpu() ? 1 : at_most;
