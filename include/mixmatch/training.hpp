@@ -9,6 +9,7 @@
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/predictions_file.hpp>
+#include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>
 #include <mixmatch/program/training_options.hpp>

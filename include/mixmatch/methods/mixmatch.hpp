@@ -1,7 +1,7 @@
 #pragma once
 
-#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/interleave.hpp>
+#include <mixmatch/methods/detail/consistency.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/step/batch.hpp>
@@ -95,14 +95,8 @@ class MixMatch {
                       const at::Generator& generator) const {
     const auto loss = mixmatch_loss_of_views(model, batch.labeled, batch.labels, batch.weak, step, criterion_,
                                              mixing_, generator);
-    const auto quality = training::guess_quality(loss.guesses, batch.hidden_labels);
-    return {loss.total,
-            {{"loss_labeled", loss.labeled},
-             {"loss_unlabeled", loss.unlabeled},
-             {"lambda_u", loss.weight},
-             {"guess_confidence", quality.mean_max_probability},
-             {"guess_entropy", quality.mean_entropy},
-             {"guess_accuracy", quality.accuracy}}};
+    return detail::with_guess_quality(loss.total, loss.labeled, loss.unlabeled, loss.weight, loss.guesses,
+                                      batch);
   }
 
  private:

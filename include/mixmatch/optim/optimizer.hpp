@@ -24,8 +24,8 @@ struct AdamRule {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
 };
 
-/// SGD with momentum, as PyTorch writes it: m <- momentum m + g,   w <- w - lr (nesterov ? g + momentum m :
-/// m)
+/// SGD with momentum, as PyTorch writes it: m <- momentum m + g,
+/// w <- w - lr (nesterov ? g + momentum m : m)
 struct SgdRule {
   double momentum = 0.9;
   bool nesterov = true;
@@ -51,8 +51,8 @@ struct OptimizerOptions {
 /// One update in the papers' order, after loss.backward(): the rule's step, decay of kernels (see
 /// decay_weights()) and the moving average, in one pass over memory:
 ///
-///     w <- rule(w, g),   w <- w (1 - lr weight_decay) for kernels,   average <- decay average + (1 - decay)
-///     w
+///     w <- rule(w, g),   w <- w (1 - lr weight_decay) for kernels
+///     average <- decay average + (1 - decay) w
 ///
 /// what torch::optim::Adam or SGD, decay_weights() and EmaModel::update() do one after the other, equal to
 /// rounding.

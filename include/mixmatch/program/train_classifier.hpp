@@ -3,6 +3,7 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
+#include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/training_run.hpp>

@@ -281,9 +281,9 @@ torch::nn::Module& module_of(T& object) {
 /// (torch.jit.load) can open.
 ///
 ///     Checkpoint checkpoint(run.checkpoint());
-///     checkpoint.add("model", model).add("ema", ema).add("optimizer", optimizer).add("generator",
-///     generator).add("step", step); checkpoint.set_config({{"depth", "28"}}); checkpoint.save();  // in the
-///     resumed run: checkpoint.load();
+///     checkpoint.add("model", model).add("ema", ema).add("optimizer", optimizer);
+///     checkpoint.add("generator", generator).add("step", step);
+///     checkpoint.save();                             // in the resumed run: checkpoint.load();
 ///
 /// Saving is atomic: the file is the old one or the new one, whole; the old one is kept beside it
 /// (checkpoint.previous.pt beside checkpoint.pt). Loading checks the file's checksum, that every entry is

@@ -77,7 +77,6 @@ class MetricsCsv {
   /// The file's content so far.
   const std::string& text() const { return text_; }
   const std::filesystem::path& path() const { return path_; }
-  const std::vector<std::string>& columns() const { return columns_; }
   /// Whether load() found another file than the checkpoint counted on, and wrote it anew.
   bool was_restored() const { return restored_; }
 

@@ -12,6 +12,8 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 namespace mixmatch::training {
@@ -46,8 +48,8 @@ struct RawBatch {
 /// Rows and images come where data.pool has them: on a GPU by the GPU alone, so that a CUDA graph can capture
 /// it. gather() and augment() are its two halves, for images that stay elsewhere than the training: gather()
 /// by the host, ahead of time, augment() on the device. All images of a Batch but the strong views are slices
-/// of one tensor, from which guessing and mixing copy nothing. Of several sets on a
-/// GPU the feed has a joined copy. Throws what reading the images throws.
+/// of one tensor, from which guessing and mixing copy nothing. Of several sets on a GPU the feed has a joined
+/// copy. Throws what reading the images throws.
 class Feed {
  public:
   explicit Feed(const TrainingData& data, const FeedOptions& options = {})

@@ -53,7 +53,7 @@ struct TrainerOptions {
 /// boolean masks). `weak_views()` and `strong_views()`, if it has them, say how many augmentations of each
 /// unlabeled image it looks at. A method with state of its own keeps it in tensors that it changes in place,
 /// which `state()` returns (for the graph) and save(OutputArchive&) and load(InputArchive&) store (for the
-/// checkpoint). `state` and `data` must outlive the Trainer.
+/// checkpoint). `state` must outlive the Trainer.
 ///
 /// The same step on every device: on the CPU as it is written, on a GPU captured in a CUDA graph. Where the
 /// images are on the GPU, rows and images are drawn in the graph; else the host reads them, and the graph
@@ -171,16 +171,17 @@ class Trainer {
   }
 
   GraphedStepOptions graph_options() {
-    std::vector<Tensor> buffers, own;
-    for (const auto& item : mixmatch::detail::model_buffers(state_->model)) {
-      buffers.push_back(item.tensor);
-    }
+    const auto tensors_of = [](const auto& items) {
+      std::vector<Tensor> tensors;
+      for (const auto& item : items) {
+        tensors.push_back(item.tensor);
+      }
+      return tensors;
+    };
+    const auto buffers = tensors_of(mixmatch::detail::model_buffers(state_->model));
+    std::vector<Tensor> own;
     if constexpr (requires { method_.state(); }) {
       own = method_.state();
-    }
-    std::vector<Tensor> parameters;
-    for (const auto& item : mixmatch::detail::model_parameters(state_->model)) {
-      parameters.push_back(item.tensor);
     }
     // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
     const bool waits = mixmatch::detail::is_script_module<Model> ||
@@ -190,7 +191,7 @@ class Trainer {
         .enabled(options_.graph() && !waits)
         .measure_convolutions(options_.measure_convolutions())
         .state(joined({{step_}, state_->optimizer.state(), learner_.state(), buffers, meter_.state(), own}))
-        .parameters(std::move(parameters))
+        .parameters(tensors_of(mixmatch::detail::model_parameters(state_->model)))
         .generators({state_->generator});
   }
 

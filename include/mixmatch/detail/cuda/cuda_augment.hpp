@@ -92,10 +92,6 @@ inline bool crop_flip_fits_cuda(const at::Tensor& images, const at::Tensor& flip
          on_device(flip) && on_device(row) && on_device(column) && cuda_kernels_available(images.device());
 }
 
-inline const void* data_or_null(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.data_ptr() : nullptr;
-}
-
 /// uint8 CUDA images to normalised floating-point ones, channels-last, cropped and mirrored where `flip`,
 /// `row` and `column` (int64 [N]) are given, in one kernel. An undefined tensor where it does not apply.
 inline at::Tensor crop_flip_on_cuda(const at::Tensor& images, const at::Tensor& flip, const at::Tensor& row,

@@ -31,6 +31,9 @@ inline const char* cuda_type_name(at::ScalarType type) {
   }
 }
 
+/// What a kernel is given for a tensor that may be undefined.
+inline void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
+
 /// A kernel's grid: blocks along x and y, threads in a block.
 struct CudaGrid {
   int64_t blocks_x = 1, blocks_y = 1;

@@ -537,8 +537,6 @@ class NormLaunch {
   at::Device device_;
 };
 
-inline void* norm_pointer(const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
-
 inline void check_norm(const char* function, const at::Tensor& x, const at::Tensor& like,
                        const at::Tensor& weight, const at::Tensor& bias, int64_t groups) {
   const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
@@ -578,17 +576,17 @@ inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& a
   const auto options = weight.options().requires_grad(false);
   const at::Tensor chunks = at::empty({2, groups * launch.grid.chunks, channels}, options);
   const at::Tensor results = at::empty({3, groups, channels}, options);
-  launch.over_images("norm_moments", norm_pointer(x), norm_pointer(addend), norm_pointer(out.sum),
-                     norm_pointer(chunks[0]), norm_pointer(chunks[1]));
+  launch.over_images("norm_moments", data_or_null(x), data_or_null(addend), data_or_null(out.sum),
+                     data_or_null(chunks[0]), data_or_null(chunks[1]));
   out.mean = results[0];
   out.invstd = results[1];
   out.var_unbiased = results[2];
-  launch.over_items("norm_statistics", groups * channels, norm_pointer(chunks[0]), norm_pointer(chunks[1]),
-                    norm_pointer(out.mean), norm_pointer(out.invstd), norm_pointer(out.var_unbiased),
-                    norm_pointer(running_mean), norm_pointer(running_var), share, eps, launch.grid.rows,
+  launch.over_items("norm_statistics", groups * channels, data_or_null(chunks[0]), data_or_null(chunks[1]),
+                    data_or_null(out.mean), data_or_null(out.invstd), data_or_null(out.var_unbiased),
+                    data_or_null(running_mean), data_or_null(running_var), share, eps, launch.grid.rows,
                     channels, groups * channels, launch.grid.span);
-  launch.over_images("norm_activate", norm_pointer(out.y), norm_pointer(out.sum), norm_pointer(out.mean),
-                     norm_pointer(out.invstd), norm_pointer(weight), norm_pointer(bias), slope);
+  launch.over_images("norm_activate", data_or_null(out.y), data_or_null(out.sum), data_or_null(out.mean),
+                     data_or_null(out.invstd), data_or_null(weight), data_or_null(bias), slope);
   return out;
 }
 
@@ -610,16 +608,16 @@ inline CudaNormGradients cuda_norm_backward(const at::Tensor& grad_y, const at::
   const at::Tensor group_sums = at::empty({2, groups, channels}, options);
   out.grad_weight = at::empty({channels}, options);
   out.grad_bias = at::empty({channels}, options);
-  launch.over_images("norm_gradient_sums", norm_pointer(grad_y), norm_pointer(sum), norm_pointer(mean),
-                     norm_pointer(invstd), norm_pointer(weight), norm_pointer(bias), norm_pointer(chunks[0]),
-                     norm_pointer(chunks[1]), slope);
-  launch.over_items("norm_parameter_gradients", channels, norm_pointer(chunks[0]), norm_pointer(chunks[1]),
-                    norm_pointer(group_sums[0]), norm_pointer(group_sums[1]), norm_pointer(out.grad_bias),
-                    norm_pointer(out.grad_weight), channels, groups);
-  launch.over_images("norm_input_gradient", norm_pointer(out.grad_x), norm_pointer(grad_y),
-                     norm_pointer(grad_sum), norm_pointer(sum), norm_pointer(mean), norm_pointer(invstd),
-                     norm_pointer(weight), norm_pointer(bias), norm_pointer(group_sums[0]),
-                     norm_pointer(group_sums[1]), slope);
+  launch.over_images("norm_gradient_sums", data_or_null(grad_y), data_or_null(sum), data_or_null(mean),
+                     data_or_null(invstd), data_or_null(weight), data_or_null(bias), data_or_null(chunks[0]),
+                     data_or_null(chunks[1]), slope);
+  launch.over_items("norm_parameter_gradients", channels, data_or_null(chunks[0]), data_or_null(chunks[1]),
+                    data_or_null(group_sums[0]), data_or_null(group_sums[1]), data_or_null(out.grad_bias),
+                    data_or_null(out.grad_weight), channels, groups);
+  launch.over_images("norm_input_gradient", data_or_null(out.grad_x), data_or_null(grad_y),
+                     data_or_null(grad_sum), data_or_null(sum), data_or_null(mean), data_or_null(invstd),
+                     data_or_null(weight), data_or_null(bias), data_or_null(group_sums[0]),
+                     data_or_null(group_sums[1]), slope);
   return out;
 }
 

@@ -197,27 +197,24 @@ inline void flat_step_(const FlatParameters& flat, const FlatScalars& scalars,
   if (parameters.numel() == 0) {
     return;
   }
-  const auto pointer = [](const at::Tensor& tensor) -> void* {
-    return tensor.defined() ? tensor.data_ptr() : nullptr;
-  };
   constexpr int64_t threads = 256;
   const CudaGrid launch{.blocks_x = cuda_blocks(parameters.numel(), threads), .threads = threads};
   const std::string scalar = std::string("<") + cuda_type_name(type) + ">";
   if (flat.second_moment.defined()) {
-    launch_cuda_kernel(cuda_optimizer_source, "adam_step" + scalar, parameters.device(), launch,
-                       pointer(parameters), pointer(flat.gradients), pointer(flat.first_moment),
-                       pointer(flat.second_moment), pointer(flat.average), pointer(flat.is_kernel),
-                       pointer(scalars.steps_done), pointer(scalars.learning_rate),
-                       pointer(scalars.average_decay), pointer(scalars.apply), constants.beta1,
-                       constants.beta2, constants.eps, constants.weight_decay, constants.l2,
-                       parameters.numel());
+    launch_cuda_kernel(
+        cuda_optimizer_source, "adam_step" + scalar, parameters.device(), launch, data_or_null(parameters),
+        data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.second_moment),
+        data_or_null(flat.average), data_or_null(flat.is_kernel), data_or_null(scalars.steps_done),
+        data_or_null(scalars.learning_rate), data_or_null(scalars.average_decay), data_or_null(scalars.apply),
+        constants.beta1, constants.beta2, constants.eps, constants.weight_decay, constants.l2,
+        parameters.numel());
   } else {
-    launch_cuda_kernel(cuda_optimizer_source, "sgd_step" + scalar, parameters.device(), launch,
-                       pointer(parameters), pointer(flat.gradients), pointer(flat.first_moment),
-                       pointer(flat.average), pointer(flat.is_kernel), pointer(scalars.learning_rate),
-                       pointer(scalars.average_decay), pointer(scalars.apply), constants.momentum,
-                       static_cast<int64_t>(constants.nesterov), constants.weight_decay, constants.l2,
-                       parameters.numel());
+    launch_cuda_kernel(
+        cuda_optimizer_source, "sgd_step" + scalar, parameters.device(), launch, data_or_null(parameters),
+        data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.average),
+        data_or_null(flat.is_kernel), data_or_null(scalars.learning_rate),
+        data_or_null(scalars.average_decay), data_or_null(scalars.apply), constants.momentum,
+        static_cast<int64_t>(constants.nesterov), constants.weight_decay, constants.l2, parameters.numel());
   }
 }
 

@@ -10,18 +10,24 @@
 
 namespace mixmatch::methods::detail {
 
-/// labeled + weight unlabeled, reported with the quality of `targets`, the guessed labels of the unlabeled
-/// rows.
-inline StepLoss guessed_loss(const Tensor& labeled, const Tensor& unlabeled, const Tensor& weight,
-                             const Tensor& targets, const Batch& batch) {
+/// `total`, reported with its terms and the quality of `targets`, the guessed labels of the unlabeled rows.
+inline StepLoss with_guess_quality(const Tensor& total, const Tensor& labeled, const Tensor& unlabeled,
+                                   const Tensor& weight, const Tensor& targets, const Batch& batch) {
   const auto quality = training::guess_quality(targets, batch.hidden_labels);
-  return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
+  return {total,
           {{"loss_labeled", labeled},
            {"loss_unlabeled", unlabeled},
            {"lambda_u", weight},
            {"guess_confidence", quality.mean_max_probability},
            {"guess_entropy", quality.mean_entropy},
            {"guess_accuracy", quality.accuracy}}};
+}
+
+/// labeled + weight unlabeled, reported so.
+inline StepLoss guessed_loss(const Tensor& labeled, const Tensor& unlabeled, const Tensor& weight,
+                             const Tensor& targets, const Batch& batch) {
+  return with_guess_quality(labeled + weight.to(unlabeled.scalar_type()) * unlabeled, labeled, unlabeled,
+                            weight, targets, batch);
 }
 
 /// What Pi-Model and Mean Teacher have in common: L = CE(x) + w(step) mean over rows and classes of
