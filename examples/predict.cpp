@@ -49,19 +49,8 @@ std::vector<std::string> find_pictures(const std::vector<std::string>& inputs, b
   return files;
 }
 
-/// The file of weights that `--model` names.
-fs::path find_weights(const std::string& model) {
-  if (!fs::is_directory(model)) {
-    return model;
-  }
-  auto weights = mm::training::RunDirectory::open(model).weights();
-  TORCH_CHECK(fs::exists(weights), model,
-              " is not finished: it has no model.safetensors yet; continue the run with --resume");
-  return weights;
-}
-
 int predict(const Options& o) {
-  auto classifier = mm::models::load_classifier(find_weights(o.model));
+  auto classifier = mm::models::load_classifier(mm::training::weights_file(o.model));
   const auto device = mm::training::parse_device(o.device);
   classifier.model->to(device);
   mm::training::to_channels_last(classifier.model);

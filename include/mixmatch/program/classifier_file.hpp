@@ -4,6 +4,7 @@
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/run/run_directory.hpp>
 
 #include <charconv>
 #include <cstdint>
@@ -131,3 +132,19 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
 }
 
 }  // namespace mixmatch::models
+
+namespace mixmatch::training {
+
+/// The classifier that a program's option `--model` names: a file, or the one of a run's directory. Throws if
+/// the run is not finished.
+inline std::filesystem::path weights_file(const std::filesystem::path& model) {
+  if (!std::filesystem::is_directory(model)) {
+    return model;
+  }
+  auto weights = RunDirectory::open(model).weights();
+  TORCH_CHECK(std::filesystem::exists(weights), mixmatch::detail::printable(model),
+              " is not finished: it has no model.safetensors yet; continue the run with --resume");
+  return weights;
+}
+
+}  // namespace mixmatch::training

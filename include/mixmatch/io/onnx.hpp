@@ -1,0 +1,503 @@
+#pragma once
+
+// Not in the umbrella: it needs the ONNX library (Debian: libonnx-dev; CMake target mixmatch::onnx).
+
+#include <onnx/onnx_pb.h>
+#include <torch/arg.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/ir/constants.h>
+#include <torch/csrc/jit/ir/ir.h>
+#include <torch/types.h>
+#include <mixmatch/io/atomic_file.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+// <sys/mman.h> has a macro of a name that ONNX's headers use.
+#pragma push_macro("MAP_TYPE")
+#undef MAP_TYPE
+#include <onnx/checker.h>
+#pragma pop_macro("MAP_TYPE")
+
+namespace mixmatch {
+
+using torch::Tensor;
+
+using OnnxMetadata = std::map<std::string, std::string>;
+
+struct OnnxOptions {
+  TORCH_ARG(std::string, input) = "images";
+  TORCH_ARG(std::string, output) = "logits";
+  TORCH_ARG(OnnxMetadata, metadata);  ///< metadata_props of the file
+};
+
+namespace detail {
+
+/// Of ONNX's operators; the first with LayerNormalization.
+inline constexpr int64_t onnx_opset = 17;
+
+inline onnx::TensorProto::DataType onnx_type(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return onnx::TensorProto::FLOAT;
+    case at::kDouble:
+      return onnx::TensorProto::DOUBLE;
+    case at::kHalf:
+      return onnx::TensorProto::FLOAT16;
+    case at::kLong:
+      return onnx::TensorProto::INT64;
+    case at::kInt:
+      return onnx::TensorProto::INT32;
+    case at::kByte:
+      return onnx::TensorProto::UINT8;
+    case at::kBool:
+      return onnx::TensorProto::BOOL;
+    default:
+      TORCH_CHECK(false, "save_onnx: tensors of dtype ", type, " are not written");
+  }
+}
+
+/// Writes the nodes of a traced graph as ONNX's. Each of LibTorch's calls that the library's networks make is
+/// a line or two in node().
+class OnnxWriter {
+ public:
+  OnnxWriter(const torch::jit::Module& module, const Tensor& example, const OnnxOptions& options)
+      : options_(options), graph_(*model_.mutable_graph()) {
+    model_.set_ir_version(8);
+    model_.set_producer_name("mixmatch");
+    model_.add_opset_import()->set_version(onnx_opset);
+    for (const auto& [key, value] : options.metadata()) {
+      auto* property = model_.add_metadata_props();
+      property->set_key(key);
+      property->set_value(value);
+    }
+    const auto traced = module.get_method("forward").graph();
+    TORCH_CHECK(traced->inputs().size() == 2 && traced->outputs().size() == 1,
+                "save_onnx: forward() must take one tensor and return one");
+    graph_.set_name("mixmatch");
+    attributes_[traced->inputs()[0]] = {"", module._ivalue()};
+    names_[traced->inputs()[1]] = options.input();
+    describe(*graph_.add_input(), options.input(), example.scalar_type(), example.sizes());
+    batch_ = example.size(0);
+    for (const auto* node : traced->nodes()) {
+      write(*node);
+    }
+    const auto* result = traced->outputs()[0];
+    emit("Identity", {name(result)}, options.output());
+    describe(*graph_.add_output(), options.output(), type_of(result), sizes_of(result));
+  }
+
+  onnx::ModelProto& model() { return model_; }
+
+ private:
+  using Value = torch::jit::Value;
+  using Names = std::vector<std::string>;
+  struct Attribute {
+    std::string path;  // from the module, as in its state
+    c10::IValue value;
+  };
+
+  void describe(onnx::ValueInfoProto& info, const std::string& called, at::ScalarType type,
+                at::IntArrayRef sizes) {
+    info.set_name(called);
+    auto* tensor = info.mutable_type()->mutable_tensor_type();
+    tensor->set_elem_type(onnx_type(type));
+    for (size_t i = 0; i < sizes.size(); ++i) {
+      auto* dimension = tensor->mutable_shape()->add_dim();
+      if (i == 0) {
+        dimension->set_dim_param("N");
+      } else {
+        dimension->set_dim_value(sizes[i]);
+      }
+    }
+  }
+
+  static at::ScalarType type_of(const Value* value) {
+    const auto type = value->type()->cast<c10::TensorType>();
+    TORCH_CHECK(type != nullptr && type->scalarType().has_value(), "save_onnx: a value without a dtype");
+    return *type->scalarType();
+  }
+  static std::vector<int64_t> sizes_of(const Value* value) {
+    const auto type = value->type()->cast<c10::TensorType>();
+    const auto sizes = type == nullptr ? c10::nullopt : type->sizes().concrete_sizes();
+    TORCH_CHECK(sizes.has_value(), "save_onnx: a value without a size");
+    return *sizes;
+  }
+
+  // What a node is told besides tensors.
+  c10::IValue constant(const Value* value) const {
+    if (const auto found = attributes_.find(value); found != attributes_.end()) {
+      return found->second.value;
+    }
+    const auto known = torch::jit::toIValue(value);
+    TORCH_CHECK(known.has_value(), "save_onnx: ", value->node()->kind().toQualString(),
+                " computes a number or a size, expected a constant");
+    return *known;
+  }
+  std::vector<int64_t> numbers(const Value* value) const {
+    if (value->node()->kind() != c10::prim::ListConstruct) {
+      return constant(value).toIntVector();
+    }
+    std::vector<int64_t> list;
+    for (const auto* element : value->node()->inputs()) {
+      list.push_back(constant(element).toInt());
+    }
+    return list;
+  }
+  int64_t number(const Value* value) const { return constant(value).toInt(); }
+  float real(const Value* value) const { return constant(value).toScalar().toFloat(); }
+
+  // Tensors.
+  std::string add_tensor(const Tensor& values, std::string called) {
+    if (called.empty()) {
+      called = "constant_" + std::to_string(++constants_);
+    } else if (!written_.emplace(called, true).second) {
+      return called;
+    }
+    auto& proto = *graph_.add_initializer();
+    proto.set_name(called);
+    proto.set_data_type(onnx_type(values.scalar_type()));
+    for (const int64_t size : values.sizes()) {
+      proto.add_dims(size);
+    }
+    const Tensor plain = values.detach().cpu().contiguous();
+    proto.set_raw_data(plain.data_ptr(), plain.nbytes());
+    return called;
+  }
+  std::string integers(const std::vector<int64_t>& values) {
+    return add_tensor(torch::tensor(values, at::kLong), "");
+  }
+  std::string scalar(double value, at::ScalarType type) { return add_tensor(torch::tensor(value, type), ""); }
+
+  /// The tensor's name in the file; constants are written there, those of a calculation in its dtype.
+  std::string name(const Value* value, c10::optional<at::ScalarType> type = c10::nullopt) {
+    if (const auto found = names_.find(value); found != names_.end()) {
+      return found->second;
+    }
+    const auto found = attributes_.find(value);
+    const c10::IValue known = constant(value);
+    if (known.isNone()) {
+      return "";
+    }
+    if (found != attributes_.end()) {
+      return add_tensor(known.toTensor(), found->second.path);
+    }
+    const Tensor values = known.isTensor() ? known.toTensor() : torch::scalar_tensor(known.toScalar());
+    return add_tensor(type.has_value() ? values.to(*type) : values, "");
+  }
+
+  onnx::NodeProto& emit(const std::string& kind, const Names& inputs, const std::string& output) {
+    auto& node = *graph_.add_node();
+    node.set_op_type(kind);
+    node.set_name(output);
+    for (const auto& input : inputs) {
+      node.add_input(input);
+    }
+    node.add_output(output);
+    return node;
+  }
+  std::string fresh() { return "t" + std::to_string(++values_); }
+  std::string emit(const std::string& kind, const Names& inputs) {
+    auto output = fresh();
+    emit(kind, inputs, output);
+    return output;
+  }
+  /// The node whose output `value` is.
+  onnx::NodeProto& emit(const std::string& kind, const Names& inputs, const Value* value) {
+    return emit(kind, inputs, names_[value] = fresh());
+  }
+  static void set(onnx::NodeProto& node, const char* key, int64_t value) {
+    auto& attribute = *node.add_attribute();
+    attribute.set_name(key);
+    attribute.set_type(onnx::AttributeProto::INT);
+    attribute.set_i(value);
+  }
+  static void set(onnx::NodeProto& node, const char* key, float value) {
+    auto& attribute = *node.add_attribute();
+    attribute.set_name(key);
+    attribute.set_type(onnx::AttributeProto::FLOAT);
+    attribute.set_f(value);
+  }
+  static void set(onnx::NodeProto& node, const char* key, const std::vector<int64_t>& values) {
+    auto& attribute = *node.add_attribute();
+    attribute.set_name(key);
+    attribute.set_type(onnx::AttributeProto::INTS);
+    for (const int64_t value : values) {
+      attribute.add_ints(value);
+    }
+  }
+  /// ONNX wants the padding of both sides.
+  static std::vector<int64_t> twice(std::vector<int64_t> padding) {
+    padding.insert(padding.end(), padding.begin(), padding.end());
+    return padding;
+  }
+  /// [2] for [2, 2], as LibTorch takes it too.
+  std::vector<int64_t> spatial(const Value* value) const {
+    auto list = numbers(value);
+    if (list.size() == 1) {
+      list.push_back(list[0]);
+    }
+    return list;
+  }
+  static int64_t from_start(int64_t dimension, const Value* value) {
+    return dimension < 0 ? dimension + static_cast<int64_t>(sizes_of(value).size()) : dimension;
+  }
+
+  void write(const torch::jit::Node& node) {
+    const std::string kind = node.kind().toQualString();
+    if (kind == "prim::GetAttr") {
+      const auto& owner = attributes_.at(node.input());
+      const std::string& field = node.s(c10::attr::name);
+      attributes_[node.output()] = {owner.path.empty() ? field : owner.path + "." + field,
+                                    owner.value.toObject()->getAttr(field)};
+    } else if (kind != "prim::Constant" && kind != "prim::ListConstruct") {
+      TORCH_CHECK(kind.rfind("aten::", 0) == 0 && node.outputs().size() == 1 &&
+                      call(node, std::string_view(kind).substr(6)),
+                  "save_onnx: the network calls ", kind, ", which is not written as ONNX");
+    }
+  }
+
+  /// Elementwise, of tensors or numbers.
+  void binary(const torch::jit::Node& node, const char* kind, bool scaled = false) {
+    const auto* out = node.output();
+    auto right = name(node.input(1), type_of(out));
+    if (scaled && node.inputs().size() > 2 && real(node.input(2)) != 1) {
+      right = emit("Mul", {right, scalar(real(node.input(2)), type_of(out))});
+    }
+    emit(kind, {name(node.input(0), type_of(out)), right}, out);
+  }
+
+  void convolution(const torch::jit::Node& node, const Value* groups) {
+    Names inputs{name(node.input(0)), name(node.input(1))};
+    if (const auto bias = name(node.input(2)); !bias.empty()) {
+      inputs.push_back(bias);
+    }
+    auto& made = emit("Conv", inputs, node.output());
+    set(made, "strides", spatial(node.input(3)));
+    set(made, "pads", twice(spatial(node.input(4))));
+    set(made, "dilations", spatial(node.input(5)));
+    set(made, "group", number(groups));
+  }
+
+  /// x weight^T + bias, of x with any number of dimensions.
+  void linear(const torch::jit::Node& node) {
+    const auto weight = emit("Transpose", {name(node.input(1))});
+    const auto bias = name(node.input(2));
+    if (bias.empty()) {
+      emit("MatMul", {name(node.input(0)), weight}, node.output());
+    } else {
+      emit("Add", {emit("MatMul", {name(node.input(0)), weight}), bias}, node.output());
+    }
+  }
+
+  /// To the sizes that the example had, but for the number of images.
+  void reshape(const torch::jit::Node& node) {
+    auto sizes = sizes_of(node.output());
+    if (!sizes.empty() && sizes_of(node.input(0)).at(0) == batch_ && sizes[0] == batch_) {
+      sizes[0] = 0;  // stays
+    }
+    emit("Reshape", {name(node.input(0)), integers(sizes)}, node.output());
+  }
+
+  void permute(const torch::jit::Node& node, std::vector<int64_t> order) {
+    for (auto& dimension : order) {
+      dimension = from_start(dimension, node.input(0));
+    }
+    set(emit("Transpose", {name(node.input(0))}, node.output()), "perm", order);
+  }
+
+  void clip(const torch::jit::Node& node, const std::string& least, const std::string& most) {
+    emit("Clip", {name(node.input(0)), least, most}, node.output());
+  }
+
+  /// x Phi(x) = x (1 + erf(x / sqrt 2)) / 2
+  void gelu(const torch::jit::Node& node) {
+    TORCH_CHECK(node.inputs().size() < 2 || constant(node.input(1)).toStringRef() == "none",
+                "save_onnx: only the exact gelu is written");
+    const auto type = type_of(node.output());
+    const auto x = name(node.input(0));
+    const auto erf = emit("Erf", {emit("Mul", {x, scalar(0.70710678118654752440, type)})});
+    const auto half = emit("Mul", {x, scalar(0.5, type)});
+    emit("Mul", {half, emit("Add", {erf, scalar(1, type)})}, node.output());
+  }
+
+  bool call(const torch::jit::Node& node, std::string_view op) {
+    const auto in = [&](size_t i) { return node.input(i); };
+    const auto* out = node.output();
+    if (op.ends_with('_') && op != "_") {  // in place: the graph uses the result from here on
+      op.remove_suffix(1);
+    }
+    if (op == "conv2d") {
+      convolution(node, in(6));
+    } else if (op == "_convolution" || op == "convolution") {
+      TORCH_CHECK(!constant(in(6)).toBool(), "save_onnx: transposed convolutions are not written");
+      convolution(node, in(8));
+    } else if (op == "batch_norm") {
+      TORCH_CHECK(!constant(in(5)).toBool(), "save_onnx: batch norm must be in evaluation mode");
+      set(emit("BatchNormalization", {name(in(0)), name(in(1)), name(in(2)), name(in(3)), name(in(4))}, out),
+          "epsilon", real(in(7)));
+    } else if (op == "layer_norm") {
+      auto& made = emit("LayerNormalization", {name(in(0)), name(in(2)), name(in(3))}, out);
+      set(made, "axis", -static_cast<int64_t>(numbers(in(1)).size()));
+      set(made, "epsilon", real(in(4)));
+    } else if (op == "linear") {
+      linear(node);
+    } else if (op == "matmul") {
+      emit("MatMul", {name(in(0)), name(in(1))}, out);
+    } else if (op == "addmm") {
+      auto& made = emit("Gemm", {name(in(1)), name(in(2)), name(in(0))}, out);
+      set(made, "beta", real(in(3)));
+      set(made, "alpha", real(in(4)));
+    } else if (op == "t") {
+      emit("Transpose", {name(in(0))}, out);
+    } else if (op == "add") {
+      binary(node, "Add", /*scaled=*/true);
+    } else if (op == "sub") {
+      binary(node, "Sub", /*scaled=*/true);
+    } else if (op == "mul") {
+      binary(node, "Mul");
+    } else if (op == "div") {
+      TORCH_CHECK(node.inputs().size() == 2, "save_onnx: only the exact division is written");
+      binary(node, "Div");
+    } else if (op == "relu") {
+      emit("Relu", {name(in(0))}, out);
+    } else if (op == "leaky_relu") {
+      set(emit("LeakyRelu", {name(in(0))}, out), "alpha", real(in(1)));
+    } else if (op == "relu6") {
+      clip(node, scalar(0, type_of(out)), scalar(6, type_of(out)));
+    } else if (op == "hardtanh" || op == "clamp") {
+      clip(node, name(in(1), type_of(out)), name(in(2), type_of(out)));
+    } else if (op == "sigmoid") {
+      emit("Sigmoid", {name(in(0))}, out);
+    } else if (op == "silu") {
+      const auto x = name(in(0));
+      emit("Mul", {x, emit("Sigmoid", {x})}, out);
+    } else if (op == "gelu") {
+      gelu(node);
+    } else if (op == "softmax") {
+      set(emit("Softmax", {name(in(0))}, out), "axis", number(in(1)));
+    } else if (op == "mean") {
+      auto& made = emit("ReduceMean", {name(in(0))}, out);
+      set(made, "axes", numbers(in(1)));
+      set(made, "keepdims", int64_t{constant(in(2)).toBool()});
+    } else if (op == "adaptive_avg_pool2d") {
+      TORCH_CHECK(spatial(in(1)) == std::vector<int64_t>({1, 1}),
+                  "save_onnx: adaptive_avg_pool2d is written to 1 x 1 alone");
+      emit("GlobalAveragePool", {name(in(0))}, out);
+    } else if (op == "max_pool2d") {
+      auto& made = emit("MaxPool", {name(in(0))}, out);
+      set(made, "kernel_shape", spatial(in(1)));
+      set(made, "strides", spatial(in(numbers(in(2)).empty() ? 1 : 2)));
+      set(made, "pads", twice(spatial(in(3))));
+      set(made, "dilations", spatial(in(4)));
+      set(made, "ceil_mode", int64_t{constant(in(5)).toBool()});
+    } else if (op == "constant_pad_nd") {
+      pad(node);
+    } else if (op == "flatten" || op == "view" || op == "reshape" || op == "unflatten" || op == "squeeze" ||
+               op == "unsqueeze") {
+      reshape(node);
+    } else if (op == "expand") {
+      emit("Expand", {name(in(0)), sizes_with_rows(out)}, out);
+    } else if (op == "permute") {
+      permute(node, numbers(in(1)));
+    } else if (op == "transpose") {
+      std::vector<int64_t> order(sizes_of(in(0)).size());
+      for (size_t i = 0; i < order.size(); ++i) {
+        order[i] = static_cast<int64_t>(i);
+      }
+      std::swap(order[static_cast<size_t>(from_start(number(in(1)), in(0)))],
+                order[static_cast<size_t>(from_start(number(in(2)), in(0)))]);
+      permute(node, order);
+    } else if (op == "select") {
+      set(emit("Gather", {name(in(0)), add_tensor(torch::tensor(number(in(2)), at::kLong), "")}, out), "axis",
+          number(in(1)));
+    } else if (op == "slice") {
+      emit("Slice",
+           {name(in(0)), integers({number(in(2))}), integers({number(in(3))}), integers({number(in(1))}),
+            integers({number(in(4))})},
+           out);
+    } else if (op == "cat") {
+      Names parts;
+      for (const auto* part : in(0)->node()->inputs()) {
+        parts.push_back(name(part));
+      }
+      set(emit("Concat", parts, out), "axis", number(in(1)));
+    } else if (op == "to") {
+      set(emit("Cast", {name(in(0))}, out), "to", int64_t{onnx_type(type_of(out))});
+    } else if (op == "contiguous" || op == "detach" || op == "alias" || op == "dropout") {
+      TORCH_CHECK(op != "dropout" || !constant(in(2)).toBool(), "save_onnx: dropout must not be active");
+      names_[out] = name(in(0));
+    } else {
+      return false;
+    }
+    return true;
+  }
+
+  /// The value's sizes, the first of them that of the network's input.
+  std::string sizes_with_rows(const Value* value) {
+    const auto sizes = sizes_of(value);
+    TORCH_CHECK(!sizes.empty() && sizes[0] == batch_,
+                "save_onnx: expand is written to the number of images alone");
+    const auto rows = emit("Gather", {emit("Shape", {options_.input()}), integers({0})});
+    auto result = fresh();
+    set(emit("Concat", {rows, integers({sizes.begin() + 1, sizes.end()})}, result), "axis", int64_t{0});
+    return result;
+  }
+
+  /// LibTorch names the last dimension first, in pairs; ONNX all the beginnings, then all the ends.
+  void pad(const torch::jit::Node& node) {
+    const auto pairs = numbers(node.input(1));
+    const size_t dimensions = sizes_of(node.input(0)).size();
+    std::vector<int64_t> pads(2 * dimensions, 0);
+    for (size_t i = 0; i < pairs.size() / 2; ++i) {
+      pads[dimensions - 1 - i] = pairs[2 * i];
+      pads[2 * dimensions - 1 - i] = pairs[2 * i + 1];
+    }
+    emit("Pad", {name(node.input(0)), integers(pads), scalar(real(node.input(2)), type_of(node.output()))},
+         node.output());
+  }
+
+  const OnnxOptions& options_;
+  onnx::ModelProto model_;
+  onnx::GraphProto& graph_;
+  std::unordered_map<const Value*, std::string> names_;
+  std::unordered_map<const Value*, Attribute> attributes_;
+  std::unordered_map<std::string, bool> written_;
+  int64_t batch_ = 0, values_ = 0, constants_ = 0;
+};
+
+}  // namespace detail
+
+/// Writes a module of trace_module(), or one that Python traced, as ONNX (opset 17, IR version 8): one input,
+/// of the dtype and the sizes of `example` but for the number of images, which may be any, and one output.
+/// Weights keep their names. The network must be made of what the library's own are made of: convolutions,
+/// batch and layer norm, linear layers, matmul, pooling, softmax, the usual activations, arithmetic and
+/// changes of shape.
+///
+/// Throws one line that names a call with no counterpart here, what ONNX's own checker says of the result, or
+/// write_file_atomically()'s; nothing is left behind then.
+inline void save_onnx(const std::filesystem::path& path, const torch::jit::Module& module,
+                      const Tensor& example, const OnnxOptions& options = {}) {
+  const torch::NoGradGuard no_grad;
+  detail::OnnxWriter writer(module, example, options);
+  try {
+    onnx::checker::check_model(writer.model());
+  } catch (const std::exception& error) {
+    const std::string reason = error.what();
+    TORCH_CHECK(false, "save_onnx: ", reason.substr(0, reason.find('\n')));
+  }
+  std::string bytes;
+  TORCH_CHECK(writer.model().SerializeToString(&bytes), "save_onnx: a network of more than 2 GB");
+  write_file_atomically(path, bytes);
+}
+
+}  // namespace mixmatch
