@@ -7,6 +7,7 @@
 #include <mixmatch/model.hpp>
 
 #include <mixmatch/adversarial.hpp>
+#include <mixmatch/alignment.hpp>
 #include <mixmatch/annealing.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/guess_labels.hpp>
