@@ -13,21 +13,6 @@ if(NOT TARGET mixmatch_optional)
     target_compile_definitions(mixmatch_optional INTERFACE MIXMATCH_HAS_MATIO)
   endif()
 
-  # save_onnx (Debian: libonnx-dev). A target of its own, mixmatch::onnx, for the programs that include
-  # mixmatch/io/onnx.hpp: its protobuf shall not meet another in those that do not.
-  find_path(MIXMATCH_ONNX_INCLUDE_DIR onnx/onnx_pb.h)
-  find_library(MIXMATCH_ONNX_LIBRARY onnx)
-  find_library(MIXMATCH_ONNX_PROTO_LIBRARY onnx_proto)
-  find_library(MIXMATCH_PROTOBUF_LIBRARY protobuf)
-  mark_as_advanced(MIXMATCH_ONNX_INCLUDE_DIR MIXMATCH_ONNX_LIBRARY MIXMATCH_ONNX_PROTO_LIBRARY MIXMATCH_PROTOBUF_LIBRARY)
-  add_library(mixmatch::onnx INTERFACE IMPORTED GLOBAL)
-  if(MIXMATCH_ONNX_INCLUDE_DIR AND MIXMATCH_ONNX_LIBRARY AND MIXMATCH_ONNX_PROTO_LIBRARY AND MIXMATCH_PROTOBUF_LIBRARY)
-    target_include_directories(mixmatch::onnx INTERFACE ${MIXMATCH_ONNX_INCLUDE_DIR})
-    target_link_libraries(mixmatch::onnx INTERFACE
-      ${MIXMATCH_ONNX_LIBRARY} ${MIXMATCH_ONNX_PROTO_LIBRARY} ${MIXMATCH_PROTOBUF_LIBRARY})
-    target_compile_definitions(mixmatch::onnx INTERFACE MIXMATCH_HAS_ONNX ONNX_NAMESPACE=onnx ONNX_ML=1)
-  endif()
-
   # Kernels that are compiled at run time, and CUDA graphs: where LibTorch was built with CUDA. No nvcc, and nothing of
   # CUDA's but what LibTorch links to.
   if(TARGET torch_cuda)

@@ -3,11 +3,9 @@
 #include <fmt/format.h>
 #include <torch/script.h>
 #include <torch/torch.h>
-#include <mixmatch/mixmatch.hpp>
-#ifdef MIXMATCH_HAS_ONNX
 #include <mixmatch/io/onnx.hpp>
-#endif
 #include <mixmatch/io/torchscript.hpp>
+#include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
@@ -57,13 +55,7 @@ void export_classifier(const Options& o) {
     module.save(bytes, files);
     mm::write_file_atomically(o.out, bytes.str());
   } else {
-#ifdef MIXMATCH_HAS_ONNX
     mm::save_onnx(o.out, module, example, mm::OnnxOptions().output("probabilities").metadata(metadata));
-#else
-    TORCH_CHECK(false,
-                "--to onnx: this program was built without the ONNX library; install Debian's "
-                "libonnx-dev and build it again");
-#endif
   }
   mm::training::print_message(stdout, "{}: images uint8 [N, 3, {}, {}] to the probabilities of {} classes\n",
                               o.out, classifier.image_size, classifier.image_size,

@@ -1,5 +1,5 @@
 """exported.py MODEL.onnx MODEL.pt TENSORS.safetensors: both files give the outputs that C++ found, within 1e-4, for
-all rows together and for one alone. MODEL.pt may be empty."""
+all rows together and for one alone. MODEL.pt may be empty; else MODEL.onnx is that of a classifier."""
 
 import sys
 
@@ -12,6 +12,10 @@ tensors = safetensors.numpy.load_file(tensors_file)
 images, expected = tensors["input"], tensors["expected"]
 session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
 (name,) = [value.name for value in session.get_inputs()]
+if script_file:
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["class_1"], metadata["image_size"]) == ("dög", "24"), metadata
+    assert session.get_inputs()[0].shape == ["N", 3, 24, 24], session.get_inputs()[0].shape
 
 
 def by_onnxruntime(rows):

@@ -1,32 +1,25 @@
 #pragma once
 
-// Not in the umbrella: it needs the ONNX library (Debian: libonnx-dev; CMake target mixmatch::onnx).
+// Not in the umbrella: LibTorch's compiler takes seconds to include.
 
-#include <onnx/onnx_pb.h>
 #include <torch/arg.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/types.h>
+#include <mixmatch/detail/io/proto_message.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 
 #include <algorithm>
 #include <cstdint>
-#include <exception>
+#include <deque>
 #include <filesystem>
-#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
 #include <vector>
-
-// <sys/mman.h> has a macro of a name that ONNX's headers use.
-#pragma push_macro("MAP_TYPE")
-#undef MAP_TYPE
-#include <onnx/checker.h>
-#pragma pop_macro("MAP_TYPE")
 
 namespace mixmatch {
 
@@ -43,24 +36,25 @@ struct OnnxOptions {
 namespace detail {
 
 /// Of ONNX's operators; the first with LayerNormalization.
-inline constexpr int64_t onnx_opset = 17;
+inline constexpr uint64_t onnx_opset = 17;
 
-inline onnx::TensorProto::DataType onnx_type(at::ScalarType type) {
+/// TensorProto.DataType.
+inline int64_t onnx_type(at::ScalarType type) {
   switch (type) {
     case at::kFloat:
-      return onnx::TensorProto::FLOAT;
-    case at::kDouble:
-      return onnx::TensorProto::DOUBLE;
-    case at::kHalf:
-      return onnx::TensorProto::FLOAT16;
-    case at::kLong:
-      return onnx::TensorProto::INT64;
-    case at::kInt:
-      return onnx::TensorProto::INT32;
+      return 1;
     case at::kByte:
-      return onnx::TensorProto::UINT8;
+      return 2;
+    case at::kInt:
+      return 6;
+    case at::kLong:
+      return 7;
     case at::kBool:
-      return onnx::TensorProto::BOOL;
+      return 9;
+    case at::kHalf:
+      return 10;
+    case at::kDouble:
+      return 11;
     default:
       TORCH_CHECK(false, "save_onnx: tensors of dtype ", type, " are not written");
   }
@@ -71,32 +65,35 @@ inline onnx::TensorProto::DataType onnx_type(at::ScalarType type) {
 class OnnxWriter {
  public:
   OnnxWriter(const torch::jit::Module& module, const Tensor& example, const OnnxOptions& options)
-      : options_(options), graph_(*model_.mutable_graph()) {
-    model_.set_ir_version(8);
-    model_.set_producer_name("mixmatch");
-    model_.add_opset_import()->set_version(onnx_opset);
-    for (const auto& [key, value] : options.metadata()) {
-      auto* property = model_.add_metadata_props();
-      property->set_key(key);
-      property->set_value(value);
-    }
+      : options_(options), batch_(example.size(0)) {
     const auto traced = module.get_method("forward").graph();
     TORCH_CHECK(traced->inputs().size() == 2 && traced->outputs().size() == 1,
                 "save_onnx: forward() must take one tensor and return one");
-    graph_.set_name("mixmatch");
     attributes_[traced->inputs()[0]] = {"", module._ivalue()};
     names_[traced->inputs()[1]] = options.input();
-    describe(*graph_.add_input(), options.input(), example.scalar_type(), example.sizes());
-    batch_ = example.size(0);
     for (const auto* node : traced->nodes()) {
       write(*node);
     }
     const auto* result = traced->outputs()[0];
     emit("Identity", {name(result)}, options.output());
-    describe(*graph_.add_output(), options.output(), type_of(result), sizes_of(result));
+    for (const auto& node : nodes_) {
+      graph_.message(1, node);
+    }
+    graph_.bytes(2, "mixmatch");
+    graph_.message(11, described(options.input(), example.scalar_type(), example.sizes()));
+    graph_.message(12, described(options.output(), type_of(result), sizes_of(result)));
   }
 
-  onnx::ModelProto& model() { return model_; }
+  /// The file's bytes: a ModelProto.
+  std::string str() const {
+    ProtoMessage model;
+    model.varint(1, 8).bytes(2, "mixmatch").message(7, graph_);  // IR version 8
+    model.message(8, ProtoMessage().bytes(1, "").varint(2, onnx_opset));
+    for (const auto& [key, value] : options_.metadata()) {
+      model.message(14, ProtoMessage().bytes(1, key).bytes(2, value));
+    }
+    return model.str();
+  }
 
  private:
   using Value = torch::jit::Value;
@@ -106,20 +103,17 @@ class OnnxWriter {
     c10::IValue value;
   };
 
-  void describe(onnx::ValueInfoProto& info, const std::string& called, at::ScalarType type,
-                at::IntArrayRef sizes) {
-    info.set_name(called);
-    auto* tensor = info.mutable_type()->mutable_tensor_type();
-    tensor->set_elem_type(onnx_type(type));
+  /// A ValueInfoProto; the first dimension is any.
+  static ProtoMessage described(const std::string& called, at::ScalarType type, at::IntArrayRef sizes) {
+    ProtoMessage shape;
     for (size_t i = 0; i < sizes.size(); ++i) {
-      auto* dimension = tensor->mutable_shape()->add_dim();
-      if (i == 0) {
-        dimension->set_dim_param("N");
-      } else {
-        dimension->set_dim_value(sizes[i]);
-      }
+      ProtoMessage dimension;
+      shape.message(1, i == 0 ? dimension.bytes(2, "N") : dimension.varint(1, unsigned_of(sizes[i])));
     }
+    const auto tensor = ProtoMessage().varint(1, unsigned_of(onnx_type(type))).message(2, shape);
+    return ProtoMessage().bytes(1, called).message(2, ProtoMessage().message(1, tensor));
   }
+  static uint64_t unsigned_of(int64_t value) { return static_cast<uint64_t>(value); }
 
   static at::ScalarType type_of(const Value* value) {
     const auto type = value->type()->cast<c10::TensorType>();
@@ -163,14 +157,14 @@ class OnnxWriter {
     } else if (!written_.emplace(called, true).second) {
       return called;
     }
-    auto& proto = *graph_.add_initializer();
-    proto.set_name(called);
-    proto.set_data_type(onnx_type(values.scalar_type()));
+    ProtoMessage proto;
     for (const int64_t size : values.sizes()) {
-      proto.add_dims(size);
+      proto.varint(1, unsigned_of(size));
     }
     const Tensor plain = values.detach().cpu().contiguous();
-    proto.set_raw_data(plain.data_ptr(), plain.nbytes());
+    proto.varint(2, unsigned_of(onnx_type(values.scalar_type()))).bytes(8, called);
+    proto.bytes(9, {static_cast<const char*>(plain.data_ptr()), plain.nbytes()});
+    graph_.message(5, proto);
     return called;
   }
   std::string integers(const std::vector<int64_t>& values) {
@@ -195,15 +189,13 @@ class OnnxWriter {
     return add_tensor(type.has_value() ? values.to(*type) : values, "");
   }
 
-  onnx::NodeProto& emit(const std::string& kind, const Names& inputs, const std::string& output) {
-    auto& node = *graph_.add_node();
-    node.set_op_type(kind);
-    node.set_name(output);
+  /// A NodeProto, to which set() adds attributes.
+  ProtoMessage& emit(const std::string& kind, const Names& inputs, const std::string& output) {
+    auto& node = nodes_.emplace_back();
     for (const auto& input : inputs) {
-      node.add_input(input);
+      node.bytes(1, input);
     }
-    node.add_output(output);
-    return node;
+    return node.bytes(2, output).bytes(3, output).bytes(4, kind);
   }
   std::string fresh() { return "t" + std::to_string(++values_); }
   std::string emit(const std::string& kind, const Names& inputs) {
@@ -212,28 +204,24 @@ class OnnxWriter {
     return output;
   }
   /// The node whose output `value` is.
-  onnx::NodeProto& emit(const std::string& kind, const Names& inputs, const Value* value) {
+  ProtoMessage& emit(const std::string& kind, const Names& inputs, const Value* value) {
     return emit(kind, inputs, names_[value] = fresh());
   }
-  static void set(onnx::NodeProto& node, const char* key, int64_t value) {
-    auto& attribute = *node.add_attribute();
-    attribute.set_name(key);
-    attribute.set_type(onnx::AttributeProto::INT);
-    attribute.set_i(value);
+  static ProtoMessage attribute(const char* key, uint64_t type) {
+    return ProtoMessage().bytes(1, key).varint(20, type);
   }
-  static void set(onnx::NodeProto& node, const char* key, float value) {
-    auto& attribute = *node.add_attribute();
-    attribute.set_name(key);
-    attribute.set_type(onnx::AttributeProto::FLOAT);
-    attribute.set_f(value);
+  static void set(ProtoMessage& node, const char* key, int64_t value) {
+    node.message(5, attribute(key, 2).varint(3, unsigned_of(value)));
   }
-  static void set(onnx::NodeProto& node, const char* key, const std::vector<int64_t>& values) {
-    auto& attribute = *node.add_attribute();
-    attribute.set_name(key);
-    attribute.set_type(onnx::AttributeProto::INTS);
+  static void set(ProtoMessage& node, const char* key, float value) {
+    node.message(5, attribute(key, 1).fixed32(2, value));
+  }
+  static void set(ProtoMessage& node, const char* key, const std::vector<int64_t>& values) {
+    auto list = attribute(key, 7);
     for (const int64_t value : values) {
-      attribute.add_ints(value);
+      list.varint(8, unsigned_of(value));
     }
+    node.message(5, list);
   }
   /// ONNX wants the padding of both sides.
   static std::vector<int64_t> twice(std::vector<int64_t> padding) {
@@ -432,7 +420,7 @@ class OnnxWriter {
       }
       set(emit("Concat", parts, out), "axis", number(in(1)));
     } else if (op == "to") {
-      set(emit("Cast", {name(in(0))}, out), "to", int64_t{onnx_type(type_of(out))});
+      set(emit("Cast", {name(in(0))}, out), "to", onnx_type(type_of(out)));
     } else if (op == "contiguous" || op == "detach" || op == "alias" || op == "dropout") {
       TORCH_CHECK(op != "dropout" || !constant(in(2)).toBool(), "save_onnx: dropout must not be active");
       names_[out] = name(in(0));
@@ -467,12 +455,12 @@ class OnnxWriter {
   }
 
   const OnnxOptions& options_;
-  onnx::ModelProto model_;
-  onnx::GraphProto& graph_;
+  ProtoMessage graph_;
+  std::deque<ProtoMessage> nodes_;  // their addresses stay
   std::unordered_map<const Value*, std::string> names_;
   std::unordered_map<const Value*, Attribute> attributes_;
   std::unordered_map<std::string, bool> written_;
-  int64_t batch_ = 0, values_ = 0, constants_ = 0;
+  int64_t batch_, values_ = 0, constants_ = 0;
 };
 
 }  // namespace detail
@@ -483,20 +471,13 @@ class OnnxWriter {
 /// batch and layer norm, linear layers, matmul, pooling, softmax, the usual activations, arithmetic and
 /// changes of shape.
 ///
-/// Throws one line that names a call with no counterpart here, what ONNX's own checker says of the result, or
-/// write_file_atomically()'s; nothing is left behind then.
+/// Throws one line that names a call with no counterpart here, or write_file_atomically()'s; nothing is left
+/// behind then.
 inline void save_onnx(const std::filesystem::path& path, const torch::jit::Module& module,
                       const Tensor& example, const OnnxOptions& options = {}) {
   const torch::NoGradGuard no_grad;
-  detail::OnnxWriter writer(module, example, options);
-  try {
-    onnx::checker::check_model(writer.model());
-  } catch (const std::exception& error) {
-    const std::string reason = error.what();
-    TORCH_CHECK(false, "save_onnx: ", reason.substr(0, reason.find('\n')));
-  }
-  std::string bytes;
-  TORCH_CHECK(writer.model().SerializeToString(&bytes), "save_onnx: a network of more than 2 GB");
+  const auto bytes = detail::OnnxWriter(module, example, options).str();
+  TORCH_CHECK(bytes.size() < uint64_t{1} << 31, "save_onnx: a network of more than 2 GB");
   write_file_atomically(path, bytes);
 }
 

@@ -3,12 +3,12 @@
 #include <ATen/ATen.h>
 #include <fmt/format.h>
 #include <mixmatch/detail/io/crc32c.hpp>
+#include <mixmatch/detail/io/proto_message.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/run/png.hpp>
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -22,50 +22,6 @@
 namespace mixmatch::training {
 
 namespace detail {
-
-/// The few kinds of protocol-buffer fields that TensorBoard's messages need.
-class ProtoMessage {
- public:
-  ProtoMessage& varint(unsigned field, uint64_t value) {
-    put_varint(uint64_t{field} << 3);
-    put_varint(value);
-    return *this;
-  }
-  ProtoMessage& fixed64(unsigned field, double value) {
-    put_varint(uint64_t{field} << 3 | 1);
-    put_little_endian(bytes_, std::bit_cast<uint64_t>(value), 8);
-    return *this;
-  }
-  ProtoMessage& fixed32(unsigned field, float value) {
-    put_varint(uint64_t{field} << 3 | 5);
-    put_little_endian(bytes_, std::bit_cast<uint32_t>(value), 4);
-    return *this;
-  }
-  ProtoMessage& bytes(unsigned field, std::string_view value) {
-    put_varint(uint64_t{field} << 3 | 2);
-    put_varint(value.size());
-    bytes_ += value;
-    return *this;
-  }
-  ProtoMessage& message(unsigned field, const ProtoMessage& value) { return bytes(field, value.bytes_); }
-  const std::string& str() const { return bytes_; }
-
-  static void put_little_endian(std::string& out, uint64_t value, int count) {
-    for (int i = 0; i < count; ++i) {
-      out += static_cast<char>(value >> (8 * i) & 0xFFU);
-    }
-  }
-
- private:
-  void put_varint(uint64_t value) {
-    for (; value >= 0x80; value >>= 7) {
-      bytes_ += static_cast<char>((value & 0x7FU) | 0x80U);
-    }
-    bytes_ += static_cast<char>(value);
-  }
-
-  std::string bytes_;
-};
 
 /// A name for a new events file that sorts after every one in the directory: TensorBoard reads them in that
 /// order, and a run that is resumed within the second it ended in must come second.
@@ -98,6 +54,8 @@ inline std::filesystem::path events_file_name(const std::filesystem::path& direc
 /// events file of the directory logged for later steps. 0 is a new run. Steps must be >= 0. Throws c10::Error
 /// "cannot write PATH: REASON".
 class TensorBoardWriter {
+  using ProtoMessage = mixmatch::detail::ProtoMessage;
+
  public:
   explicit TensorBoardWriter(const std::filesystem::path& directory, int64_t start_step = 0) {
     TORCH_CHECK(start_step >= 0, "TensorBoardWriter: start_step must be >= 0, got ", start_step);
@@ -116,7 +74,7 @@ class TensorBoardWriter {
       if (start_step > 0) {
         constexpr uint64_t status_start = 1;
         const auto first_new = static_cast<uint64_t>(start_step) + 1;
-        write_event(event().varint(2, first_new).message(7, detail::ProtoMessage().varint(1, status_start)));
+        write_event(event().varint(2, first_new).message(7, ProtoMessage().varint(1, status_start)));
       }
       flush();
     } catch (...) {
@@ -132,29 +90,29 @@ class TensorBoardWriter {
   }
 
   void scalar(std::string_view tag, double value, int64_t step) {
-    write_value(detail::ProtoMessage().bytes(1, tag).fixed32(2, static_cast<float>(value)), step);
+    write_value(ProtoMessage().bytes(1, tag).fixed32(2, static_cast<float>(value)), step);
   }
 
   /// uint8 [3, H, W] or [1, H, W], any device.
   void image(std::string_view tag, const at::Tensor& image, int64_t step) {
     const std::string png = encode_png(image);
-    const auto content = detail::ProtoMessage()
+    const auto content = ProtoMessage()
                              .varint(1, static_cast<uint64_t>(image.size(1)))
                              .varint(2, static_cast<uint64_t>(image.size(2)))
                              .varint(3, static_cast<uint64_t>(image.size(0)))
                              .bytes(4, png);
-    write_value(detail::ProtoMessage().bytes(1, tag).message(4, content), step);
+    write_value(ProtoMessage().bytes(1, tag).message(4, content), step);
   }
 
   /// Shown as Markdown.
   void text(std::string_view tag, std::string_view text, int64_t step) {
     constexpr uint64_t string_type = 7;
     constexpr uint64_t tensor_class = 2;
-    const auto plugin = detail::ProtoMessage().bytes(1, "text");
-    const auto metadata = detail::ProtoMessage().message(1, plugin).varint(4, tensor_class);
-    const auto shape = detail::ProtoMessage().message(2, detail::ProtoMessage().varint(1, 1));
-    const auto tensor = detail::ProtoMessage().varint(1, string_type).message(2, shape).bytes(8, text);
-    write_value(detail::ProtoMessage().bytes(1, tag).message(8, tensor).message(9, metadata), step);
+    const auto plugin = ProtoMessage().bytes(1, "text");
+    const auto metadata = ProtoMessage().message(1, plugin).varint(4, tensor_class);
+    const auto shape = ProtoMessage().message(2, ProtoMessage().varint(1, 1));
+    const auto tensor = ProtoMessage().varint(1, string_type).message(2, shape).bytes(8, text);
+    write_value(ProtoMessage().bytes(1, tag).message(8, tensor).message(9, metadata), step);
   }
 
   /// Hands everything written so far to the operating system; also done about once a second by the calls
@@ -170,22 +128,20 @@ class TensorBoardWriter {
   const std::filesystem::path& path() const { return path_; }
 
  private:
-  static detail::ProtoMessage event() {
+  static ProtoMessage event() {
     const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
-    return detail::ProtoMessage().fixed64(1, now.count());
+    return ProtoMessage().fixed64(1, now.count());
   }
 
-  void write_value(const detail::ProtoMessage& value, int64_t step) {
+  void write_value(const ProtoMessage& value, int64_t step) {
     TORCH_CHECK(step >= 0, "TensorBoardWriter: step must be >= 0, got ", step);
-    write_event(
-        event().varint(2, static_cast<uint64_t>(step)).message(5, detail::ProtoMessage().message(1, value)));
+    write_event(event().varint(2, static_cast<uint64_t>(step)).message(5, ProtoMessage().message(1, value)));
     if (std::chrono::steady_clock::now() - last_flush_ > std::chrono::seconds(1)) {
       flush();
     }
   }
 
-  void write_event(const detail::ProtoMessage& event) {
-    using detail::ProtoMessage;
+  void write_event(const ProtoMessage& event) {
     std::string length;
     ProtoMessage::put_little_endian(length, event.str().size(), 8);
     pending_ += length;
