@@ -2,6 +2,7 @@
 
 #include <ATen/Parallel.h>
 #include <c10/util/Exception.h>
+#include <dlfcn.h>
 
 #include <condition_variable>
 #include <functional>
@@ -11,22 +12,16 @@
 #include <thread>
 #include <utility>
 
-#if defined(__unix__) || defined(__APPLE__)
-#include <dlfcn.h>
-#endif
-
 namespace mixmatch::detail {
 
 /// Makes LibTorch compute on this thread alone when it is called from it. at::set_num_threads would change
 /// the number for the whole process; OpenMP's own call is for the calling thread, and reaches the runtime
 /// that LibTorch brought without our being compiled for OpenMP. Where there is none, nothing changes.
 inline void compute_on_this_thread_alone() {
-#if defined(__unix__) || defined(__APPLE__)
   at::get_num_threads();  // LibTorch sets a new thread's number at its first question, and not again
   if (auto* set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) {
     set(1);
   }
-#endif
 }
 
 /// A thread that carries out one task after the other, from its first task until it is destroyed; at most one
