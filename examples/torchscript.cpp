@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <exception>
 #include <filesystem>
 #include <sstream>
@@ -92,11 +91,10 @@ int train(const Options& o) {
 
   torch::manual_seed(o.seed);
   auto model = load_model(o.model, data, device);
-  bool trainable = false;
-  for (const Tensor& parameter : model.parameters()) {
-    trainable = trainable || parameter.requires_grad();
-  }
-  TORCH_CHECK(trainable, "--model ", o.model,
+  const auto parameters = mm::detail::model_parameters(model);
+  TORCH_CHECK(std::any_of(parameters.begin(), parameters.end(),
+                          [](const auto& item) { return item.tensor.requires_grad(); }),
+              "--model ", o.model,
               " has no parameter that takes a gradient: was it frozen before it was exported?");
   // As with any other model: state, method, trainer.
   mm::training::TrainState state(
@@ -119,12 +117,9 @@ int train(const Options& o) {
     const int64_t before = state.step;
     const auto means = trainer.run(std::min(tenth, o.steps - before));
     const double value = means.values[1];  // the labeled loss
-    if (!means.finite || !std::isfinite(means.values[0])) {
+    if (const auto problem = means.problem(); !problem.empty()) {
       progress.finish();
-      mm::training::print_message(stderr, "torchscript: {} at step {}; nothing was written\n",
-                                  std::isfinite(means.values[0])
-                                      ? "a gradient is not finite"
-                                      : fmt::format("the loss is {}", means.values[0]),
+      mm::training::print_message(stderr, "torchscript: {} at step {}; nothing was written\n", problem,
                                   state.step);
       return 1;
     }

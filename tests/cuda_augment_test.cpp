@@ -23,37 +23,33 @@ emulated::Strides strides_of(const Tensor& images) {
   return {images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
 }
 
-Tensor run(const Tensor& images, const CropFlip* crops, const mixmatch::detail::PixelScale& scale,
+/// The kernel, without `scale` to bytes.
+Tensor run(const Tensor& images, const CropFlip* crops, const mixmatch::detail::PixelScale* scale,
            at::ScalarType type) {
   const Tensor out = channels_last_of(images, type);
   emulated::PixelScale pixels{};
-  std::copy(scale.shift.begin(), scale.shift.end(), pixels.shift);
-  std::copy(scale.scale.begin(), scale.scale.end(), pixels.scale);
+  std::fill(std::begin(pixels.scale), std::end(pixels.scale), 1.0);
+  if (scale != nullptr) {
+    std::copy(scale->shift.begin(), scale->shift.end(), pixels.shift);
+    std::copy(scale->scale.begin(), scale->scale.end(), pixels.scale);
+  }
   const auto offsets = [&](const Tensor& of) {
     return crops == nullptr ? nullptr : emulated::pointer<const long long>(of);
   };
   const CropFlip none;
   const CropFlip& used = crops == nullptr ? none : *crops;
-  emulated::dispatch(type, [&](auto scalar) {
+  const auto launch = [&](auto scalar) {
     using Scalar = decltype(scalar);
     emulated::launch(3, 1, 8, emulated::crop_flip<Scalar>, emulated::pointer<Scalar>(out),
                      emulated::pointer<unsigned char>(images), offsets(used.flip), offsets(used.row),
                      offsets(used.column), used.padding, images.size(0), images.size(1), images.size(2),
                      images.size(3), strides_of(images), pixels);
-  });
-  return out;
-}
-
-/// The same without scaling.
-Tensor run_bytes(const Tensor& images, const CropFlip* crops) {
-  const Tensor out = channels_last_of(images, at::kByte);
-  const auto offsets = [&](const Tensor CropFlip::*of) {
-    return crops == nullptr ? nullptr : emulated::pointer<const long long>(crops->*of);
   };
-  emulated::launch(3, 1, 8, emulated::crop_flip_bytes<unsigned char>, emulated::pointer<unsigned char>(out),
-                   emulated::pointer<const unsigned char>(images), offsets(&CropFlip::flip),
-                   offsets(&CropFlip::row), offsets(&CropFlip::column), crops == nullptr ? 0 : crops->padding,
-                   images.size(0), images.size(1), images.size(2), images.size(3), strides_of(images));
+  if (scale == nullptr) {
+    launch(static_cast<unsigned char>(0));
+  } else {
+    emulated::dispatch(type, launch);
+  }
   return out;
 }
 
@@ -71,15 +67,15 @@ TEST_CASE("the augmentation kernel crops, mirrors and scales to the same bits as
       for (const auto type : emulated::all_types) {
         INFO(type << ", strides " << images.strides());
         const Tensor cropped = mixmatch::detail::crop_flip_composite(images, crops);
-        CHECK(run(images, &crops, scale, type)
+        CHECK(run(images, &crops, &scale, type)
                   .equal(mixmatch::detail::scale_pixels_composite(cropped, scale, type)));
-        CHECK(run(images, nullptr, scale, type)
+        CHECK(run(images, nullptr, &scale, type)
                   .equal(mixmatch::detail::scale_pixels_composite(images, scale, type)));
       }
-      const Tensor cropped = run_bytes(images, &crops);
+      const Tensor cropped = run(images, &crops, nullptr, at::kByte);
       CHECK(cropped.equal(mixmatch::detail::crop_flip_composite(images, crops)));
       CHECK(cropped.is_contiguous(at::MemoryFormat::ChannelsLast));
-      CHECK(run_bytes(images, nullptr).equal(images));
+      CHECK(run(images, nullptr, nullptr, at::kByte).equal(images));
     }
   }
 }
@@ -111,10 +107,10 @@ TEST_CASE("the library launches the augmentation kernel with what it expects") {
 TEST_CASE("the library launches the kernel for bytes with what it expects") {
   torch::manual_seed(3);
   emulated::EmulatedDevice device;
-  device.add("crop_flip_bytes<u8>", emulated::crop_flip_bytes<unsigned char>);
+  device.add("crop_flip<u8>", emulated::crop_flip<unsigned char>);
   const auto crop = [](const Tensor& images, const CropFlip& crops) {
-    return mixmatch::detail::crop_flip_bytes_on_cuda(images, crops.flip, crops.row, crops.column,
-                                                     crops.padding);
+    return mixmatch::detail::crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding, {},
+                                               {}, at::kByte);
   };
   const CropFlip crops{2, at::tensor({0, 1, 1}, at::kLong), at::tensor({0, 4, 2}, at::kLong),
                        at::tensor({3, 1, 0}, at::kLong)};

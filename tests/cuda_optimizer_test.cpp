@@ -9,13 +9,16 @@
 
 #include <limits>
 #include <memory>
+#include <variant>
 #include <vector>
 
+using mixmatch::detail::AdamRule;
 using mixmatch::detail::flat_step_;
 using mixmatch::detail::flat_step_composite_;
 using mixmatch::detail::FlatConstants;
 using mixmatch::detail::FlatParameters;
 using mixmatch::detail::FlatScalars;
+using mixmatch::detail::SgdRule;
 using torch::Tensor;
 
 namespace cuda_emulation {
@@ -29,15 +32,8 @@ enum class FlatRule { adam, nesterov, momentum };
 const std::vector<FlatRule> kFlatRules{FlatRule::adam, FlatRule::nesterov, FlatRule::momentum};
 
 FlatConstants flat_constants(FlatRule rule, double l2 = 0.2) {
-  FlatConstants constants;
-  constants.beta1 = 0.8;
-  constants.beta2 = 0.95;
-  constants.eps = 1e-6;
-  constants.momentum = 0.7;
-  constants.nesterov = rule == FlatRule::nesterov;
-  constants.weight_decay = 0.3;
-  constants.l2 = l2;
-  return constants;
+  const mixmatch::detail::UpdateRule adam = AdamRule{0.8, 0.95, 1e-6};
+  return {rule == FlatRule::adam ? adam : SgdRule{0.7, rule == FlatRule::nesterov}, 0.3, l2};
 }
 
 Tensor flat_scalar(double value) { return at::full({}, value, at::kDouble); }
@@ -81,15 +77,16 @@ void emulated_flat_step(const FlatParameters& f, const FlatScalars& s, const Fla
       const auto* decay =
           s.average_decay.defined() ? emulated::pointer<const double>(s.average_decay) : nullptr;
       const auto* apply = s.apply.defined() ? emulated::pointer<const unsigned char>(s.apply) : nullptr;
-      if (f.second_moment.defined()) {
+      if (const auto* adam = std::get_if<AdamRule>(&c.rule)) {
         emulated::launch(2, 1, 4, emulated::adam_step<Scalar>, at(f.parameters), gradients,
                          at(f.first_moment), at(f.second_moment), at(f.average), is_kernel,
-                         emulated::pointer<const long long>(s.steps_done), rate, decay, apply, c.beta1,
-                         c.beta2, c.eps, c.weight_decay, c.l2, kFlatSize);
+                         emulated::pointer<const long long>(s.steps_done), rate, decay, apply, adam->beta1,
+                         adam->beta2, adam->eps, c.weight_decay, c.l2, kFlatSize);
       } else {
+        const auto& sgd = std::get<SgdRule>(c.rule);
         emulated::launch(2, 1, 4, emulated::sgd_step<Scalar>, at(f.parameters), gradients, at(f.first_moment),
-                         at(f.average), is_kernel, rate, decay, apply, c.momentum,
-                         static_cast<long long>(c.nesterov), c.weight_decay, c.l2, kFlatSize);
+                         at(f.average), is_kernel, rate, decay, apply, sgd.momentum,
+                         static_cast<long long>(sgd.nesterov), c.weight_decay, c.l2, kFlatSize);
       }
     }
   };
@@ -98,21 +95,22 @@ void emulated_flat_step(const FlatParameters& f, const FlatScalars& s, const Fla
 
 /// LibTorch's optimiser of a double-precision copy: its kernels, with the penalty, and the rest.
 struct FlatReference {
-  FlatReference(FlatRule rule, const Tensor& start, const FlatConstants& c) {
+  FlatReference(const Tensor& start, const FlatConstants& c) {
     const Tensor whole = start.to(at::kDouble);
     parts = {whole.narrow(0, 0, kFlatKernels).clone().requires_grad_(),
              whole.narrow(0, kFlatKernels, kFlatSize - kFlatKernels).clone().requires_grad_()};
     average = whole.clone();
     for (size_t i = 0; i < 2; ++i) {
       const double l2 = i == 0 ? c.l2 : 0;
-      if (rule == FlatRule::adam) {
+      if (const auto* adam = std::get_if<AdamRule>(&c.rule)) {
         optimizers.push_back(std::make_unique<torch::optim::Adam>(
             std::vector<Tensor>{parts[i]},
-            torch::optim::AdamOptions().betas({c.beta1, c.beta2}).eps(c.eps).weight_decay(l2)));
+            torch::optim::AdamOptions().betas({adam->beta1, adam->beta2}).eps(adam->eps).weight_decay(l2)));
       } else {
+        const auto& sgd = std::get<SgdRule>(c.rule);
         optimizers.push_back(std::make_unique<torch::optim::SGD>(
             std::vector<Tensor>{parts[i]},
-            torch::optim::SGDOptions(1).momentum(c.momentum).nesterov(c.nesterov).weight_decay(l2)));
+            torch::optim::SGDOptions(1).momentum(sgd.momentum).nesterov(sgd.nesterov).weight_decay(l2)));
       }
     }
   }
@@ -152,7 +150,7 @@ TEST_CASE("a flat step is LibTorch's optimiser, then decay of kernels, then the 
           const auto constants = flat_constants(rule, l2);
           auto composite = flat_parameters(rule, type, averages),
                kernel = flat_parameters(rule, type, averages);
-          FlatReference expected(rule, composite.parameters, constants);
+          FlatReference expected(composite.parameters, constants);
           for (int64_t step = 0; step < 6; ++step) {
             composite.gradients = kernel.gradients = flat_gradient(step, type);
             expected.step(composite.gradients, flat_rate(step), constants.weight_decay);

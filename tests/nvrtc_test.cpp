@@ -64,7 +64,7 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_optimizer_source, "adam_step<" + type + ">");
     kernels.emplace_back(cuda_optimizer_source, "sgd_step<" + type + ">");
   }
-  kernels.emplace_back(cuda_augment_source, "crop_flip_bytes<u8>");
+  kernels.emplace_back(cuda_augment_source, "crop_flip<u8>");
   kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
   kernels.emplace_back(cuda_shuffle_source, "counter_words<i64>");
   kernels.emplace_back(cuda_rand_augment_source, "rand_augment<u8>");

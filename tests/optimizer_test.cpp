@@ -777,6 +777,27 @@ TEST_CASE("Optimizer: on a device synchronize() brings the averaged model up to 
   CHECK(averaged_mean() == 4);
 }
 
+TEST_CASE("Optimizer: on the CPU a step brings the averaged model up to date, and nothing does it twice") {
+  auto model = optimizer_model(15);
+  mm::EmaModel ema(model);
+  Optimizer optimizer(model, ema, OptimizerOptions(0.01));
+  auto* norm = model[1]->as<torch::nn::BatchNorm2d>();
+  const auto averaged_mean = [&] {
+    auto scope = ema.average_parameters();
+    return norm->running_mean[0].item<double>();
+  };
+  for (const int64_t step : {1, 2}) {
+    norm->running_mean.fill_(10 * step);
+    fill_optimizer_gradients(model, step);
+    CHECK(optimizer.step().item<bool>());
+    CHECK(averaged_mean() == static_cast<double>(10 * step));
+    norm->running_mean.fill_(10 * step + 5);  // for the next step
+    CHECK(optimizer.synchronize() == step);
+    CHECK(averaged_mean() == static_cast<double>(10 * step));
+    CHECK(ema.num_updates() == step);
+  }
+}
+
 TEST_CASE("Optimizer: goes on from an averaged model's own count") {
   for (const auto path : kAllPaths) {
     auto model = optimizer_model(16);

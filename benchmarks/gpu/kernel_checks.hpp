@@ -174,9 +174,9 @@ inline void check_optimizer(std::vector<Check>& checks, torch::Device device, bo
       const mixmatch::detail::FlatScalars scalars{
           at::full({}, step, at::TensorOptions(device).dtype(at::kLong)), scalar(0.01), scalar(0.9),
           at::ones({}, at::TensorOptions(device).dtype(at::kBool))};
-      mixmatch::detail::FlatConstants constants;
-      constants.weight_decay = 0.3;
-      constants.l2 = adam ? 0 : 0.1;
+      const mixmatch::detail::UpdateRule rule = mixmatch::detail::AdamRule{};
+      const mixmatch::detail::FlatConstants constants{adam ? rule : mixmatch::detail::SgdRule{}, 0.3,
+                                                      adam ? 0 : 0.1};
       mixmatch::detail::flat_step_(found, scalars, constants);
       mixmatch::detail::flat_step_composite_(exact, scalars, constants);
     }

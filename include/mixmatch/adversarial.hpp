@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/model.hpp>
@@ -70,7 +71,7 @@ Tensor virtual_adversarial_direction(Model& model, const Tensor& input,
   detail::check_virtual_adversarial("virtual_adversarial_direction", options);
   TORCH_CHECK(input.defined() && input.dim() >= 2 && at::isFloatingType(input.scalar_type()),
               "virtual_adversarial_direction: input must be floating-point [N, ...], got ",
-              input.defined() ? c10::str(input.scalar_type(), " ", input.sizes()) : std::string("undefined"));
+              detail::type_and_sizes(input));
   const training::Autocast no_autocast(input.device(), at::kFloat);
   const training::NoTf32 no_tf32;
   const auto frozen = freeze_batch_norm(model);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/losses.hpp>
 
 #include <string_view>
@@ -57,8 +58,7 @@ inline AnnealedLoss annealed_cross_entropy(const Tensor& logits, const Tensor& l
   detail::check_loss_labels("annealed_cross_entropy", logits, labels);
   TORCH_CHECK(threshold.defined() && threshold.dim() == 0 && at::isFloatingType(threshold.scalar_type()),
               "annealed_cross_entropy: threshold must be a floating-point scalar tensor, got ",
-              threshold.defined() ? c10::str(threshold.scalar_type(), " ", threshold.sizes())
-                                  : std::string("undefined"));
+              detail::type_and_sizes(threshold));
   const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
   const Tensor chosen = log_probabilities.gather(1, labels.unsqueeze(1)).squeeze(1);
   const Tensor keep = chosen.detach().exp().le(threshold).to(chosen.scalar_type());

@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <mixmatch/detail/cpu/guess_kernel.hpp>
 #include <mixmatch/detail/cuda/cuda_sharpen.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/nn/forward_each.hpp>
 #include <mixmatch/sharpen.hpp>
@@ -26,10 +27,8 @@ inline Tensor float_logits(const Tensor& logits) {
 }
 
 inline void check_logits(const char* function, const Tensor& logits) {
-  TORCH_CHECK(
-      logits.defined() && logits.dim() == 2 && at::isFloatingType(logits.scalar_type()), function,
-      ": logits must be a floating-point [N, L] tensor, got ",
-      logits.defined() ? c10::str(logits.scalar_type(), " ", logits.sizes()) : std::string("undefined"));
+  TORCH_CHECK(logits.defined() && logits.dim() == 2 && at::isFloatingType(logits.scalar_type()), function,
+              ": logits must be a floating-point [N, L] tensor, got ", type_and_sizes(logits));
 }
 
 /// The formula in plain ATen calls, on any device.

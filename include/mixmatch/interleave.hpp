@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/nn/forward_each.hpp>
@@ -76,15 +77,12 @@ struct InterleavedLogits {
 /// labeled ones, and like them.
 template <class Model>
 InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const Tensor& unlabeled) {
-  const auto sizes = [](const Tensor& tensor) {
-    return tensor.defined() ? c10::str(tensor.sizes()) : std::string("undefined");
-  };
   TORCH_CHECK(labeled.defined() && labeled.dim() >= 1, "forward_interleaved: labeled must be [B, ...], got ",
-              sizes(labeled));
+              detail::sizes_text(labeled));
   TORCH_CHECK(
       unlabeled.defined() && unlabeled.dim() >= 1 && unlabeled.sizes().slice(1) == labeled.sizes().slice(1),
       "forward_interleaved: unlabeled must have rows like those of labeled ", labeled.sizes(), ", got ",
-      sizes(unlabeled));
+      detail::sizes_text(unlabeled));
   TORCH_CHECK(unlabeled.device() == labeled.device(),
               "forward_interleaved: unlabeled must be on the device of labeled, ", labeled.device(), ", got ",
               unlabeled.device());

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/guess_labels.hpp>
 
 namespace mixmatch {
@@ -9,28 +10,25 @@ namespace detail {
 
 inline void check_loss_arguments(const char* function, const Tensor& logits, const Tensor& targets) {
   check_logits(function, logits);
-  TORCH_CHECK(
-      targets.defined() && at::isFloatingType(targets.scalar_type()), function,
-      ": targets must be floating-point probabilities [N, L], got ",
-      targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
-      "; class labels go through mixmatch::one_hot(labels, num_classes)");
+  TORCH_CHECK(targets.defined() && at::isFloatingType(targets.scalar_type()), function,
+              ": targets must be floating-point probabilities [N, L], got ", detail::type_and_sizes(targets),
+              "; class labels go through mixmatch::one_hot(labels, num_classes)");
   TORCH_CHECK(targets.sizes() == logits.sizes(), function, ": targets must have the logits' shape ",
               logits.sizes(), ", got ", targets.sizes());
 }
 
 inline void check_loss_labels(const char* function, const Tensor& logits, const Tensor& labels) {
-  TORCH_CHECK(
-      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
-          labels.size(0) == logits.size(0),
-      function, ": labels must be int64 [", logits.size(0), "], got ",
-      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+  TORCH_CHECK(labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong &&
+                  labels.size(0) == logits.size(0),
+              function, ": labels must be int64 [", logits.size(0), "], got ",
+              detail::type_and_sizes(labels));
 }
 
 inline void check_loss_mask(const char* function, const Tensor& logits, const Tensor& mask) {
   TORCH_CHECK(mask.defined() && mask.dim() == 1 && mask.size(0) == logits.size(0) &&
                   at::isFloatingType(mask.scalar_type()),
               function, ": mask must be floating-point [", logits.size(0), "], got ",
-              mask.defined() ? c10::str(mask.scalar_type(), " ", mask.sizes()) : std::string("undefined"));
+              detail::type_and_sizes(mask));
 }
 
 /// The mean over all rows of `losses` [N], weighted by `mask` where there is one; zero rows give 0.

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/one_hot.hpp>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -35,36 +37,24 @@ enum class MixMode {
 
 namespace detail {
 
-inline constexpr std::array<std::pair<MixMode, std::string_view>, 9> kMixModes{{{MixMode::none, "."},
-                                                                                {MixMode::xx, "xx."},
-                                                                                {MixMode::yy, ".yy"},
-                                                                                {MixMode::xx_yy, "xx.yy"},
-                                                                                {MixMode::xxy, "xxy."},
-                                                                                {MixMode::yxy, ".yxy"},
-                                                                                {MixMode::xx_yxy, "xx.yxy"},
-                                                                                {MixMode::xx_yx, "xx.yx"},
-                                                                                {MixMode::all, "xxy.yxy"}}};
+/// In the order of MixMode.
+inline constexpr std::array<std::string_view, 9> kMixModes{".",    "xx.",    ".yy",   "xx.yy",  "xxy.",
+                                                           ".yxy", "xx.yxy", "xx.yx", "xxy.yxy"};
 
 }  // namespace detail
 
 /// The mode of that name; throws, quoting it, if there is none.
 inline MixMode parse_mix_mode(std::string_view name) {
-  for (const auto& [mode, text] : detail::kMixModes) {
-    if (text == name) {
-      return mode;
-    }
-  }
-  TORCH_CHECK(false, "parse_mix_mode: unknown mixing mode \"", detail::printable_beginning(name, 40),
+  const auto* found = std::find(detail::kMixModes.begin(), detail::kMixModes.end(), name);
+  TORCH_CHECK(found != detail::kMixModes.end(), "parse_mix_mode: unknown mixing mode \"",
+              detail::printable_beginning(name, 40),
               "\"; expected one of . xx. .yy xx.yy xxy. .yxy xx.yxy xx.yx xxy.yxy");
+  return static_cast<MixMode>(found - detail::kMixModes.begin());
 }
 
 inline std::string_view to_string(MixMode mode) {
-  for (const auto& [known, text] : detail::kMixModes) {
-    if (known == mode) {
-      return text;
-    }
-  }
-  return "?";
+  const auto index = static_cast<size_t>(mode);
+  return index < detail::kMixModes.size() ? detail::kMixModes[index] : "?";
 }
 
 struct MixMatchOptions {
@@ -99,16 +89,6 @@ struct LabeledRows {
   Tensor inputs, targets;
 };
 
-inline LabeledRows joined(const LabeledRows& first, const LabeledRows& second) {
-  return {join_rows({first.inputs, second.inputs}), join_rows({first.targets, second.targets})};
-}
-
-inline LabeledRows mixed(const LabeledRows& rows, const MixUpOptions& options,
-                         const std::optional<at::Generator>& generator) {
-  auto result = mixup(rows.inputs, rows.targets, options, generator);
-  return {std::move(result.inputs), std::move(result.targets)};
-}
-
 /// y mixed with rows of x only: partners run through random orders of x until every row of y has one.
 inline LabeledRows mixed_with(const BatchNames& names, const LabeledRows& y, const LabeledRows& x,
                               const MixUpOptions& options, const std::optional<at::Generator>& generator) {
@@ -136,18 +116,20 @@ inline LabeledRows mixed_with(const BatchNames& names, const LabeledRows& y, con
           mix_rows(y.targets, x.targets, partners, lambda, names.function)};
 }
 
-}  // namespace detail
+/// What the mode mixes labeled and unlabeled rows with: its name before and after the dot.
+struct MixPartners {
+  std::string_view labeled, unlabeled;
 
-namespace detail {
-
-inline std::string sizes_text(const Tensor& tensor) {
-  return tensor.defined() ? c10::str(tensor.sizes()) : std::string("undefined");
-}
-
-/// Whether the mode makes one batch of labeled and unlabeled rows, or partners of them.
-inline bool joins_rows(MixMode mode) {
-  return mode != MixMode::none && mode != MixMode::xx && mode != MixMode::yy && mode != MixMode::xx_yy;
-}
+  MixPartners(const BatchNames& names, MixMode mode) {
+    const auto name = to_string(mode);
+    const size_t dot = name.find('.');
+    TORCH_CHECK(dot != name.npos, names.function, ": mix_mode is not one of the nine modes");
+    labeled = name.substr(0, dot);
+    unlabeled = name.substr(dot + 1);
+  }
+  /// Whether labeled and unlabeled rows make one batch, or are partners.
+  bool join_rows() const { return labeled == "xxy" || unlabeled == "yxy" || unlabeled == "yx"; }
+};
 
 inline void check_rows_alike(const BatchNames& names, const Tensor& labeled, const Tensor& unlabeled) {
   TORCH_CHECK(labeled.sizes().slice(1) == unlabeled.sizes().slice(1), names.function, ": ", names.unlabeled,
@@ -174,7 +156,7 @@ MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const T
                 ": all views of ", names.unlabeled, " must have one shape [U, ...], that of the first ",
                 sizes_text(views.front()), ", got ", sizes_text(view));
   }
-  if (joins_rows(options.mix_mode())) {
+  if (MixPartners(names, options.mix_mode()).join_rows()) {
     check_rows_alike(names, labeled_view, views.front());
   }
   const Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
@@ -190,6 +172,7 @@ MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const T
   return {labeled_view, targets, join_rows(views), guess.repeat({options.num_augmentations(), 1})};
 }
 
+/// Algorithm 1, line 5: K augmentations of the unlabeled rows.
 template <class Augment>
 std::vector<Tensor> augmented_views(const BatchNames& names, Augment&& augment, const Tensor& unlabeled,
                                     int64_t num_augmentations) {
@@ -202,15 +185,6 @@ std::vector<Tensor> augmented_views(const BatchNames& names, Augment&& augment, 
   return views;
 }
 
-template <class Model, class Augment>
-MixMatchBatch augment_and_guess(const BatchNames& names, Model& model, Augment&& augment,
-                                const Tensor& labeled, const Tensor& labels, const Tensor& unlabeled,
-                                const MixMatchOptions& options) {
-  const Tensor labeled_view = augment(labeled);
-  const auto views = augmented_views(names, augment, unlabeled, options.num_augmentations());
-  return with_guessed_labels(names, model, labeled_view, labels, views, options);
-}
-
 /// Throws unless the rows can be mixed by the options.
 inline void check_unmixed(const BatchNames& names, const LabeledRows& x, const LabeledRows& y,
                           const MixMatchOptions& options) {
@@ -218,19 +192,16 @@ inline void check_unmixed(const BatchNames& names, const LabeledRows& x, const L
     TORCH_CHECK(
         rows.inputs.defined() && rows.inputs.dim() >= 1 && at::isFloatingType(rows.inputs.scalar_type()),
         names.function, ": ", name, " must be a floating-point [N, ...] tensor, got ",
-        rows.inputs.defined() ? c10::str(rows.inputs.scalar_type(), " ", rows.inputs.sizes())
-                              : std::string("undefined"));
+        type_and_sizes(rows.inputs));
     TORCH_CHECK(rows.targets.defined() && rows.targets.dim() == 2 &&
                     at::isFloatingType(rows.targets.scalar_type()) &&
                     rows.targets.size(0) == rows.inputs.size(0),
                 names.function, ": targets of ", name, " must be floating-point [", rows.inputs.size(0),
-                ", L] as it has rows, got ",
-                rows.targets.defined() ? c10::str(rows.targets.scalar_type(), " ", rows.targets.sizes())
-                                       : std::string("undefined"));
+                ", L] as it has rows, got ", type_and_sizes(rows.targets));
   };
   check(names.labeled, x);
   check(names.unlabeled, y);
-  if (joins_rows(options.mix_mode())) {
+  if (MixPartners(names, options.mix_mode()).join_rows()) {
     check_rows_alike(names, x.inputs, y.inputs);
     TORCH_CHECK(x.targets.size(1) == y.targets.size(1), names.function, ": targets of ", names.unlabeled,
                 " must have as many classes as those of ", names.labeled, ", ", x.targets.size(1), ", got ",
@@ -248,57 +219,36 @@ inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMat
   const LabeledRows x{unmixed.labeled_inputs, unmixed.labeled_targets};
   const LabeledRows y{unmixed.unlabeled_inputs, unmixed.unlabeled_targets};
   check_unmixed(names, x, y, options);
-  const double alpha_x = options.alpha();
-  const double alpha_y = options.alpha_unlabeled().value_or(alpha_x);
-  const int64_t num_labeled = x.inputs.size(0);
-  const auto mixup_options = [&](double alpha) {
+  const double alpha_x = options.alpha(), alpha_y = options.alpha_unlabeled().value_or(alpha_x);
+  const auto options_of = [&](double alpha) {
     return MixUpOptions().alpha(alpha).per_sample(options.per_sample());
   };
   const auto mix = [&](const LabeledRows& rows, double alpha) {
-    return mixed(rows, mixup_options(alpha), generator);
+    auto mixed = mixup(rows.inputs, rows.targets, options_of(alpha), generator);
+    return LabeledRows{std::move(mixed.inputs), std::move(mixed.targets)};
   };
-  const auto mix_all = [&] { return mix(joined(x, y), 0.5 * (alpha_x + alpha_y)); };
-  const auto head = [&](const LabeledRows& rows) {
-    return LabeledRows{rows.inputs.narrow(0, 0, num_labeled), rows.targets.narrow(0, 0, num_labeled)};
-  };
-  const auto tail = [&](const LabeledRows& rows) {
-    const int64_t rest = rows.inputs.size(0) - num_labeled;
-    return LabeledRows{rows.inputs.narrow(0, num_labeled, rest), rows.targets.narrow(0, num_labeled, rest)};
-  };
-  const auto batch = [](const LabeledRows& labeled, const LabeledRows& unlabeled) {
-    return MixMatchBatch{labeled.inputs, labeled.targets, unlabeled.inputs, unlabeled.targets};
-  };
-  switch (options.mix_mode()) {
-    case MixMode::none:
-      return batch(x, y);
-    case MixMode::xx:
-      return batch(mix(x, alpha_x), y);
-    case MixMode::yy:
-      return batch(x, mix(y, alpha_y));
-    case MixMode::xx_yy: {
-      const auto labeled = mix(x, alpha_x);
-      return batch(labeled, mix(y, alpha_y));
-    }
-    case MixMode::xxy:
-      return batch(head(mix_all()), y);
-    case MixMode::yxy:
-      return batch(x, tail(mix_all()));
-    case MixMode::xx_yxy: {
-      const auto labeled = mix(x, alpha_x);
-      return batch(labeled, tail(mix_all()));
-    }
-    case MixMode::xx_yx: {
-      const auto labeled = mix(x, alpha_x);
-      return batch(labeled, mixed_with(names, y, x, mixup_options(alpha_y), generator));
-    }
-    case MixMode::all: {
-      const auto rows = mix_all();
-      return batch(head(rows), tail(rows));
-    }
+  const MixPartners with(names, options.mix_mode());
+  LabeledRows labeled = x, unlabeled = y;
+  if (with.labeled == "xx") {
+    labeled = mix(x, alpha_x);
   }
-  // Not TORCH_CHECK, which unoptimised code is seen to come back from.
-  C10_THROW_ERROR(Error, std::string(names.function) + ": mix_mode is not one of the nine modes");
+  if (with.labeled == "xxy" || with.unlabeled == "yxy") {
+    const auto all =
+        mix({join_rows({x.inputs, y.inputs}), join_rows({x.targets, y.targets})}, 0.5 * (alpha_x + alpha_y));
+    const auto part = [&all](int64_t first, int64_t count) {
+      return LabeledRows{all.inputs.narrow(0, first, count), all.targets.narrow(0, first, count)};
+    };
+    labeled = with.labeled == "xxy" ? part(0, x.inputs.size(0)) : labeled;
+    unlabeled = with.unlabeled == "yxy" ? part(x.inputs.size(0), y.inputs.size(0)) : y;
+  }
+  if (with.unlabeled == "yy") {
+    unlabeled = mix(y, alpha_y);
+  } else if (with.unlabeled == "yx") {
+    unlabeled = mixed_with(names, y, x, options_of(alpha_y), generator);
+  }
+  return {labeled.inputs, labeled.targets, unlabeled.inputs, unlabeled.targets};
 }
+
 }  // namespace detail
 
 /// Algorithm 1, lines 7-8, for rows that were augmented already: the labels guessed over all K views, joined
@@ -312,22 +262,6 @@ MixMatchBatch with_guessed_labels(Model& model, const Tensor& labeled_view, cons
                                   const std::vector<Tensor>& views, const MixMatchOptions& options = {}) {
   return detail::with_guessed_labels({"with_guessed_labels", "labeled_view", "views"}, model, labeled_view,
                                      labels, views, options);
-}
-
-/// Algorithm 1, line 5: K augmentations of the unlabeled rows.
-template <class Augment>
-std::vector<Tensor> augmented_views(Augment&& augment, const Tensor& unlabeled, int64_t num_augmentations) {
-  return detail::augmented_views({"augmented_views", "labeled", "unlabeled"}, augment, unlabeled,
-                                 num_augmentations);
-}
-
-/// Algorithm 1, lines 2-8: one augmentation of the labeled rows with their labels, K of the unlabeled rows,
-/// and with_guessed_labels() of these.
-template <class Model, class Augment>
-MixMatchBatch augment_and_guess(Model& model, Augment&& augment, const Tensor& labeled, const Tensor& labels,
-                                const Tensor& unlabeled, const MixMatchOptions& options = {}) {
-  return detail::augment_and_guess({"augment_and_guess", "labeled", "unlabeled"}, model, augment, labeled,
-                                   labels, unlabeled, options);
 }
 
 /// MixUp of a labeled batch x and an unlabeled batch y (all K views, with their guessed labels) by one of
@@ -355,7 +289,9 @@ MixMatchBatch mixmatch_batch(Model& model, Augment&& augment, const Tensor& labe
                              const Tensor& unlabeled, const MixMatchOptions& options = {},
                              std::optional<at::Generator> generator = std::nullopt) {
   constexpr detail::BatchNames names{"mixmatch_batch", "labeled", "unlabeled"};
-  const auto unmixed = detail::augment_and_guess(names, model, augment, labeled, labels, unlabeled, options);
+  const Tensor labeled_view = augment(labeled);
+  const auto views = detail::augmented_views(names, augment, unlabeled, options.num_augmentations());
+  const auto unmixed = detail::with_guessed_labels(names, model, labeled_view, labels, views, options);
   return detail::mix_labeled_unlabeled(names, unmixed, options, generator);
 }
 

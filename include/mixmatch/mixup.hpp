@@ -4,6 +4,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/mixup_kernel.hpp>
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 
@@ -40,20 +41,17 @@ namespace detail {
 inline void check_mix(const char* function, const Tensor& x, const Tensor& partners,
                       const Tensor& permutation, const Tensor& lambda) {
   TORCH_CHECK(x.defined() && x.dim() >= 1 && at::isFloatingType(x.scalar_type()), function,
-              ": x must be a floating-point [N, ...] tensor, got ",
-              x.defined() ? c10::str(x.scalar_type(), " ", x.sizes()) : std::string("undefined"));
+              ": x must be a floating-point [N, ...] tensor, got ", detail::type_and_sizes(x));
   TORCH_CHECK(partners.dim() == x.dim() && partners.sizes().slice(1) == x.sizes().slice(1), function,
               ": partners must have rows like x's ", x.sizes(), ", got ", partners.sizes());
   TORCH_CHECK(permutation.defined() && permutation.scalar_type() == at::kLong && permutation.dim() == 1 &&
                   permutation.size(0) == x.size(0),
               function, ": permutation must be int64 [", x.size(0), "], got ",
-              permutation.defined() ? c10::str(permutation.scalar_type(), " ", permutation.sizes())
-                                    : std::string("undefined"));
-  TORCH_CHECK(
-      lambda.defined() && at::isFloatingType(lambda.scalar_type()) &&
-          (lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == x.size(0))),
-      function, ": lambda must be floating-point [", x.size(0), "] or a scalar tensor, got ",
-      lambda.defined() ? c10::str(lambda.scalar_type(), " ", lambda.sizes()) : std::string("undefined"));
+              detail::type_and_sizes(permutation));
+  TORCH_CHECK(lambda.defined() && at::isFloatingType(lambda.scalar_type()) &&
+                  (lambda.dim() == 0 || (lambda.dim() == 1 && lambda.size(0) == x.size(0))),
+              function, ": lambda must be floating-point [", x.size(0), "] or a scalar tensor, got ",
+              detail::type_and_sizes(lambda));
   if (permutation.device().is_cpu() && permutation.numel() > 0) {
     // On other devices this would wait for the device.
     const int64_t rows = x.size(0), step = permutation.stride(0), most = partners.size(0);
@@ -148,15 +146,12 @@ inline Tensor& mixup_pairs_out(Tensor& out, const Tensor& x, const Tensor& permu
 /// the inputs' device without). Differentiable. Throws on integer class labels: one-hot them first.
 inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixUpOptions& options = {},
                          std::optional<at::Generator> generator = std::nullopt) {
-  TORCH_CHECK(
-      inputs.defined() && inputs.dim() >= 1 && at::isFloatingType(inputs.scalar_type()),
-      "mixup: inputs must be a floating-point [N, ...] tensor, got ",
-      inputs.defined() ? c10::str(inputs.scalar_type(), " ", inputs.sizes()) : std::string("undefined"));
-  TORCH_CHECK(
-      targets.defined() && at::isFloatingType(targets.scalar_type()),
-      "mixup: targets must be floating-point probabilities [N, L], got ",
-      targets.defined() ? c10::str(targets.scalar_type(), " ", targets.sizes()) : std::string("undefined"),
-      "; one-hot class labels with mixmatch::one_hot(labels, num_classes)");
+  TORCH_CHECK(inputs.defined() && inputs.dim() >= 1 && at::isFloatingType(inputs.scalar_type()),
+              "mixup: inputs must be a floating-point [N, ...] tensor, got ", detail::type_and_sizes(inputs));
+  TORCH_CHECK(targets.defined() && at::isFloatingType(targets.scalar_type()),
+              "mixup: targets must be floating-point probabilities [N, L], got ",
+              detail::type_and_sizes(targets),
+              "; one-hot class labels with mixmatch::one_hot(labels, num_classes)");
   TORCH_CHECK(targets.dim() == 2 && targets.size(0) == inputs.size(0), "mixup: targets must be [",
               inputs.size(0), ", L] as inputs has ", inputs.size(0), " rows, got ", targets.sizes());
   TORCH_CHECK(options.alpha() >= 0 && std::isfinite(options.alpha()),

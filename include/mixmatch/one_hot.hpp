@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 
 namespace mixmatch {
 
@@ -11,11 +12,9 @@ using torch::Tensor;
 /// them, without a synchronisation here). torch::one_hot gives int64 and guesses the number of classes from
 /// the batch.
 inline Tensor one_hot(const Tensor& labels, int64_t num_classes, at::ScalarType dtype = at::kFloat) {
-  TORCH_CHECK(
-      labels.defined() && labels.dim() == 1 &&
-          at::isIntegralType(labels.scalar_type(), /*includeBool=*/false),
-      "one_hot: labels must be an integer [N] tensor, got ",
-      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+  TORCH_CHECK(labels.defined() && labels.dim() == 1 &&
+                  at::isIntegralType(labels.scalar_type(), /*includeBool=*/false),
+              "one_hot: labels must be an integer [N] tensor, got ", detail::type_and_sizes(labels));
   TORCH_CHECK(num_classes >= 1, "one_hot: num_classes must be >= 1, got ", num_classes);
   const Tensor index = labels.to(at::kLong);
   if (labels.device().is_cpu() && labels.numel() > 0) {

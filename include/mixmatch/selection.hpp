@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/guess_labels.hpp>
 
 namespace mixmatch {
@@ -22,8 +23,7 @@ inline Selection select_confident(const Tensor& probabilities, double threshold)
   TORCH_CHECK(
       probabilities.defined() && probabilities.dim() == 2 && at::isFloatingType(probabilities.scalar_type()),
       "select_confident: probabilities must be floating-point [N, L], got ",
-      probabilities.defined() ? c10::str(probabilities.scalar_type(), " ", probabilities.sizes())
-                              : std::string("undefined"));
+      detail::type_and_sizes(probabilities));
   TORCH_CHECK(threshold >= 0 && threshold <= 1, "select_confident: threshold must be in [0, 1], got ",
               threshold);
   const torch::NoGradGuard no_grad;

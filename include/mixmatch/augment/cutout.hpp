@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -30,11 +31,10 @@ struct CutoutOptions {
 /// rand_augment() has such a square of its own.
 inline Tensor cutout(const Tensor& images, const CutoutOptions& options = {},
                      std::optional<at::Generator> generator = std::nullopt) {
-  TORCH_CHECK(
-      images.defined() && images.dim() == 4 &&
-          (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
-      "cutout: images must be uint8 or floating-point [N, C, H, W], got ",
-      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
+  TORCH_CHECK(images.defined() && images.dim() == 4 &&
+                  (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
+              "cutout: images must be uint8 or floating-point [N, C, H, W], got ",
+              mixmatch::detail::type_and_sizes(images));
   TORCH_CHECK(options.side() >= 0 && options.side() <= 2, "cutout: side must be in [0, 2], got ",
               options.side());
   TORCH_CHECK(images.scalar_type() != at::kByte || (options.fill() >= 0 && options.fill() <= 255),

@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/augment_kernel.hpp>
+#include <mixmatch/detail/describe.hpp>
 
 #include <string>
 #include <vector>
@@ -54,12 +55,10 @@ inline mixmatch::detail::PixelScale pixel_scale(const char* function, const Norm
 /// over memory on the CPU. Draws nothing. Throws on other dtypes and shapes. For training see
 /// random_crop_flip(), which normalises too.
 inline Tensor normalize(const Tensor& images, const NormalizeOptions& options = {}) {
-  TORCH_CHECK(
-      images.defined() && images.dim() == 4 && images.scalar_type() == at::kByte,
-      "normalize: images must be uint8 [N, C, H, W], got ",
-      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
+  TORCH_CHECK(images.defined() && images.dim() == 4 && images.scalar_type() == at::kByte,
+              "normalize: images must be uint8 [N, C, H, W], got ", mixmatch::detail::type_and_sizes(images));
   const auto scale = detail::pixel_scale("normalize", options, images.size(1));
-  return mixmatch::detail::scale_pixels(images, scale, options.dtype());
+  return mixmatch::detail::crop_flip(images, {}, scale, options.dtype());
 }
 
 }  // namespace mixmatch::augment

@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/rand_augment_kernel.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>
 
@@ -20,24 +21,7 @@ using torch::Tensor;
 
 /// The operations, each as Pillow does it. All but auto_contrast, equalize, identity and invert have a
 /// magnitude; rotate, shear and translate go either way equally often.
-enum class RandAugmentOp : int32_t {
-  auto_contrast = mixmatch::detail::auto_contrast_code,  ///< stretch each channel to [0, 255]
-  brightness = mixmatch::detail::brightness_code,        ///< blend with black
-  color = mixmatch::detail::color_code,                  ///< blend with the grey image
-  contrast = mixmatch::detail::contrast_code,            ///< blend with the grey image's mean
-  equalize = mixmatch::detail::equalize_code,            ///< flatten each channel's histogram
-  identity = mixmatch::detail::identity_code,            ///< nothing
-  posterize = mixmatch::detail::posterize_code,          ///< keep each value's highest bits
-  rotate = mixmatch::detail::rotate_code,                ///< about the centre
-  sharpness = mixmatch::detail::sharpness_code,          ///< blend with a smoothed image
-  shear_x = mixmatch::detail::shear_x_code,              ///< move rows along
-  shear_y = mixmatch::detail::shear_y_code,              ///< move columns along
-  solarize = mixmatch::detail::solarize_code,            ///< invert values from a threshold on
-  translate_x = mixmatch::detail::translate_x_code,      ///< move along the width
-  translate_y = mixmatch::detail::translate_y_code,      ///< move along the height
-  invert = mixmatch::detail::invert_code,                ///< 255 - value
-  cutout = mixmatch::detail::cutout_code,                ///< a square of one colour
-};
+using mixmatch::detail::RandAugmentOp;
 
 /// A policy; the default is FixMatch's. "At magnitude 10" below is an end of a range from its value at
 /// magnitude 0: an operation at magnitude v takes v / 10 of the way.
@@ -123,7 +107,7 @@ inline void check_rand_augment_options(const char* function, const RandAugmentOp
               operations.size());
   for (const auto operation : operations) {
     const auto code = static_cast<int32_t>(operation);
-    TORCH_CHECK(code >= 0 && code <= mixmatch::detail::cutout_code, function,
+    TORCH_CHECK(code >= 0 && code <= static_cast<int32_t>(RandAugmentOp::cutout), function,
                 ": operations has an unknown one, ", code);
   }
   within("num_ops", static_cast<double>(options.num_ops()), 0, 64);
@@ -146,11 +130,10 @@ inline void check_rand_augment_options(const char* function, const RandAugmentOp
 }
 
 inline void check_rand_augment_images(const char* function, const Tensor& images) {
-  TORCH_CHECK(
-      images.defined() && images.dim() == 4 && images.size(1) == 3 && images.scalar_type() == at::kByte &&
-          images.layout() == at::kStrided,
-      function, ": images must be uint8 [N, 3, H, W], got ",
-      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
+  TORCH_CHECK(images.defined() && images.dim() == 4 && images.size(1) == 3 &&
+                  images.scalar_type() == at::kByte && images.layout() == at::kStrided,
+              function, ": images must be uint8 [N, 3, H, W], got ",
+              mixmatch::detail::type_and_sizes(images));
   // Coordinates in 16.16 fixed point, and sums of grey values in 32 bits.
   TORCH_CHECK(images.size(2) <= 4096 && images.size(3) <= 4096, function,
               ": images may have 4096 rows and columns at most, got ", images.sizes());

@@ -5,6 +5,7 @@
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/detail/counter_words.hpp>
 #include <mixmatch/detail/cpu/augment_kernel.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/preallocated.hpp>
 #include <mixmatch/detail/random.hpp>
 #include <mixmatch/detail/version.hpp>
@@ -35,11 +36,10 @@ struct PixelConversion {
 
 inline PixelConversion check_crop_flip(const char* function, const Tensor& images,
                                        const RandomCropFlipOptions& options) {
-  TORCH_CHECK(
-      images.defined() && images.dim() == 4 &&
-          (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
-      function, ": images must be uint8 or floating-point [N, C, H, W], got ",
-      images.defined() ? c10::str(images.scalar_type(), " ", images.sizes()) : std::string("undefined"));
+  TORCH_CHECK(images.defined() && images.dim() == 4 &&
+                  (images.scalar_type() == at::kByte || at::isFloatingType(images.scalar_type())),
+              function, ": images must be uint8 or floating-point [N, C, H, W], got ",
+              mixmatch::detail::type_and_sizes(images));
   const int64_t padding = options.padding();
   TORCH_CHECK(padding >= 0, function, ": padding must be >= 0, got ", padding);
   TORCH_CHECK(padding == 0 || (padding < images.size(2) && padding < images.size(3)), function,

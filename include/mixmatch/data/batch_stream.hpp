@@ -3,6 +3,7 @@
 #include <torch/serialize/archive.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda_shuffle.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/shuffled_index.hpp>
 
 #include <cstdint>
@@ -29,10 +30,8 @@ class BatchStream {
   BatchStream(const Tensor& indices, int64_t batch_size, uint64_t seed, int64_t rank = 0,
               int64_t world_size = 1)
       : batch_size_(batch_size), seed_(seed), rank_(rank), world_size_(world_size) {
-    TORCH_CHECK(
-        indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
-        "BatchStream: indices must be int64 [N], got ",
-        indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
+    TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
+                "BatchStream: indices must be int64 [N], got ", mixmatch::detail::type_and_sizes(indices));
     TORCH_CHECK(indices.numel() > 0, "BatchStream: indices must not be empty");
     TORCH_CHECK(indices.numel() <= std::numeric_limits<int32_t>::max(),
                 "BatchStream: indices must have less than 2^31 rows, got ", indices.numel());

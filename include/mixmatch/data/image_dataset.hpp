@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/parallel.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/io/mapped_file.hpp>
 
 #include <algorithm>
@@ -25,11 +26,9 @@ enum class Split { train, test, unlabeled, extra };
 /// dtype or shape, and, on the CPU, out of range.
 inline Tensor gather_images(const Tensor& images, const Tensor& indices) {
   TORCH_CHECK(images.defined() && images.dim() >= 1, "gather_images: images must be [N, ...], got ",
-              images.defined() ? c10::str(images.sizes()) : std::string("undefined"));
-  TORCH_CHECK(
-      indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
-      "gather_images: indices must be int64 [B], got ",
-      indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
+              mixmatch::detail::sizes_text(images));
+  TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
+              "gather_images: indices must be int64 [B], got ", mixmatch::detail::type_and_sizes(indices));
   const Tensor rows = indices.to(images.device());
   if (images.dim() == 4 && !images.is_contiguous() && images.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     return images.permute({0, 2, 3, 1}).index_select(0, rows).permute({0, 3, 1, 2});

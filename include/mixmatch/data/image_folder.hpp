@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
-#include <set>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -201,10 +200,7 @@ inline ImageFolder load_image_folder(const std::filesystem::path& dir, int64_t s
               printable(names[0]), "\"; expected at least two");
   std::vector<int64_t> labels;
   const auto add = [&](const std::string& part, int64_t label) {
-    std::set<std::pair<dev_t, ino_t>> seen;
-    ImageList list;
-    detail::add_images(loader, dir / part, part + "/", seen, list);
-    std::sort(list.files.begin(), list.files.end());
+    auto list = detail::list_folder(loader, dir / part, part + "/");
     if (list.files.empty() && label >= 0) {
       TORCH_CHECK(false, loader, ": class folder ", printable(dir / part), " holds no pictures (",
                   mixmatch::detail::picture_format_names, ")",

@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/detail/describe.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -37,8 +38,7 @@ class ImagePool {
       TORCH_CHECK(set.labels.defined() && set.labels.dim() == 1 && set.labels.scalar_type() == at::kLong &&
                       set.labels.size(0) == set.size(),
                   "ImagePool: set ", i, " must hold labels int64 [", set.size(), "], got ",
-                  set.labels.defined() ? c10::str(set.labels.scalar_type(), " ", set.labels.sizes())
-                                       : std::string("undefined"));
+                  mixmatch::detail::type_and_sizes(set.labels));
       if (!sets_.empty()) {
         const Tensor& first = sets_.front().images;
         TORCH_CHECK(set.images.sizes().slice(1) == first.sizes().slice(1), "ImagePool: set ", i,
@@ -67,10 +67,9 @@ class ImagePool {
   /// sets' images joined. Of mapped sets nothing stays in memory,
   /// as in ImageDataset::gather. Throws on indices of another dtype or shape, or out of range.
   Tensor gather(const Tensor& indices) const {
-    TORCH_CHECK(
-        indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
-        "ImagePool::gather: indices must be int64 [B], got ",
-        indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : std::string("undefined"));
+    TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
+                "ImagePool::gather: indices must be int64 [B], got ",
+                mixmatch::detail::type_and_sizes(indices));
     if (sets_.size() == 1) {
       return sets_.front().gather(indices);
     }

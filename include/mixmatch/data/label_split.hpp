@@ -2,11 +2,13 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/counter_rng.hpp>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -57,10 +59,8 @@ inline std::string class_text(size_t number, const std::vector<std::string>& cla
 /// `class_names` has one.
 inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t num_validation, uint64_t seed,
                              const std::vector<std::string>& class_names = {}) {
-  TORCH_CHECK(
-      labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong,
-      "split_labels: labels must be int64 [N], got ",
-      labels.defined() ? c10::str(labels.scalar_type(), " ", labels.sizes()) : std::string("undefined"));
+  TORCH_CHECK(labels.defined() && labels.dim() == 1 && labels.scalar_type() == at::kLong,
+              "split_labels: labels must be int64 [N], got ", mixmatch::detail::type_and_sizes(labels));
   TORCH_CHECK(num_labeled >= 0, "split_labels: num_labeled must be >= 0, got ", num_labeled);
   TORCH_CHECK(num_validation >= 0, "split_labels: num_validation must be >= 0, got ", num_validation);
   const Tensor on_cpu = labels.cpu().contiguous();
@@ -80,9 +80,7 @@ inline SslSplit split_labels(const Tensor& labels, int64_t num_labeled, int64_t 
   // class's shuffled rows, validation rows from the back.
   mixmatch::detail::CounterRng class_rng(seed);
   std::vector<int64_t> order(members.size());
-  for (size_t c = 0; c < order.size(); ++c) {
-    order[c] = static_cast<int64_t>(c);
-  }
+  std::iota(order.begin(), order.end(), int64_t{0});
   class_rng.shuffle(order.data(), classes);
   const auto labeled_shares = detail::balanced_shares(num_labeled, order);
   std::reverse(order.begin(), order.end());
@@ -121,17 +119,17 @@ inline SslSplit split_by_rows(const Tensor& labels, const Tensor& labeled, int64
   Tensor hidden = labels.cpu().clone();
   auto* label = hidden.data_ptr<int64_t>();
   const Tensor rows = labeled.cpu().contiguous();
-  std::vector<bool> chosen(static_cast<size_t>(hidden.numel()), false);
+  const Tensor chosen = at::zeros({hidden.numel()}, at::kBool);
+  auto* taken = chosen.data_ptr<bool>();
   for (int64_t i = 0; i < rows.numel(); ++i) {
     const int64_t row = rows.data_ptr<int64_t>()[i];
     TORCH_CHECK(row >= 0 && row < hidden.numel(), "split_by_rows: labeled row ", row, " is not in [0, ",
                 hidden.numel(), ")");
     TORCH_CHECK(label[row] >= 0, "split_by_rows: labeled row ", row,
-                chosen[static_cast<size_t>(row)] ? " is given twice" : " has no label");
+                taken[row] ? " is given twice" : " has no label");
     label[row] = -1;
-    chosen[static_cast<size_t>(row)] = true;
+    taken[row] = true;
   }
-  std::vector<int64_t> unlabeled;
   Tensor validation = at::empty({0}, at::kLong), rest = at::arange(hidden.numel(), at::kLong);
   if (hidden.numel() > 0 && hidden.max().item<int64_t>() >= 0) {
     const SslSplit others = split_labels(hidden, 0, num_validation, seed, class_names);
@@ -141,14 +139,8 @@ inline SslSplit split_by_rows(const Tensor& labels, const Tensor& labeled, int64
     TORCH_CHECK(num_validation == 0, "split_by_rows: no labeled row is left for ", num_validation,
                 " validation rows");
   }
-  for (int64_t i = 0; i < rest.numel(); ++i) {
-    const int64_t row = rest.data_ptr<int64_t>()[i];
-    if (!chosen[static_cast<size_t>(row)]) {
-      unlabeled.push_back(row);
-    }
-  }
-  const auto* first = rows.data_ptr<int64_t>();
-  return {detail::ascending({first, first + rows.numel()}), at::tensor(unlabeled, at::kLong), validation};
+  return {chosen.nonzero().view(-1), rest.masked_select(chosen.index_select(0, rest).logical_not_()),
+          validation};
 }
 
 }  // namespace mixmatch::data

@@ -101,17 +101,19 @@ inline EntryKind classify_entry(const std::filesystem::path& path, LeftOut& why)
   const auto status = std::filesystem::status(path, error);
   const bool is_folder = std::filesystem::is_directory(status);
   why = {"", "", 1, "", true};
+  const auto left_out = [&why](std::string kind, std::string reason) {
+    why.kind = std::move(kind);
+    why.reason = std::move(reason);
+    return EntryKind::left_out;
+  };
   constexpr std::array<std::string_view, 7> systems{"@eaDir",      "#recycle",   "__MACOSX",    "Thumbs.db",
                                                     "desktop.ini", "lost+found", "$RECYCLE.BIN"};
   if (std::find(systems.begin(), systems.end(), name) != systems.end()) {
-    why.kind = "\"" + name + (is_folder ? "\" folder" : "\" file");
-    why.reason = "made by a system, not by you";
-    return EntryKind::left_out;
+    return left_out("\"" + name + (is_folder ? "\" folder" : "\" file"), "made by a system, not by you");
   }
   if (name.front() == '.') {
-    why.kind = is_folder ? "\"" + mixmatch::detail::printable(name) + "\" folder" : "hidden file";
-    why.reason = "its name begins with a dot";
-    return EntryKind::left_out;
+    return left_out(is_folder ? "\"" + mixmatch::detail::printable(name) + "\" folder" : "hidden file",
+                    "its name begins with a dot");
   }
   if (is_folder) {
     return EntryKind::folder;
@@ -120,15 +122,13 @@ inline EntryKind classify_entry(const std::filesystem::path& path, LeftOut& why)
   const auto extension = mixmatch::detail::small_extension(name);
   const bool named_picture = mixmatch::detail::is_picture_extension(extension);
   if (!std::filesystem::exists(status)) {
-    why.kind = "link to nothing";
-    why.reason = error && error != std::errc::no_such_file_or_directory ? error.message()
-                                                                        : "the file or folder is gone";
-    return named_picture ? EntryKind::picture : EntryKind::left_out;  // a picture that is missed
+    const auto kind = left_out("link to nothing", error && error != std::errc::no_such_file_or_directory
+                                                      ? error.message()
+                                                      : "the file or folder is gone");
+    return named_picture ? EntryKind::picture : kind;  // a picture that is missed
   }
   if (!std::filesystem::is_regular_file(status)) {
-    why.kind = "special file";
-    why.reason = "a pipe, socket or device";
-    return EntryKind::left_out;
+    return left_out("special file", "a pipe, socket or device");
   }
   if (named_picture) {
     return EntryKind::picture;
@@ -136,23 +136,18 @@ inline EntryKind classify_entry(const std::filesystem::path& path, LeftOut& why)
   std::string problem;
   const std::string begin = read_magic(path, problem);
   if (!problem.empty()) {
-    why.kind = "file";
-    why.reason = "cannot be read: " + problem;
-    return EntryKind::left_out;
+    return left_out("file", "cannot be read: " + problem);
   }
   if (mixmatch::detail::picture_format(begin).has_value()) {
     return EntryKind::picture;
   }
   if (const auto format = mixmatch::detail::foreign_format(begin); !format.empty()) {
-    why.kind = std::string(format) + " file";
-    why.reason = "not a format that is read";
-    return EntryKind::left_out;
+    return left_out(std::string(format) + " file", "not a format that is read");
   }
-  why.kind = extension.empty()        ? "file without extension"
-             : extension.size() <= 16 ? "\"" + mixmatch::detail::printable(extension) + "\" file"
-                                      : "other file";
-  why.reason = "not a picture";
-  return EntryKind::left_out;
+  return left_out(extension.empty()        ? "file without extension"
+                  : extension.size() <= 16 ? "\"" + mixmatch::detail::printable(extension) + "\" file"
+                                           : "other file",
+                  "not a picture");
 }
 
 /// Adds the pictures under `dir` to `list`, as `prefix` and their path in `dir`. A directory that was `seen`
@@ -183,10 +178,11 @@ inline void add_images(const char* caller, const std::filesystem::path& dir, con
   }
 }
 
-inline ImageList list_folder(const char* caller, const std::filesystem::path& dir) {
+inline ImageList list_folder(const char* caller, const std::filesystem::path& dir,
+                             const std::string& prefix = "") {
   std::set<std::pair<dev_t, ino_t>> seen;
   ImageList list;
-  add_images(caller, dir, "", seen, list);
+  add_images(caller, dir, prefix, seen, list);
   std::sort(list.files.begin(), list.files.end());
   return list;
 }

@@ -10,12 +10,9 @@
 #include <mixmatch/io/atomic_file.hpp>
 
 #include <algorithm>
-#include <cerrno>
 #include <charconv>
 #include <cstdint>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,37 +29,22 @@ struct NamedImages {
   Tensor labels;                   ///< int64 [N], -1 for an image without a label
 };
 
+/// What a split file is of, as its first lines say.
+struct SplitHeader {
+  bool by_name = false;    ///< of a folder's pictures, not of numbered rows
+  int64_t num_images = 0;  ///< of a split by rows
+  std::string checksum;    ///< of their data set; "" where the file has none, as those of old
+};
+
 namespace detail {
 
 /// CRC-32C of a file's bytes, as eight hexadecimal digits.
 inline std::string file_checksum(const std::filesystem::path& path) {
-  errno = 0;
-  std::ifstream in(path, std::ios::binary);
-  std::vector<char> buffer(1 << 16);
-  uint32_t crc = 0;
-  while (in) {
-    in.read(buffer.data(), static_cast<std::streamsize>(buffer.size()));
-    crc = mixmatch::detail::crc32c({buffer.data(), static_cast<size_t>(in.gcount())}, crc);
-  }
-  TORCH_CHECK(in.eof(), "cannot read ", mixmatch::detail::printable(path), ": ", std::strerror(errno));
-  return mixmatch::detail::hex(crc);
+  return mixmatch::detail::hex(mixmatch::detail::crc32c(mixmatch::detail::read_whole_file(path)));
 }
 
-/// A file's name in quotes, on one line and in valid UTF-8, so that split_words() gives it back to the byte.
-inline std::string quote_name(std::string_view name) {
-  std::string quoted = "\"";
-  for (size_t begin = 0; begin < name.size();) {
-    const std::string_view rest = name.substr(begin);
-    const size_t length = std::max<size_t>(1, mixmatch::detail::utf8_length(rest));
-    const std::string_view character = rest.substr(0, length);
-    quoted += character == "\"" || character == "\\" ? "\\" : "";
-    quoted += mixmatch::detail::printable(character);
-    begin += length;
-  }
-  return quoted + "\"";
-}
-
-/// The words of a line, those in quotes without them; none where a quote is open or an escape unknown.
+/// The words of a line, those in quotes (see printable_quoted()) without them and to the byte; none where a
+/// quote is open or an escape unknown.
 inline std::optional<std::vector<std::string>> split_words(std::string_view line) {
   constexpr std::string_view blanks = " \t\r";
   std::vector<std::string> words;
@@ -110,14 +92,11 @@ inline std::string quote_word(const std::string& word) {
 }
 
 /// What a split file says, before it is known of which images.
-struct SplitText {
+struct SplitText : SplitHeader {
   struct Line {
     int64_t number;
     std::vector<std::string> words;  ///< the first is labeled, validation or unlabeled
   };
-  bool by_name = false;
-  int64_t num_images = 0;  ///< of a split by rows
-  std::string checksum;    ///< of their data set; "" in files of old
   bool all_others = false;
   std::vector<Line> lines;
 };
@@ -244,7 +223,7 @@ inline void save_split(const std::filesystem::path& path, const SslSplit& split,
       const int64_t row = on_cpu.data_ptr<int64_t>()[i];
       const auto& name = images.files[static_cast<size_t>(row)];
       if (!hidden_only || labels.data_ptr<int64_t>()[row] >= 0) {
-        text += part + " " + detail::quote_name(name) + " crc32c " +
+        text += part + " " + mixmatch::detail::printable_quoted(name) + " crc32c " +
                 detail::file_checksum(images.dir / name) + "\n";
       }
     }
@@ -257,17 +236,9 @@ inline void save_split(const std::filesystem::path& path, const SslSplit& split,
   write_file_atomically(path, text + (whole ? "unlabeled all others\n" : ""));
 }
 
-/// What a split file is of, as its first lines say.
-struct SplitHeader {
-  bool by_name = false;    ///< of a folder's pictures, not of numbered rows
-  int64_t num_images = 0;  ///< of a split by rows
-  std::string checksum;    ///< of their data set; "" where the file has none
-};
-
 /// Throws as load_split().
 inline SplitHeader read_split_header(const std::filesystem::path& path) {
-  auto text = detail::read_split_text(path);
-  return {text.by_name, text.num_images, std::move(text.checksum)};
+  return detail::read_split_text(path);
 }
 
 /// Reads a split by rows for a data set of `num_images`, with data_checksum() `checksum` if that is known.

@@ -98,7 +98,7 @@ inline void check_svhn_size(const matvar_t& variable, const std::filesystem::pat
   }
 }
 
-/// All `count` numbers of the variable, of its own type, into `out`. matio says nothing of data that end
+/// All `count` numbers of the variable, of its class_type, into `out`. matio says nothing of data that end
 /// early or are of an unknown kind, and leaves the rest as it was: the last bytes are marked before, and must
 /// change.
 inline void read_svhn_data(mat_t* file, const std::filesystem::path& path, matvar_t& variable, int64_t count,
@@ -158,53 +158,16 @@ inline Tensor read_svhn_labels(mat_t* file, const std::filesystem::path& path, u
               svhn_shape(*variable));
   check_svhn_size(*variable, path, file_size);
   const auto count = static_cast<int64_t>(variable->dims[0] * variable->dims[1]);
-  const auto element = static_cast<int64_t>(Mat_SizeOfClass(variable->class_type));
-  const Tensor stored = at::empty({count * element}, at::kByte);
+  variable->class_type = MAT_C_DOUBLE;  // what matio converts to
+  const Tensor stored = at::empty({count}, at::kDouble);
   read_svhn_data(file, path, *variable, count, stored.data_ptr());
-  Tensor labels = at::empty({count}, at::kLong);
-  auto* label = labels.data_ptr<int64_t>();
-  const auto take = [&](const auto* values) {
-    for (int64_t i = 0; i < count; ++i) {
-      const auto value = static_cast<double>(values[i]);
-      TORCH_CHECK(value >= 1 && value <= 10 && std::floor(value) == value, "load_svhn: y of ",
-                  mixmatch::detail::printable(path), " has label ", value, " in row ", i,
-                  ", expected 1 to 10");
-      label[i] = static_cast<int64_t>(value) % 10;
-    }
-  };
-  const void* data = stored.data_ptr();
-  switch (variable->class_type) {
-    case MAT_C_DOUBLE:
-      take(static_cast<const double*>(data));
-      break;
-    case MAT_C_SINGLE:
-      take(static_cast<const float*>(data));
-      break;
-    case MAT_C_INT8:
-      take(static_cast<const int8_t*>(data));
-      break;
-    case MAT_C_UINT8:
-      take(static_cast<const uint8_t*>(data));
-      break;
-    case MAT_C_INT16:
-      take(static_cast<const int16_t*>(data));
-      break;
-    case MAT_C_UINT16:
-      take(static_cast<const uint16_t*>(data));
-      break;
-    case MAT_C_INT32:
-      take(static_cast<const int32_t*>(data));
-      break;
-    case MAT_C_UINT32:
-      take(static_cast<const uint32_t*>(data));
-      break;
-    case MAT_C_INT64:
-      take(static_cast<const int64_t*>(data));
-      break;
-    default:
-      take(static_cast<const uint64_t*>(data));
+  const auto* values = stored.data_ptr<double>();
+  for (int64_t i = 0; i < count; ++i) {
+    TORCH_CHECK(values[i] >= 1 && values[i] <= 10 && std::floor(values[i]) == values[i], "load_svhn: y of ",
+                mixmatch::detail::printable(path), " has label ", values[i], " in row ", i,
+                ", expected 1 to 10");
   }
-  return labels;
+  return stored.to(at::kLong).remainder_(10);
 }
 
 }  // namespace detail

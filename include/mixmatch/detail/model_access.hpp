@@ -100,31 +100,35 @@ inline void push_unique(std::vector<NamedTensor>& list, std::string name, const 
   list.push_back({std::move(name), tensor});
 }
 
-/// `visit(name, tensor)` for each parameter under each of its names.
-template <class M, class Visit>
-void visit_parameters(M& model, Visit&& visit) {
-  if constexpr (is_script_module<std::remove_const_t<M>>) {
-    for (const auto& item : model.named_parameters()) {
+/// `visit(name, tensor)` for each of a module's named parameters or buffers.
+template <class Items, class Visit>
+void visit_items(const Items& items, const Visit& visit) {
+  for (const auto& item : items) {
+    if constexpr (requires { item.key(); }) {
+      visit(item.key(), item.value());
+    } else {  // TorchScript's
       visit(item.name, item.value);
     }
+  }
+}
+
+/// `visit(name, tensor)` for each parameter under each of its names.
+template <class M, class Visit>
+void visit_parameters(M& model, const Visit& visit) {
+  if constexpr (is_script_module<std::remove_const_t<M>>) {
+    visit_items(model.named_parameters(), visit);
   } else {
-    for (const auto& item : nn_module(model).named_parameters()) {
-      visit(item.key(), item.value());
-    }
+    visit_items(nn_module(model).named_parameters(), visit);
   }
 }
 
 /// As visit_parameters.
 template <class M, class Visit>
-void visit_buffers(M& model, Visit&& visit) {
+void visit_buffers(M& model, const Visit& visit) {
   if constexpr (is_script_module<std::remove_const_t<M>>) {
-    for (const auto& item : model.named_buffers()) {
-      visit(item.name, item.value);
-    }
+    visit_items(model.named_buffers(), visit);
   } else {
-    for (const auto& item : nn_module(model).named_buffers()) {
-      visit(item.key(), item.value());
-    }
+    visit_items(nn_module(model).named_buffers(), visit);
   }
 }
 

@@ -32,17 +32,13 @@ inline std::string_view bytes_of_tensor(const Tensor& contiguous) {
   return {static_cast<const char*>(contiguous.data_ptr()), contiguous.nbytes()};
 }
 
-/// The checksum of tensors, of which `values` are contiguous copies.
-inline std::string checksum_of(const std::vector<const NamedTensors::value_type*>& tensors,
-                               const std::vector<Tensor>& values, const SafetensorsMetadata& metadata) {
-  std::map<std::string_view, const Tensor*> by_name;
-  for (size_t i = 0; i < tensors.size(); ++i) {
-    by_name.emplace(tensors[i]->first, &values[i]);
-  }
+/// The checksum of contiguous tensors.
+inline std::string checksum_of(NamedTensors tensors, const SafetensorsMetadata& metadata) {
+  std::sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   SafetensorsChecksum checksum(metadata);
-  for (const auto& [name, tensor] : by_name) {
-    checksum.add_tensor(name, safetensors_type_name(tensor->scalar_type()), tensor->sizes());
-    checksum.add_bytes(bytes_of_tensor(*tensor));
+  for (const auto& [name, tensor] : tensors) {
+    checksum.add_tensor(name, safetensors_type_name(tensor.scalar_type()), tensor.sizes());
+    checksum.add_bytes(bytes_of_tensor(tensor));
   }
   return checksum.text();
 }
@@ -84,26 +80,18 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
                 tensor.scalar_type(), "; the format takes ", detail::safetensors_type_names);
     names.push_back(name);
   }
-  std::sort(names.begin(), names.end());
-  const auto twice = std::adjacent_find(names.begin(), names.end());
-  TORCH_CHECK(twice == names.end(), context, "tensor ", detail::quote_for_message(*twice),
-              " stands there twice");
+  detail::check_tensor_names(std::move(names), context);
 
-  std::vector<const NamedTensors::value_type*> ordered;
-  for (const auto& item : tensors) {
-    ordered.push_back(&item);
+  NamedTensors ordered;
+  for (const auto& [name, tensor] : tensors) {
+    ordered.emplace_back(name, tensor.detach().to(at::kCPU).resolve_neg().contiguous());
   }
-  std::stable_sort(ordered.begin(), ordered.end(), [](const auto* a, const auto* b) {
-    return a->second.element_size() > b->second.element_size();
+  std::stable_sort(ordered.begin(), ordered.end(), [](const auto& a, const auto& b) {
+    return a.second.element_size() > b.second.element_size();
   });
-
-  std::vector<Tensor> values;
-  for (const auto* item : ordered) {
-    values.push_back(item->second.detach().to(at::kCPU).resolve_neg().contiguous());
-  }
   SafetensorsMetadata all_metadata = metadata;
   if (options.checksum()) {
-    all_metadata[detail::safetensors_checksum_key] = detail::checksum_of(ordered, values, metadata);
+    all_metadata[detail::safetensors_checksum_key] = detail::checksum_of(ordered, metadata);
   }
   std::string header;
   if (!all_metadata.empty()) {
@@ -115,15 +103,14 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     header = json_quote(detail::safetensors_metadata_key) + ":{" + header + "}";
   }
   size_t data_size = 0;
-  for (const auto* item : ordered) {
-    const Tensor& tensor = item->second;
+  for (const auto& [name, tensor] : ordered) {
     const size_t begin = data_size;
-    data_size += static_cast<size_t>(tensor.numel()) * static_cast<size_t>(tensor.element_size());
+    data_size += tensor.nbytes();
     std::string shape;
     for (const int64_t size : tensor.sizes()) {
       shape += (shape.empty() ? "" : ",") + std::to_string(size);
     }
-    header += (header.empty() ? "" : ",") + json_quote(item->first) + ":{\"dtype\":\"" +
+    header += (header.empty() ? "" : ",") + json_quote(name) + ":{\"dtype\":\"" +
               std::string(detail::safetensors_type_name(tensor.scalar_type())) + "\",\"shape\":[" + shape +
               "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(data_size) + "]}";
   }
@@ -138,7 +125,7 @@ inline void write_safetensors(const std::filesystem::path& path, const NamedTens
     bytes += static_cast<char>(header.size() >> shift & 0xFF);
   }
   bytes += header;
-  for (const auto& tensor : values) {
+  for (const auto& [name, tensor] : ordered) {
     bytes += detail::bytes_of_tensor(tensor);
   }
   write_file_atomically(path, bytes);

@@ -5,6 +5,7 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/norm_activate.hpp>
+#include <mixmatch/detail/join_rows.hpp>
 
 #include <cstdint>
 #include <ostream>
@@ -43,7 +44,6 @@ class BatchNormLeakyReLUImpl
   /// is of x's shape and dtype, or undefined; the fused paths also want its layout.
   SumAndActivation forward_sum(const Tensor& x, const Tensor& addend) {
     _check_input_dim(x);
-    const bool tracks = is_training() && running_mean.defined();
     if (!is_training() && running_mean.defined()) {
       const Tensor sum = addend.defined() ? x + addend : x;
       return {sum, at::leaky_relu(at::batch_norm(sum, weight, bias, running_mean, running_var,
@@ -54,33 +54,18 @@ class BatchNormLeakyReLUImpl
     TORCH_CHECK(x.size(0) % groups_ == 0, "BatchNormLeakyReLU: x must have a multiple of ", groups_,
                 " rows, one part a group, got ", x.sizes());
     const mixmatch::detail::NormSettings settings{options.eps(), leaky_slope_, groups_};
-    const double share = tracks ? count_batch() : 0.0;
-    if (fused_ && mixmatch::detail::can_fuse_norm_on_cuda(x, addend, weight, bias, running_mean)) {
-      const mixmatch::detail::RunningStatistics running{tracks ? running_mean : Tensor(),
-                                                        tracks ? running_var : Tensor(), share};
-      const auto outputs = mixmatch::detail::CudaNormActivateFunction::apply(
-          x, mixmatch::detail::OptionalTensor(addend), weight, bias, settings, running);
-      return {addend.defined() ? outputs[1] : x, outputs[0]};
+    const mixmatch::detail::RunningStatistics running{running_mean, running_var,
+                                                      running_mean.defined() ? count_batch() : 0.0};
+    if (!fused_ || !mixmatch::detail::can_fuse_norm(x, addend, weight, bias, running_mean)) {
+      return mixmatch::detail::norm_activate_composite(x, addend, weight, bias, settings, running);
     }
-    if (!fused_ || !mixmatch::detail::can_fuse_norm(x, addend, weight, bias)) {
-      return mixmatch::detail::norm_activate_composite(x, addend, weight, bias, settings, running_mean,
-                                                       running_var, share);
+    if (!mixmatch::detail::gradient_recorded({x, addend, weight, bias})) {
+      const auto out = mixmatch::detail::norm_forward(x, addend, weight, bias, settings, running);
+      return {out.sum, out.activation};
     }
-    const bool records =
-        at::GradMode::is_enabled() && (x.requires_grad() || (addend.defined() && addend.requires_grad()) ||
-                                       weight.requires_grad() || bias.requires_grad());
-    const auto outputs =
-        records ? mixmatch::detail::NormActivateFunction::apply(x, mixmatch::detail::OptionalTensor(addend),
-                                                                weight, bias, settings)
-                : mixmatch::detail::NormActivateFunction::compute(x, addend, weight, bias, settings);
-    if (tracks) {
-      const torch::NoGradGuard no_grad;
-      const auto count = static_cast<double>(x.numel() / (x.size(1) * groups_));
-      // As ATen's own, unseen by autograd, which may have saved them in another pass.
-      running_mean.variable_data().mul_(1 - share).add_(outputs[1][0], share);
-      running_var.variable_data().mul_(1 - share).add_(outputs[2][0], share * count / (count - 1));
-    }
-    return {addend.defined() ? outputs[3] : x, outputs[0]};
+    const auto outputs = mixmatch::detail::NormActivateFunction::apply(
+        x, mixmatch::detail::OptionalTensor(addend), weight, bias, settings, running);
+    return {addend.defined() ? outputs[1] : x, outputs[0]};
   }
 
   /// Cuts a batch into this many equal parts along its rows, each normalised by its own moments, as so many

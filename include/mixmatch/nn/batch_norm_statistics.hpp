@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/nn/batch_norm.hpp>
 
 #include <cstdint>
@@ -89,8 +90,7 @@ class BatchNormStatistics {
   Scope update(const Tensor& momentum) {
     TORCH_CHECK(momentum.defined() && momentum.dim() == 0 && at::isFloatingType(momentum.scalar_type()),
                 "BatchNormStatistics: momentum must be a floating-point scalar tensor, got ",
-                momentum.defined() ? c10::str(momentum.scalar_type(), " ", momentum.sizes())
-                                   : std::string("undefined"));
+                mixmatch::detail::type_and_sizes(momentum));
     return {*this, momentum};
   }
   Scope discard() { return {*this, Tensor()}; }

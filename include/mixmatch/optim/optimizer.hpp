@@ -4,6 +4,7 @@
 #include <torch/serialize/archive.h>
 #include <mixmatch/detail/cpu/optimizer_kernel.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
+#include <mixmatch/detail/update_rule.hpp>
 #include <mixmatch/ema_model.hpp>
 
 #include <algorithm>
@@ -18,20 +19,10 @@
 
 namespace mixmatch::training {
 
-/// Adam (arXiv 1412.6980): m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2,
-/// w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
-struct AdamRule {
-  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;
-};
-
-/// SGD with momentum, as PyTorch writes it: m <- momentum m + g,
-/// w <- w - lr (nesterov ? g + momentum m : m)
-struct SgdRule {
-  double momentum = 0.9;
-  bool nesterov = true;
-};
-
-using UpdateRule = std::variant<AdamRule, SgdRule>;
+/// Their formulas and numbers are with their definitions.
+using mixmatch::detail::AdamRule;
+using mixmatch::detail::SgdRule;
+using mixmatch::detail::UpdateRule;
 
 struct OptimizerOptions {
   OptimizerOptions() = default;
@@ -107,19 +98,21 @@ class Optimizer {
     num_steps_.add_(finite);
     if (num_updates_.defined()) {
       num_updates_.add_(finite);
-      if (steps_on_cpu() && finite.item<bool>()) {
-        synchronize();
-      }
+    }
+    synchronized_ = false;
+    if (steps_on_cpu() && finite.item<bool>()) {
+      synchronize();
     }
     return finite;
   }
 
   /// Brings the EmaModel's count of updates, and its copies of buffers, up to date: before it is used or
   /// saved; on the CPU step() does. Returns the steps taken. Waits for the device.
-  int64_t synchronize() const {
-    if (!set_num_updates_) {
+  int64_t synchronize() {
+    if (!set_num_updates_ || (synchronized_ && steps_on_cpu())) {  // a graph's steps are not seen here
       return num_steps_.item<int64_t>();
     }
+    synchronized_ = true;
     const Tensor counts = at::stack({num_steps_, num_updates_}).cpu();
     set_num_updates_(counts[1].item<int64_t>());
     return counts[0].item<int64_t>();
@@ -187,6 +180,7 @@ class Optimizer {
     for (auto& [place, value] : loaded) {
       place.copy_(value);
     }
+    synchronized_ = false;
     num_steps_.fill_(steps.toInt());
     learning_rate_.fill_(rate.toDouble());
     if (num_updates_.defined()) {
@@ -367,18 +361,8 @@ class Optimizer {
     }
     const bool finite = mixmatch::detail::all_finite<Scalar>(tasks);
     if (finite) {
-      using namespace mixmatch::detail;
-      if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
-        const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
-        update<AdamRuleKernel, Scalar>(
-            tasks,
-            AdamNumbers{adam->beta1, adam->beta2, adam->eps, rate / (1 - std::pow(adam->beta1, t)),
-                        std::sqrt(1 - std::pow(adam->beta2, t))},
-            decay);
-      } else {
-        const auto& sgd = std::get<SgdRule>(options_.rule());
-        update<SgdRuleKernel, Scalar>(tasks, SgdNumbers{rate, sgd.momentum, sgd.nesterov}, decay);
-      }
+      const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
+      mixmatch::detail::update<Scalar>(tasks, options_.rule(), rate, t, decay);
       for (const Parameter& parameter : parameters_) {  // autograd must see the change
         parameter.tensor.unsafeGetTensorImpl()->bump_version();
         if (parameter.average.defined()) {
@@ -396,19 +380,8 @@ class Optimizer {
     if (average_decay_.defined()) {
       average_decay_.copy_(average_decay());
     }
-    mixmatch::detail::FlatConstants constants;
-    constants.weight_decay = options_.weight_decay();
-    constants.l2 = options_.l2();
-    if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
-      constants.beta1 = adam->beta1;
-      constants.beta2 = adam->beta2;
-      constants.eps = adam->eps;
-    } else {
-      const auto& sgd = std::get<SgdRule>(options_.rule());
-      constants.momentum = sgd.momentum;
-      constants.nesterov = sgd.nesterov;
-    }
-    mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite}, constants);
+    mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite},
+                                 {options_.rule(), options_.weight_decay(), options_.l2()});
     return finite;
   }
 
@@ -443,6 +416,7 @@ class Optimizer {
   mixmatch::detail::FlatParameters flat_;
   Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;
   std::function<void(int64_t)> set_num_updates_;
+  bool synchronized_ = false;  // whether the EmaModel has seen the last step
 };
 
 }  // namespace mixmatch::training

@@ -184,20 +184,14 @@ c10::IValue to_ivalue(const T& value) {
 
 template <PlainValue T>
 T from_ivalue(const c10::IValue& value) {
-  if constexpr (std::same_as<T, int64_t>) {
-    return value.toInt();
-  } else if constexpr (std::same_as<T, double>) {
-    return value.toDouble();
-  } else if constexpr (std::same_as<T, bool>) {
-    return value.toBool();
-  } else if constexpr (std::same_as<T, std::string>) {
-    return value.toStringRef();
-  } else {
+  if constexpr (std::same_as<T, std::vector<double>>) {
     const auto tensor = value.toTensor().contiguous();
     TORCH_CHECK(tensor.scalar_type() == at::kDouble && tensor.dim() == 1, "expected float64 [N], got ",
                 tensor.scalar_type(), " ", tensor.sizes());
     const auto* data = tensor.template data_ptr<double>();
     return std::vector<double>(data, data + tensor.numel());
+  } else {
+    return value.to<T>();
   }
 }
 
@@ -245,11 +239,8 @@ inline void load_module(torch::nn::Module& module, InputArchive& archive) {
       kept.emplace_back(tensor, tensor.detach());
     }
   };
-  for (const auto& tensor : module.parameters()) {
-    keep(tensor);
-  }
-  for (const auto& tensor : module.buffers()) {
-    keep(tensor);
+  for (const auto& tensors : {module.parameters(), module.buffers()}) {
+    std::for_each(tensors.begin(), tensors.end(), keep);
   }
   module.load(archive);
   for (auto& [tensor, memory] : kept) {
@@ -304,17 +295,21 @@ class Checkpoint {
     check_name(name);
     Entry entry;
     entry.name = std::move(name);
+    // To load is to check first, and then, of all entries, to apply.
     if constexpr (detail::HoldsModule<T>) {
       entry.save =
           nested_save([&object](detail::OutputArchive& out) { detail::module_of(object).save(out); });
-      entry.check = nested_load(
-          [&object](detail::InputArchive& in) { detail::check_module(detail::module_of(object), in, ""); });
-      entry.load = nested_load(
-          [&object](detail::InputArchive& in) { detail::load_module(detail::module_of(object), in); });
+      entry.load = nested_load([&object](detail::InputArchive& in, bool apply) {
+        apply ? detail::load_module(detail::module_of(object), in)
+              : detail::check_module(detail::module_of(object), in, "");
+      });
     } else if constexpr (detail::HasArchiveMembers<T>) {
       entry.save = nested_save([&object](detail::OutputArchive& out) { object.save(out); });
-      entry.check = nested_load([](detail::InputArchive&) {});
-      entry.load = nested_load([&object](detail::InputArchive& in) { object.load(in); });
+      entry.load = nested_load([&object](detail::InputArchive& in, bool apply) {
+        if (apply) {
+          object.load(in);
+        }
+      });
       if constexpr (std::is_base_of_v<torch::optim::Optimizer, T>) {
         // Its state goes where the archive is; modules and tensors move what they read themselves.
         entry.device = [&object] { return detail::optimizer_device(object); };
@@ -323,30 +318,27 @@ class Checkpoint {
       entry.save = [&object](const std::string& key, detail::OutputArchive& out) {
         out.write(key, object.get_state(), true);
       };
-      entry.check = [&object](const std::string& key, detail::InputArchive& in) {
-        TORCH_CHECK(read_tensor(key, in).sizes() == object.get_state().sizes(),
-                    "the state of another kind of generator");
-      };
-      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
-        object.set_state(read_tensor(key, in).cpu());
+      entry.load = [&object](const std::string& key, detail::InputArchive& in, bool apply) {
+        const auto saved = read_tensor(key, in);
+        TORCH_CHECK(saved.sizes() == object.get_state().sizes(), "the state of another kind of generator");
+        if (apply) {
+          object.set_state(saved.cpu());
+        }
       };
     } else if constexpr (std::same_as<T, at::Tensor>) {
       entry.save = [&object, where = entry.name](const std::string& key, detail::OutputArchive& out) {
         TORCH_CHECK(object.defined(), "Checkpoint::save: the tensor '", where, "' is undefined");
         out.write(key, object.detach(), true);
       };
-      entry.check = [&object](const std::string& key, detail::InputArchive& in) {
+      entry.load = [&object](const std::string& key, detail::InputArchive& in, bool apply) {
+        const at::NoGradGuard no_grad;
         const auto saved = read_tensor(key, in);
         if (object.defined()) {
           detail::check_same_kind("the tensor", saved, object);
         }
-      };
-      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
-        const at::NoGradGuard no_grad;
-        const auto saved = read_tensor(key, in);
-        if (object.defined()) {
+        if (apply && object.defined()) {
           object.copy_(saved);
-        } else {
+        } else if (apply) {
           object = saved;
         }
       };
@@ -354,15 +346,13 @@ class Checkpoint {
       entry.save = [&object](const std::string& key, detail::OutputArchive& out) {
         out.write(key, detail::to_ivalue(object));
       };
-      entry.check = [](const std::string& key, detail::InputArchive& in) {
+      entry.load = [&object](const std::string& key, detail::InputArchive& in, bool apply) {
         c10::IValue value;
         in.read(key, value);
-        static_cast<void>(detail::from_ivalue<T>(value));
-      };
-      entry.load = [&object](const std::string& key, detail::InputArchive& in) {
-        c10::IValue value;
-        in.read(key, value);
-        object = detail::from_ivalue<T>(value);
+        auto saved = detail::from_ivalue<T>(value);
+        if (apply) {
+          object = std::move(saved);
+        }
       };
     }
     entries_.push_back(std::move(entry));
@@ -418,10 +408,10 @@ class Checkpoint {
       const auto keys = archive.keys();
       TORCH_CHECK(std::find(keys.begin(), keys.end(), key) != keys.end(), path.string(), " has no entry '",
                   entry.name, "'");
-      guarded(path, entry, [&] { entry.check(key, archive); });
+      guarded(path, entry, [&] { entry.load(key, archive, /*apply=*/false); });
     }
     for (const auto& entry : entries_) {
-      guarded(path, entry, [&] { entry.load(key_of(entry), archive_for(entry)); });
+      guarded(path, entry, [&] { entry.load(key_of(entry), archive_for(entry), /*apply=*/true); });
     }
     last_is_good_ = file.last_error.empty();
     return file.last_error;
@@ -435,11 +425,10 @@ class Checkpoint {
 
  private:
   using Save = std::function<void(const std::string&, detail::OutputArchive&)>;
-  using Load = std::function<void(const std::string&, detail::InputArchive&)>;
+  using Load = std::function<void(const std::string&, detail::InputArchive&, bool apply)>;
   struct Entry {
     std::string name;
     Save save;
-    Load check;
     Load load;
     std::function<at::Device()> device;  // empty: CPU
   };
@@ -488,10 +477,10 @@ class Checkpoint {
   }
   template <class F>
   static Load nested_load(F body) {
-    return [body = std::move(body)](const std::string& key, detail::InputArchive& in) {
+    return [body = std::move(body)](const std::string& key, detail::InputArchive& in, bool apply) {
       detail::InputArchive inner;
       in.read(key, inner);
-      body(inner);
+      body(inner, apply);
     };
   }
 

@@ -17,24 +17,16 @@ namespace mixmatch::training {
 /// again replaces its value.
 class JsonObject {
  public:
-  JsonObject& set(std::string_view key, std::string_view value) {
-    return put(key, mixmatch::detail::json_quote(value));
-  }
-  JsonObject& set(std::string_view key, const char* value) { return set(key, std::string_view(value)); }
-  JsonObject& set(std::string_view key, const std::string& value) {
-    return set(key, std::string_view(value));
-  }
-  template <std::same_as<bool> T>
-  JsonObject& set(std::string_view key, T value) {
-    return put(key, value ? "true" : "false");
-  }
-  template <std::integral T>
-  requires(!std::same_as<T, bool>) JsonObject& set(std::string_view key, T value) {
-    return put(key, fmt::format("{}", value));
-  }
-  template <std::floating_point T>
-  JsonObject& set(std::string_view key, T value) {
-    return put(key, std::isfinite(value) ? fmt::format("{}", value) : "null");
+  template <class T>
+  JsonObject& set(std::string_view key, const T& value) {
+    if constexpr (std::convertible_to<const T&, std::string_view>) {
+      return put(key, mixmatch::detail::json_quote(value));
+    } else if constexpr (std::floating_point<T>) {
+      return put(key, std::isfinite(value) ? fmt::format("{}", value) : "null");
+    } else {
+      static_assert(std::integral<T>);
+      return put(key, fmt::format("{}", value));
+    }
   }
 
   /// The object as text, with a newline at its end.

@@ -1,17 +1,16 @@
 #pragma once
 
 #include <c10/util/Exception.h>
+#include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/io/read_file.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -77,10 +76,10 @@ inline MetricsTable parse_metrics(std::string_view rest, const std::string& name
     for (size_t i = 0; i < cells.size(); ++i) {
       double value = std::numeric_limits<double>::quiet_NaN();
       if (!cells[i].empty()) {
-        const char* end = cells[i].data() + cells[i].size();
-        const auto parsed = std::from_chars(cells[i].data(), end, value);
-        TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, name, " line ", number, ": ",
-                    shown(table.columns[i]), " must be a number or nothing, got \"", shown(cells[i]), "\"");
+        const auto parsed = mixmatch::detail::parse_number<double>(cells[i]);
+        TORCH_CHECK(parsed.has_value(), name, " line ", number, ": ", shown(table.columns[i]),
+                    " must be a number or nothing, got \"", shown(cells[i]), "\"");
+        value = *parsed;
       }
       row.push_back(value);
     }

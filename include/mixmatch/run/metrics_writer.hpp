@@ -125,14 +125,7 @@ class MetricsCsv {
   }
 
   static std::string cell(double value) {
-    if (std::isnan(value)) {
-      return "";
-    }
-    constexpr double exact_integers = 9007199254740992.0;  // 2^53
-    if (std::abs(value) <= exact_integers && value == std::trunc(value)) {
-      return fmt::format("{}", static_cast<int64_t>(value));
-    }
-    return fmt::format("{}", value);
+    return std::isnan(value) ? "" : fmt::format("{}", value + 0.0);  // which makes 0 of -0
   }
 
   void open() {

@@ -54,9 +54,7 @@ class RunDirectory {
 
   /// An existing run, to read or evaluate. Throws c10::Error if there is none.
   static RunDirectory open(std::filesystem::path path) {
-    RunDirectory run(std::move(path));
-    std::error_code error;
-    TORCH_CHECK(std::filesystem::is_directory(run.path_, error), "no run directory ", run.path_.string());
+    RunDirectory run = existing(std::move(path));
     TORCH_CHECK(exists(run.config()) || run.has_checkpoint() || exists(run.weights()), run.path_.string(),
                 " holds no run: it has neither config.json nor checkpoint.pt");
     return run;
@@ -65,9 +63,7 @@ class RunDirectory {
   /// An existing run, to continue: it has a checkpoint. Throws c10::Error if there is none, or it is in use
   /// by another process.
   static RunDirectory resume(std::filesystem::path path) {
-    RunDirectory run(std::move(path));
-    std::error_code error;
-    TORCH_CHECK(std::filesystem::is_directory(run.path_, error), "no run directory ", run.path_.string());
+    RunDirectory run = existing(std::move(path));
     TORCH_CHECK(run.has_checkpoint(), run.path_.string(),
                 " holds no run to continue: it has no checkpoint.pt");
     run.lock();
@@ -89,6 +85,13 @@ class RunDirectory {
  private:
   explicit RunDirectory(std::filesystem::path path)
       : path_(path.has_filename() ? std::move(path) : path.parent_path()) {}
+
+  static RunDirectory existing(std::filesystem::path path) {
+    RunDirectory run(std::move(path));
+    std::error_code error;
+    TORCH_CHECK(std::filesystem::is_directory(run.path_, error), "no run directory ", run.path_.string());
+    return run;
+  }
 
   static bool exists(const std::filesystem::path& path) {
     std::error_code no_error;

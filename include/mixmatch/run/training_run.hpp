@@ -168,12 +168,9 @@ class TrainingRun {
                 "TrainingRun: record: expected a value and a count for each of ", means.names.size(),
                 " names, at least one, got ", means.values.size(), " and ", means.counts.size());
     progress_->count(*step_.value);
-    if (!means.finite || !std::isfinite(means.values[0])) {
+    if (const auto problem = means.problem(); !problem.empty()) {
       progress_->finish();
-      throw NonFiniteError(fmt::format("{} at step {}; the last good checkpoint is {} of step {}",
-                                       std::isfinite(means.values[0])
-                                           ? "a gradient is not finite"
-                                           : fmt::format("the loss is {}", means.values[0]),
+      throw NonFiniteError(fmt::format("{} at step {}; the last good checkpoint is {} of step {}", problem,
                                        *step_.value, last_good_.string(), saved_step_));
     }
     name_values(means.names);
@@ -220,10 +217,7 @@ class TrainingRun {
   }
 
   void save() {
-    const double seconds = progress_.has_value() ? progress_->seconds_per_step() : seconds_per_step_;
-    if (!std::isnan(seconds)) {
-      seconds_per_step_ = seconds;
-    }
+    seconds_per_step_ = seconds_per_step();
     checkpoint_.save();
     last_good_ = directory_.checkpoint();
     saved_step_ = *step_.value;

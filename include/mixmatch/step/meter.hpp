@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/step/step_loss.hpp>
 
 #include <cmath>
@@ -27,6 +28,13 @@ struct StepMeans {
     }
     means.finite = finite;
     return means;
+  }
+
+  /// What is not finite, loss or gradient, as a message has it; "" where all is.
+  std::string problem() const {
+    return !std::isfinite(values[0]) ? c10::str("the loss is ", values[0])
+           : finite                  ? ""
+                                     : "a gradient is not finite";
   }
 };
 
@@ -64,10 +72,10 @@ class Meter {
   /// Throws where add() would: before a step has changed anything.
   void check(const StepLoss& loss) {
     TORCH_CHECK(loss.total.defined() && loss.total.numel() == 1, "StepLoss: total must be a scalar, got ",
-                loss.total.defined() ? c10::str(loss.total.sizes()) : std::string("undefined"));
+                detail::sizes_text(loss.total));
     for (const auto& [name, value] : loss.values) {
       TORCH_CHECK(value.defined() && value.numel() == 1, "StepLoss: ", name, " must be a scalar, got ",
-                  value.defined() ? c10::str(value.sizes()) : std::string("undefined"));
+                  detail::sizes_text(value));
     }
     if (names_.empty()) {
       TORCH_CHECK(static_cast<int64_t>(loss.values.size()) < sums_.size(0), "Meter: ", loss.values.size(),

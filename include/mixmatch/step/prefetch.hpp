@@ -1,7 +1,8 @@
 #pragma once
 
+#include <ATen/Parallel.h>
+#include <dlfcn.h>
 #include <torch/types.h>
-#include <mixmatch/detail/serial_thread.hpp>
 
 #include <cstdint>
 #include <functional>
@@ -11,7 +12,21 @@
 
 namespace mixmatch::training {
 
-/// Makes the next step's batch on a thread of its own while the present step runs.
+namespace detail {
+
+/// Makes LibTorch compute on this thread alone when it is called from it. at::set_num_threads would change
+/// the number for the whole process; OpenMP's own call is for the calling thread, and reaches the runtime
+/// that LibTorch brought without our being compiled for OpenMP. Where there is none, nothing changes.
+inline void compute_on_this_thread_alone() {
+  at::get_num_threads();  // LibTorch sets a new thread's number at its first question, and not again
+  if (auto* set = reinterpret_cast<void (*)(int)>(dlsym(RTLD_DEFAULT, "omp_set_num_threads"))) {
+    set(1);
+  }
+}
+
+}  // namespace detail
+
+/// Makes the next step's batch on another thread while the present step runs.
 ///
 ///     Prefetch<Batch> batches([&](int64_t step) { return make_batch(step); });
 ///     const Batch batch = batches(state.step);                 // waits for it, and starts the next one
@@ -47,7 +62,10 @@ class Prefetch {
     }
     if (ahead_) {
       pending_step_ = step + 1;
-      pending_ = worker_.run([this, next = step + 1] { return make(next); });
+      pending_ = std::async(std::launch::async, [this, next = step + 1] {
+        detail::compute_on_this_thread_alone();
+        return make(next);
+      });
     }
     return std::move(*batch);
   }
@@ -61,8 +79,7 @@ class Prefetch {
   std::function<Batch(int64_t)> make_;
   bool ahead_;
   int64_t pending_step_ = 0;
-  mixmatch::detail::SerialThread worker_;
-  std::future<Batch> pending_;
+  std::future<Batch> pending_;  // waits for its task when it goes
 };
 
 }  // namespace mixmatch::training

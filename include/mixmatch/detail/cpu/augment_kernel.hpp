@@ -22,11 +22,12 @@ struct PixelScale {
 };
 
 /// What is cut from each padded image: int64 [N] on the images' device, offsets in [0, 2 * padding], flip 0
-/// or 1.
+/// or 1. Without them the images are left whole.
 struct CropFlip {
   int64_t padding = 0;
   Tensor flip, row, column;
 
+  bool any() const { return flip.defined(); }
   /// Those of images first … first + count - 1.
   CropFlip narrow(int64_t first, int64_t count) const {
     return {padding, flip.narrow(0, first, count), row.narrow(0, first, count),
@@ -55,22 +56,23 @@ std::vector<Scalar> pixel_table(const PixelScale& scale) {
 }
 
 /// Images in any strides to channels-last ones, every pixel read and written once. `convert(c, pixel)` makes
-/// the result; `crops` may be null. `fixed_channels` is a channel count known to the compiler, or 0.
+/// the result. `fixed_channels` is a channel count known to the compiler, or 0.
 template <int64_t fixed_channels, class Target, class Source, class Convert>
-void crop_images(Target* target, const Source* source, const Tensor& images, const CropFlip* crops,
+void crop_images(Target* target, const Source* source, const Tensor& images, const CropFlip& crops,
                  int64_t begin, int64_t end, const Convert& convert) {
   const int64_t channels = fixed_channels > 0 ? fixed_channels : images.size(1);
   const int64_t height = images.size(2);
   const int64_t width = images.size(3);
   const int64_t channel_stride = images.stride(1);
-  const int64_t* flip = crops == nullptr ? nullptr : crops->flip.data_ptr<int64_t>();
-  const int64_t* row_offset = crops == nullptr ? nullptr : crops->row.data_ptr<int64_t>();
-  const int64_t* column_offset = crops == nullptr ? nullptr : crops->column.data_ptr<int64_t>();
+  const bool cuts = crops.any();
+  const int64_t* flip = cuts ? crops.flip.data_ptr<int64_t>() : nullptr;
+  const int64_t* row_offset = cuts ? crops.row.data_ptr<int64_t>() : nullptr;
+  const int64_t* column_offset = cuts ? crops.column.data_ptr<int64_t>() : nullptr;
   std::vector<int64_t> columns(static_cast<size_t>(width));
   for (int64_t n = begin; n < end; ++n) {
-    const int64_t dy = crops == nullptr ? 0 : row_offset[n] - crops->padding;
-    const int64_t dx = crops == nullptr ? 0 : column_offset[n] - crops->padding;
-    const bool mirrored = crops != nullptr && flip[n] != 0;
+    const int64_t dy = cuts ? row_offset[n] - crops.padding : 0;
+    const int64_t dx = cuts ? column_offset[n] - crops.padding : 0;
+    const bool mirrored = cuts && flip[n] != 0;
     for (int64_t x = 0; x < width; ++x) {
       const int64_t from = reflect(x + dx, width);
       columns[static_cast<size_t>(x)] = (mirrored ? width - 1 - from : from) * images.stride(3);
@@ -90,7 +92,7 @@ void crop_images(Target* target, const Source* source, const Tensor& images, con
 }
 
 template <class Target, class Source, class Convert>
-void crop_all_images(Tensor& out, const Tensor& images, const CropFlip* crops, const Convert& convert) {
+void crop_all_images(Tensor& out, const Tensor& images, const CropFlip& crops, const Convert& convert) {
   const int64_t image_size = images.size(1) * images.size(2) * images.size(3);
   if (image_size == 0) {
     return;
@@ -106,17 +108,16 @@ void crop_all_images(Tensor& out, const Tensor& images, const CropFlip* crops, c
   });
 }
 
-/// The CPU kernel, into channels-last `out`; crops may be null, and scale too for images that keep their
-/// values.
-inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* crops,
-                            const PixelScale* scale) {
+/// The CPU kernel, into channels-last `out`; without a scale images keep their values.
+inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip& crops,
+                            const std::optional<PixelScale>& scale) {
   if (out.scalar_type() == at::kByte) {
     crop_all_images<uint8_t, uint8_t>(out, images, crops, [](int64_t, uint8_t pixel) { return pixel; });
     return;
   }
   const bool known = for_float_type(out.scalar_type(), [&](auto element) {
     using Target = decltype(element);
-    if (scale == nullptr) {
+    if (!scale.has_value()) {
       crop_all_images<Target, Target>(out, images, crops, [](int64_t, Target pixel) { return pixel; });
       return;
     }
@@ -126,14 +127,6 @@ inline void crop_flip_fused(Tensor& out, const Tensor& images, const CropFlip* c
                                      [values](int64_t c, uint8_t pixel) { return values[c * 256 + pixel]; });
   });
   TORCH_CHECK(known, "crop_flip: no kernel for ", out.scalar_type());
-}
-
-inline Tensor crop_flip_fused(const Tensor& images, const CropFlip* crops, const PixelScale* scale,
-                              at::ScalarType dtype) {
-  Tensor out =
-      at::empty(images.sizes(), images.options().dtype(dtype).memory_format(at::MemoryFormat::ChannelsLast));
-  crop_flip_fused(out, images, crops, scale);
-  return out;
 }
 
 /// (images - shift) / scale in ATen calls, without copies from host to device.
@@ -186,31 +179,24 @@ inline bool augment_on_cpu(const Tensor& images) {
   return images.device().is_cpu() && !(images.requires_grad() && at::GradMode::is_enabled());
 }
 
-/// uint8 images to normalised floating-point ones, channels-last.
-inline Tensor scale_pixels(const Tensor& images, const PixelScale& scale, at::ScalarType dtype) {
-  if (augment_on_cpu(images)) {
-    return crop_flip_fused(images, nullptr, &scale, dtype);
-  }
-  const Tensor scaled = crop_flip_on_cuda(images, {}, {}, {}, 0, scale.shift, scale.scale, dtype);
-  return scaled.defined() ? scaled : scale_pixels_composite(images, scale, dtype);
-}
-
-/// Crops and flips, and scales where a scale is given (uint8 images); else the images keep their values and
-/// dtype.
+/// Crops and flips, where there are crops, and scales where a scale is given (uint8 images); else the images
+/// keep their values and dtype. Channels-last.
 inline Tensor crop_flip(const Tensor& images, const CropFlip& crops, const std::optional<PixelScale>& scale,
                         at::ScalarType dtype) {
   if (augment_on_cpu(images)) {
-    return crop_flip_fused(images, &crops, scale.has_value() ? &*scale : nullptr,
-                           scale.has_value() ? dtype : images.scalar_type());
+    Tensor out = at::empty(images.sizes(), images.options()
+                                               .dtype(scale.has_value() ? dtype : images.scalar_type())
+                                               .memory_format(at::MemoryFormat::ChannelsLast));
+    crop_flip_fused(out, images, crops, scale);
+    return out;
   }
-  const Tensor made =
-      scale.has_value() ? crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding,
-                                            scale->shift, scale->scale, dtype)
-                        : crop_flip_bytes_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding);
+  const auto pixels = scale.value_or(PixelScale{});
+  const Tensor made = crop_flip_on_cuda(images, crops.flip, crops.row, crops.column, crops.padding,
+                                        pixels.shift, pixels.scale, dtype);
   if (made.defined()) {
     return made;
   }
-  const Tensor cropped = crop_flip_composite(images, crops);
+  const Tensor cropped = crops.any() ? crop_flip_composite(images, crops) : images;
   return scale.has_value() ? scale_pixels_composite(cropped, *scale, dtype) : cropped;
 }
 
@@ -218,7 +204,7 @@ inline Tensor crop_flip(const Tensor& images, const CropFlip& crops, const std::
 inline void crop_flip_out(Tensor& out, const Tensor& images, const CropFlip& crops,
                           const std::optional<PixelScale>& scale) {
   if (augment_on_cpu(images)) {
-    crop_flip_fused(out, images, &crops, scale.has_value() ? &*scale : nullptr);
+    crop_flip_fused(out, images, crops, scale);
     if (!out.is_inference()) {  // autograd must see the change as it would see an ATen call's
       out.unsafeGetTensorImpl()->bump_version();
     }

@@ -19,39 +19,26 @@ struct DecayAndAverage {
     using C = Compute<Average>;
     const auto factor = static_cast<C>(shrink), keep = static_cast<C>(decay),
                take = static_cast<C>(1 - decay);
-#if MIXMATCH_SIMD
-    if constexpr (Bytes >= 16) {
-      using F = Vectors<Average, Bytes>;
-      int64_t i = 0;
-      for (; i + F::lanes <= size; i += F::lanes) {
-        typename F::V now, mean;
-        F::load(now, live + i);
-        if (shrink != 1) {
-          now *= factor;
-          F::store(live + i, now);
-          F::load(now, live + i);  // as rounded
-        }
-        if (decay == 0) {
-          F::store(average + i, now);
-        } else if (decay != 1) {
-          F::load(mean, average + i);
-          mean = mean * keep + now * take;
-          F::store(average + i, mean);
-        }
-      }
-      return run<Bytes / 2>(live + i, average + i, size - i, shrink, decay);
-    }
-#endif
-    for (int64_t i = 0; i < size; ++i) {
+    using L = Lanes<Average, Bytes>;
+    int64_t i = 0;
+    for (; i + L::lanes <= size; i += L::lanes) {
+      typename L::V now, mean;
+      L::load(now, live + i);
       if (shrink != 1) {
-        live[i] = static_cast<Live>(static_cast<C>(live[i]) * factor);
+        now *= factor;
+        L::store(live + i, now);
+        L::load(now, live + i);  // as rounded
       }
-      const auto now = static_cast<C>(live[i]);
       if (decay == 0) {
-        average[i] = now;
+        L::store(average + i, now);
       } else if (decay != 1) {
-        average[i] = average[i] * keep + now * take;
+        L::load(mean, average + i);
+        mean = mean * keep + now * take;
+        L::store(average + i, mean);
       }
+    }
+    if constexpr (L::lanes > 1) {
+      run<Bytes / 2>(live + i, average + i, size - i, shrink, decay);
     }
   }
 };

@@ -76,42 +76,6 @@ struct AddSoftmaxes {
     v = (V)(((I)v & mask) | ((I)(V{} + no_class) & ~mask));
   }
 
-  template <int Row, class F, class Scalar>
-  static MIXMATCH_INLINE void load_rows(typename F::V* rows, const Scalar* in, int64_t classes,
-                                        const typename F::I& mask) {
-    if constexpr (Row < F::lanes) {
-      F::load(rows[Row], in + Row * classes);
-      mask_off<F>(rows[Row], mask);
-      load_rows<Row + 1, F>(rows, in, classes, mask);
-    }
-  }
-
-  template <int Row, class F>
-  static MIXMATCH_INLINE void raise_rows(typename F::V* rows, const float* largest) {
-    if constexpr (Row < F::lanes) {
-      rows[Row] = rows[Row] - largest[Row];
-      exp_of_negative<F>(rows[Row]);
-      raise_rows<Row + 1, F>(rows, largest);
-    }
-  }
-
-  template <int Row, class F>
-  static MIXMATCH_INLINE void add_rows(typename F::V* sums, const typename F::V* rows, const float* factor) {
-    if constexpr (Row < F::lanes) {
-      sums[Row] += rows[Row] * factor[Row];
-      add_rows<Row + 1, F>(sums, rows, factor);
-    }
-  }
-
-  /// Each row's surplus lanes are overwritten by the next row.
-  template <int Row, class F>
-  static MIXMATCH_INLINE void store_rows(float* out, const typename F::V* rows, int64_t classes) {
-    if constexpr (Row < F::lanes) {
-      F::store(out + Row * classes, rows[Row]);
-      store_rows<Row + 1, F>(out, rows, classes);
-    }
-  }
-
   /// Rows of at most F::lanes classes, F::lanes at a time.
   template <class F, class Scalar>
   static MIXMATCH_INLINE void short_rows(float* out, const Scalar* const* views, int64_t num_views,
@@ -126,33 +90,34 @@ struct AddSoftmaxes {
       // The last rows through copies, so that nothing outside is read.
       const bool whole = (rows - row - lanes) * classes >= lanes;
       const int64_t count = std::min<int64_t>(lanes, rows - row) * classes;
-      V sums[lanes];
-      for (int i = 0; i < lanes; ++i) {
-        sums[i] = V{};
-      }
+      V sums[lanes] = {};
       for (int64_t k = 0; k < num_views; ++k) {
         const Scalar* in = views[k] + (first_row + row) * classes;
         if (!whole) {
-          for (int64_t i = 0; i < count; ++i) {
-            padded[i] = in[i];
-          }
+          std::copy_n(in, count, padded);
           in = padded;
         }
         V values[lanes], largest, total;
-        load_rows<0, F>(values, in, classes, mask);
+        unrolled<lanes>([&](int i) MIXMATCH_INLINE_LAMBDA {
+          F::load(values[i], in + i * classes);
+          mask_off<F>(values[i], mask);
+        });
         reduce_rows<Max, lanes>(largest, values);
         alignas(64) float of_rows[lanes];
         F::store(of_rows, largest);
-        raise_rows<0, F>(values, of_rows);
+        unrolled<lanes>([&](int i) MIXMATCH_INLINE_LAMBDA {
+          values[i] = values[i] - of_rows[i];
+          exp_of_negative<F>(values[i]);
+        });
         reduce_rows<Add, lanes>(total, values);
         F::store(of_rows, 1.0f / total);
-        add_rows<0, F>(sums, values, of_rows);
+        unrolled<lanes>([&](int i) MIXMATCH_INLINE_LAMBDA { sums[i] += values[i] * of_rows[i]; });
       }
-      store_rows<0, F>(whole ? out + row * classes : padded_out, sums, classes);
+      // Each row's surplus lanes are overwritten by the next row.
+      float* const to = whole ? out + row * classes : padded_out;
+      unrolled<lanes>([&](int i) MIXMATCH_INLINE_LAMBDA { F::store(to + i * classes, sums[i]); });
       if (!whole) {
-        for (int64_t i = 0; i < count; ++i) {
-          out[row * classes + i] = padded_out[i];
-        }
+        std::copy_n(padded_out, count, out + row * classes);
       }
     }
   }

@@ -29,25 +29,18 @@ struct MixRun {
   template <int Bytes, class Scalar>
   static MIXMATCH_INLINE void run(Scalar* out, const Scalar* x, const Scalar* partner, int64_t size,
                                   Compute<Scalar> weight) {
+    using L = Lanes<Scalar, Bytes>;
     const Compute<Scalar> rest = 1 - weight;
-#if MIXMATCH_SIMD
-    if constexpr (Bytes >= 16) {
-      using F = Vectors<Scalar, Bytes>;
-      int64_t i = 0;
-      for (; i + F::lanes <= size; i += F::lanes) {
-        typename F::V a, b;
-        F::load(a, x + i);
-        F::load(b, partner + i);
-        mix_into(a, b, weight, rest);
-        F::store(out + i, a);
-      }
-      return run<Bytes / 2>(out + i, x + i, partner + i, size - i, weight);
+    int64_t i = 0;
+    for (; i + L::lanes <= size; i += L::lanes) {
+      typename L::V a, b;
+      L::load(a, x + i);
+      L::load(b, partner + i);
+      mix_into(a, b, weight, rest);
+      L::store(out + i, a);
     }
-#endif
-    for (int64_t i = 0; i < size; ++i) {
-      auto mixed = static_cast<Compute<Scalar>>(x[i]);
-      mix_into(mixed, static_cast<Compute<Scalar>>(partner[i]), weight, rest);
-      out[i] = static_cast<Scalar>(mixed);
+    if constexpr (L::lanes > 1) {
+      run<Bytes / 2>(out + i, x + i, partner + i, size - i, weight);
     }
   }
 };

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <vector>
 
 namespace mixmatch::detail {
@@ -28,22 +29,35 @@ struct NormSettings {
   int64_t groups;
 };
 
-/// Channels-last images in ordinary memory, and parameters in the arithmetic type.
-inline bool can_fuse_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias) {
+/// What a training pass moves by its batch's `share`; undefined tensors where there is nothing to move.
+struct RunningStatistics {
+  Tensor mean, variance;
+  double share = 0;
+};
+
+/// Whether the kernels take these: channels-last images in memory that they can read, the CPU's or CUDA's,
+/// and parameters in the arithmetic type.
+inline bool can_fuse_norm(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias,
+                          const Tensor& running_mean) {
   const auto type = x.scalar_type();
   const bool reduced = type == at::kBFloat16 || type == at::kHalf;
   if (x.dim() != 4 || x.numel() == 0 || !(reduced || type == at::kFloat || type == at::kDouble)) {
     return false;
   }
+  const bool on_cuda = cuda_norm_supported(x);
+  const auto readable = [&](const Tensor& tensor) {
+    return tensor.device() == x.device() && (on_cuda ? has_cuda_memory(tensor) : has_plain_memory(tensor));
+  };
   const auto fits = [&](const Tensor& image) {
-    return has_plain_memory(image) && image.scalar_type() == type && image.sizes() == x.sizes() &&
+    return readable(image) && image.scalar_type() == type && image.sizes() == x.sizes() &&
            image.is_contiguous(at::MemoryFormat::ChannelsLast);
   };
   const auto is_parameter = [&](const Tensor& tensor) {
-    return tensor.defined() && has_plain_memory(tensor) && tensor.is_contiguous() &&
+    return tensor.defined() && readable(tensor) && tensor.is_contiguous() &&
            tensor.scalar_type() == (reduced ? at::kFloat : type);
   };
-  return fits(x) && (!addend.defined() || fits(addend)) && is_parameter(weight) && is_parameter(bias);
+  return fits(x) && (!addend.defined() || fits(addend)) && is_parameter(weight) && is_parameter(bias) &&
+         (!running_mean.defined() || is_parameter(running_mean));
 }
 
 /// f(group, part) for each group, where part(tensor) is the group's share of the rows.
@@ -58,168 +72,117 @@ void for_each_group(int64_t groups, const F& f) {
 }
 
 /// The same in ATen calls: for any device, layout and derivative. The first group moves the running
-/// statistics by `share`, where they are defined.
+/// statistics.
 inline SumAndActivation norm_activate_composite(const Tensor& x, const Tensor& addend, const Tensor& weight,
                                                 const Tensor& bias, const NormSettings& settings,
-                                                const Tensor& running_mean = {},
-                                                const Tensor& running_var = {}, double share = 0.0) {
+                                                const RunningStatistics& running = {}) {
   const Tensor sum = addend.defined() ? x + addend : x;
   std::vector<Tensor> parts;
   for (const auto& part : sum.chunk(settings.groups)) {
     const bool moves = parts.empty();
-    parts.push_back(at::leaky_relu(
-        at::batch_norm(part, weight, bias, moves ? running_mean : Tensor(), moves ? running_var : Tensor(),
-                       /*training=*/true, share, settings.eps, at::globalContext().userEnabledCuDNN()),
-        settings.slope));
+    parts.push_back(
+        at::leaky_relu(at::batch_norm(part, weight, bias, moves ? running.mean : Tensor(),
+                                      moves ? running.variance : Tensor(), /*training=*/true, running.share,
+                                      settings.eps, at::globalContext().userEnabledCuDNN()),
+                       settings.slope));
   }
   return {sum, parts.size() == 1 ? parts[0] : at::cat(parts)};
 }
 
-/// The gradients of the activation by x, weight and bias, in a form that has derivatives itself; undefined
-/// where none is asked for.
-inline std::vector<Tensor> differentiable_norm_gradients(const Tensor& x, const Tensor& weight,
-                                                         const Tensor& bias, const NormSettings& settings,
-                                                         const Tensor& grad) {
+/// What a pass of the kernels gives, and what its gradient needs: mean and, on the CPU, variance, on CUDA
+/// 1 / sqrt(variance + eps), each [groups, C]. Without an addend the sum is x.
+struct FusedNorm {
+  Tensor activation, sum, mean, spread;
+};
+
+inline FusedNorm norm_forward(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias,
+                              const NormSettings& settings, const RunningStatistics& running) {
+  if (cuda_norm_supported(x)) {
+    const auto out = cuda_norm_forward(x, addend, weight, bias, settings.groups, settings.eps, settings.slope,
+                                       running.mean, running.variance, running.share);
+    return {out.y, out.sum, out.mean, out.invstd};
+  }
+  const Tensor mean = at::empty({settings.groups, x.size(1)}, weight.options().requires_grad(false));
+  const FusedNorm out{at::empty_like(x), addend.defined() ? at::empty_like(x) : x, mean,
+                      at::empty_like(mean)};
+  const bool known = for_float_type(x.scalar_type(), [&](auto element) {
+    using Scalar = decltype(element);
+    // A group's second sweep finds in the cache what its first one read.
+    for_each_group(settings.groups, [&](int64_t group, const auto& part) {
+      norm_moments<Scalar>(mean[group], out.spread[group], part(x), part(addend), part(out.sum));
+      norm_activate<Scalar>(part(out.activation), part(out.sum),
+                            {mean[group], out.spread[group], weight, bias, settings.eps}, settings.slope);
+    });
+  });
+  TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
+  if (running.mean.defined()) {
+    const torch::NoGradGuard no_grad;
+    const auto count = static_cast<double>(x.numel() / (x.size(1) * settings.groups));
+    const double share = running.share;
+    // As ATen's own, unseen by autograd, which may have saved them in another pass.
+    running.mean.variable_data().mul_(1 - share).add_(mean[0], share);
+    running.variance.variable_data().mul_(1 - share).add_(out.spread[0], share * count / (count - 1));
+  }
+  return out;
+}
+
+/// Of what norm_forward() returned; `grad_sum`, the gradient that arrives at the sum itself, may be
+/// undefined.
+inline NormGradients norm_backward(const Tensor& grad, const Tensor& grad_sum, const Tensor& x,
+                                   const Tensor& weight, const Tensor& bias, const Tensor& mean,
+                                   const Tensor& spread, const NormSettings& settings) {
+  const auto like_x = [&x](const Tensor& gradient) {
+    return gradient.defined() ? gradient.to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast)
+                              : gradient;
+  };
+  const Tensor grad_y = like_x(grad), grad_of_sum = like_x(grad_sum);
+  if (cuda_norm_supported(x)) {
+    return cuda_norm_backward(grad_y, grad_of_sum, x, weight, bias, mean, spread, settings.groups,
+                              settings.slope);
+  }
+  const NormGradients out{at::empty_like(x), at::empty_like(weight), at::empty_like(bias)};
+  const bool known = for_float_type(x.scalar_type(), [&](auto element) {
+    using Scalar = decltype(element);
+    std::vector<double> weight_sum(static_cast<size_t>(x.size(1)), 0.0), bias_sum = weight_sum;
+    for_each_group(settings.groups, [&](int64_t group, const auto& part) {
+      norm_activate_backward<Scalar>(part(out.grad_x), weight_sum, bias_sum, part(grad_y), part(grad_of_sum),
+                                     part(x), {mean[group], spread[group], weight, bias, settings.eps},
+                                     settings.slope);
+    });
+    out.grad_weight.copy_(at::tensor(weight_sum, at::kDouble));
+    out.grad_bias.copy_(at::tensor(bias_sum, at::kDouble));
+  });
+  TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
+  return out;
+}
+
+/// norm_backward() in a form that has derivatives itself; undefined where no gradient is asked for.
+inline NormGradients differentiable_norm_backward(const Tensor& grad, const Tensor& grad_sum, const Tensor& x,
+                                                  const Tensor& weight, const Tensor& bias,
+                                                  const NormSettings& settings) {
   // By aliases: the way back ends here, and does not go on through what x was made of.
   const std::vector<Tensor> inputs{x.view_as(x), weight.view_as(weight), bias.view_as(bias)};
   std::vector<Tensor> wanted;
-  for (const Tensor& input : inputs) {
-    if (input.requires_grad()) {
-      wanted.push_back(input);
-    }
-  }
+  std::copy_if(inputs.begin(), inputs.end(), std::back_inserter(wanted),
+               [](const Tensor& input) { return input.requires_grad(); });
   std::vector<Tensor> gradients(inputs.size());
-  if (wanted.empty()) {
-    return gradients;
-  }
-  const auto again = norm_activate_composite(inputs[0], Tensor(), inputs[1], inputs[2], settings);
-  const auto found = torch::autograd::grad({again.activation}, wanted, {grad}, /*retain_graph=*/true,
-                                           /*create_graph=*/true, /*allow_unused=*/true);
-  for (size_t i = 0, k = 0; i < inputs.size(); ++i) {
-    if (inputs[i].requires_grad()) {
-      gradients[i] = found[k++];
+  if (!wanted.empty()) {
+    const auto again = norm_activate_composite(inputs[0], Tensor(), inputs[1], inputs[2], settings);
+    const auto found = torch::autograd::grad({again.activation}, wanted, {grad}, /*retain_graph=*/true,
+                                             /*create_graph=*/true, /*allow_unused=*/true);
+    for (size_t i = 0, k = 0; i < inputs.size(); ++i) {
+      gradients[i] = inputs[i].requires_grad() ? found[k++] : Tensor();
     }
   }
-  return gradients;
+  const Tensor& grad_x = gradients[0];
+  return {!grad_x.defined()     ? grad_sum
+          : !grad_sum.defined() ? grad_x
+                                : grad_x + grad_sum,
+          gradients[1], gradients[2]};
 }
-
-/// a + b, of which either may be undefined.
-inline Tensor added(const Tensor& a, const Tensor& b) { return !a.defined() ? b : !b.defined() ? a : a + b; }
-
-/// {activation, mean, variance}, and after them the sum where there is an addend.
-class NormActivateFunction : public torch::autograd::Function<NormActivateFunction> {
- public:
-  using Context = torch::autograd::AutogradContext;
-  using List = torch::autograd::variable_list;
-
-  static List compute(const Tensor& x, const Tensor& addend, const Tensor& weight, const Tensor& bias,
-                      const NormSettings& settings) {
-    Tensor activation = at::empty_like(x);
-    Tensor sum = addend.defined() ? at::empty_like(x) : Tensor();
-    Tensor mean = at::empty({settings.groups, x.size(1)}, weight.options().requires_grad(false));
-    Tensor variance = at::empty_like(mean);
-    const bool known = for_float_type(x.scalar_type(), [&](auto element) {
-      using Scalar = decltype(element);
-      // A group's second sweep finds in the cache what its first one read.
-      for_each_group(settings.groups, [&](int64_t group, const auto& part) {
-        norm_moments<Scalar>(mean[group], variance[group], part(x), part(addend), part(sum));
-        norm_activate<Scalar>(part(activation), addend.defined() ? part(sum) : part(x),
-                              {mean[group], variance[group], weight, bias, settings.eps}, settings.slope);
-      });
-    });
-    TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
-    List outputs{activation, mean, variance};
-    if (addend.defined()) {
-      outputs.push_back(sum);
-    }
-    return outputs;
-  }
-
-  static List forward(Context* ctx, const Tensor& x, const OptionalTensor& other, const Tensor& weight,
-                      const Tensor& bias, const NormSettings& settings) {
-    const Tensor addend = other.has_value() ? *other : Tensor();
-    List outputs = compute(x, addend, weight, bias, settings);
-    // Without an addend the sum is x.
-    ctx->save_for_backward({addend.defined() ? outputs[3] : x, weight, bias, outputs[1], outputs[2]});
-    ctx->saved_data["eps"] = settings.eps;
-    ctx->saved_data["slope"] = settings.slope;
-    ctx->saved_data["groups"] = settings.groups;
-    ctx->saved_data["adds"] = addend.defined();
-    ctx->mark_non_differentiable({outputs[1], outputs[2]});
-    ctx->set_materialize_grads(false);
-    return outputs;
-  }
-
-  static List backward(Context* ctx, List grads) {
-    const auto saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
-    const NormSettings settings{ctx->saved_data["eps"].toDouble(), ctx->saved_data["slope"].toDouble(),
-                                ctx->saved_data["groups"].toInt()};
-    const bool adds = ctx->saved_data["adds"].toBool();
-    Tensor grad_sum = adds ? grads[3] : Tensor();
-    if (!grads[0].defined()) {
-      return {grad_sum, grad_sum, Tensor(), Tensor(), Tensor()};
-    }
-    if (at::GradMode::is_enabled()) {
-      // A second derivative was asked for: the composite's formulas have one.
-      const auto results = differentiable_norm_gradients(x, weight, bias, settings, grads[0]);
-      const Tensor grad_input = added(results[0], grad_sum);
-      return {grad_input, adds ? grad_input : Tensor(), results[1], results[2], Tensor()};
-    }
-    const auto like_x = [&x](const Tensor& grad) {
-      return grad.to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
-    };
-    if (grad_sum.defined()) {
-      grad_sum = like_x(grad_sum);
-    }
-    const Tensor grad_output = like_x(grads[0]);
-    Tensor grad_input = at::empty_like(x);
-    Tensor grad_weight = at::empty_like(weight), grad_bias = at::empty_like(bias);
-    const bool known = for_float_type(x.scalar_type(), [&](auto element) {
-      using Scalar = decltype(element);
-      using C = Compute<Scalar>;
-      std::vector<double> weight_sum(static_cast<size_t>(x.size(1)), 0.0), bias_sum = weight_sum;
-      for_each_group(settings.groups, [&](int64_t group, const auto& part) {
-        norm_activate_backward<Scalar>(
-            part(grad_input), weight_sum, bias_sum, part(grad_output), part(grad_sum), part(x),
-            {saved[3][group], saved[4][group], weight, bias, settings.eps}, settings.slope);
-      });
-      std::transform(weight_sum.begin(), weight_sum.end(), grad_weight.data_ptr<C>(),
-                     [](double value) { return static_cast<C>(value); });
-      std::transform(bias_sum.begin(), bias_sum.end(), grad_bias.data_ptr<C>(),
-                     [](double value) { return static_cast<C>(value); });
-    });
-    TORCH_INTERNAL_ASSERT(known);  // can_fuse_norm() looked
-    return {grad_input, adds ? grad_input : Tensor(), grad_weight, grad_bias, Tensor()};
-  }
-};
-
-/// can_fuse_norm() on CUDA.
-inline bool can_fuse_norm_on_cuda(const Tensor& x, const Tensor& addend, const Tensor& weight,
-                                  const Tensor& bias, const Tensor& running_mean) {
-  if (!cuda_norm_supported(x)) {
-    return false;
-  }
-  const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto is_parameter = [&](const Tensor& tensor) {
-    return tensor.defined() && has_cuda_memory(tensor) && tensor.is_contiguous() &&
-           tensor.scalar_type() == compute && tensor.device() == x.device();
-  };
-  return is_parameter(weight) && is_parameter(bias) &&
-         (!running_mean.defined() || is_parameter(running_mean)) &&
-         (!addend.defined() || (has_cuda_memory(addend) && addend.device() == x.device() &&
-                                addend.scalar_type() == x.scalar_type() && addend.sizes() == x.sizes() &&
-                                addend.is_contiguous(at::MemoryFormat::ChannelsLast)));
-}
-
-/// What a training pass moves by its batch's `share`; undefined tensors where there is nothing to move.
-struct RunningStatistics {
-  Tensor mean, variance;
-  double share;
-};
 
 /// {activation, sum}; without an addend, {activation}.
-class CudaNormActivateFunction : public torch::autograd::Function<CudaNormActivateFunction> {
+class NormActivateFunction : public torch::autograd::Function<NormActivateFunction> {
  public:
   using Context = torch::autograd::AutogradContext;
   using List = torch::autograd::variable_list;
@@ -227,16 +190,13 @@ class CudaNormActivateFunction : public torch::autograd::Function<CudaNormActiva
   static List forward(Context* ctx, const Tensor& x, const OptionalTensor& to_add, const Tensor& weight,
                       const Tensor& bias, const NormSettings& settings, const RunningStatistics& running) {
     const Tensor addend = to_add.value_or(Tensor());
-    const auto out = cuda_norm_forward(x, addend, weight, bias, settings.groups, settings.eps, settings.slope,
-                                       running.mean, running.variance, running.share);
-    // Without an addend the sum is x.
-    ctx->save_for_backward({out.sum, weight, bias, out.mean, out.invstd});
+    const auto out = norm_forward(x, addend, weight, bias, settings, running);
+    ctx->save_for_backward({out.sum, weight, bias, out.mean, out.spread});
     ctx->saved_data["eps"] = settings.eps;
     ctx->saved_data["slope"] = settings.slope;
     ctx->saved_data["groups"] = settings.groups;
-    ctx->saved_data["adds"] = addend.defined();
     ctx->set_materialize_grads(false);
-    return addend.defined() ? List{out.y, out.sum} : List{out.y};
+    return addend.defined() ? List{out.activation, out.sum} : List{out.activation};
   }
 
   static List backward(Context* ctx, List grads) {
@@ -244,29 +204,16 @@ class CudaNormActivateFunction : public torch::autograd::Function<CudaNormActiva
     const Tensor &x = saved[0], &weight = saved[1], &bias = saved[2];
     const NormSettings settings{ctx->saved_data["eps"].toDouble(), ctx->saved_data["slope"].toDouble(),
                                 ctx->saved_data["groups"].toInt()};
-    const bool adds = ctx->saved_data["adds"].toBool();
-    Tensor grad_sum = adds ? grads[1] : Tensor();
-    if (!grads[0].defined()) {
-      return {grad_sum, grad_sum, Tensor(), Tensor(), Tensor(), Tensor()};
+    const bool adds = grads.size() == 2;
+    const Tensor grad_sum = adds ? grads[1] : Tensor();
+    NormGradients out{grad_sum, {}, {}};
+    if (grads[0].defined()) {
+      // With gradients on, a second derivative was asked for: the composite's formulas have one.
+      out = at::GradMode::is_enabled()
+                ? differentiable_norm_backward(grads[0], grad_sum, x, weight, bias, settings)
+                : norm_backward(grads[0], grad_sum, x, weight, bias, saved[3], saved[4], settings);
     }
-    Tensor grad_x, grad_weight, grad_bias;
-    if (at::GradMode::is_enabled()) {
-      // A second derivative was asked for: the composite's formulas have one.
-      const auto results = differentiable_norm_gradients(x, weight, bias, settings, grads[0]);
-      grad_x = added(results[0], grad_sum);
-      grad_weight = results[1];
-      grad_bias = results[2];
-    } else {
-      const auto like_x = [&x](const Tensor& grad) {
-        return grad.defined() ? grad.to(x.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast) : grad;
-      };
-      const auto out = cuda_norm_backward(like_x(grads[0]), like_x(grad_sum), x, weight, bias, saved[3],
-                                          saved[4], settings.groups, settings.slope);
-      grad_x = out.grad_x;
-      grad_weight = out.grad_weight;
-      grad_bias = out.grad_bias;
-    }
-    return {grad_x, adds ? grad_x : Tensor(), grad_weight, grad_bias, Tensor(), Tensor()};
+    return {out.grad_x, adds ? out.grad_x : Tensor(), out.grad_weight, out.grad_bias, Tensor(), Tensor()};
   }
 };
 

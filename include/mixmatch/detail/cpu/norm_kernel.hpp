@@ -16,13 +16,10 @@ namespace mixmatch::detail {
 
 using torch::Tensor;
 
-/// One element at a time, under the names of FloatVectors.
+/// SingleLane, with channels' numbers beside the images'.
 template <class Scalar>
-struct SingleLane {
-  static constexpr int lanes = 1;
+struct SingleChannel : SingleLane<Scalar> {
   using V = Compute<Scalar>;
-  static MIXMATCH_INLINE void load(V& v, const Scalar* from) { v = static_cast<V>(*from); }
-  static MIXMATCH_INLINE void store(Scalar* to, const V& v) { *to = static_cast<Scalar>(v); }
   static MIXMATCH_INLINE void load_channel(V& v, const V* from) { v = *from; }
   static MIXMATCH_INLINE void store_channel(V* to, const V& v) { *to = v; }
   /// v times `slope` where z is not positive.
@@ -66,12 +63,12 @@ struct ChannelLanes : FloatVectors<Bytes / 4> {
 template <class Scalar, int Bytes, bool native>
 using NormLanes =
     std::conditional_t<Bytes >= 8 && !std::is_same_v<Scalar, double>,
-                       ChannelLanes<Scalar, Bytes >= 8 ? Bytes : 8, native>, SingleLane<Scalar>>;
+                       ChannelLanes<Scalar, Bytes >= 8 ? Bytes : 8, native>, SingleChannel<Scalar>>;
 
 #else
 
 template <class Scalar, int Bytes, bool native>
-using NormLanes = SingleLane<Scalar>;
+using NormLanes = SingleChannel<Scalar>;
 
 #endif
 
@@ -106,6 +103,20 @@ struct NormPass {
   C *first, *total, *square;
 };
 
+/// `count` vectors of channels.
+template <class L, int count, class C>
+MIXMATCH_INLINE void load_channels(typename L::V (&v)[count], const C* from) {
+  for (int k = 0; k < count; ++k) {
+    L::load_channel(v[k], from + k * L::lanes);
+  }
+}
+template <class L, int count, class C>
+MIXMATCH_INLINE void store_channels(C* to, const typename L::V (&v)[count]) {
+  for (int k = 0; k < count; ++k) {
+    L::store_channel(to + k * L::lanes, v[k]);
+  }
+}
+
 /// sum = input + addend, where there is an addend, and of what is then stored the moments about the first
 /// row: total = sum_r (x_r - x_0), square = sum_r (x_r - x_0)^2.
 struct NormMoments {
@@ -124,12 +135,9 @@ struct NormMoments {
         square[k] += x * x;
       }
     }
-    for (int k = 0; k < count; ++k) {
-      const int64_t at = channel + k * L::lanes;
-      L::store_channel(pass.first + at, first[k]);
-      L::store_channel(pass.total + at, total[k]);
-      L::store_channel(pass.square + at, square[k]);
-    }
+    store_channels<L>(pass.first + channel, first);
+    store_channels<L>(pass.total + channel, total);
+    store_channels<L>(pass.square + channel, square);
   }
   template <class V, class L, class Scalar>
   static MIXMATCH_INLINE void load(V& x, const NormPass<Scalar>& pass, int64_t at, L) {
@@ -149,10 +157,8 @@ struct NormActivate {
   template <class L, int count, class Scalar>
   static MIXMATCH_INLINE void block(NormPass<Scalar> pass, int64_t channel) {
     typename L::V scale[count], shift[count];
-    for (int k = 0; k < count; ++k) {
-      L::load_channel(scale[k], pass.scale + channel + k * L::lanes);
-      L::load_channel(shift[k], pass.shift + channel + k * L::lanes);
-    }
+    load_channels<L>(scale, pass.scale + channel);
+    load_channels<L>(shift, pass.shift + channel);
     for (int64_t row = 0; row < pass.rows; ++row) {
       for (int k = 0; k < count; ++k) {
         const int64_t at = row * pass.channels + channel + k * L::lanes;
@@ -166,34 +172,34 @@ struct NormActivate {
   }
 };
 
-/// With g the gradient before the activation: total = sum_r g_r, square = sum_r g_r (x_r - mean).
+/// What both sweeps backwards begin with: x, and g, the gradient before the activation.
+template <class L, class V, class Scalar>
+MIXMATCH_INLINE void load_gradient(V& x, V& grad, const NormPass<Scalar>& pass, int64_t at, const V& scale,
+                                   const V& shift) {
+  L::load(x, pass.input + at);
+  L::load(grad, pass.grad_output + at);
+  const V z = x * scale + shift;
+  L::damp(grad, z, pass.slope);
+}
+
+/// total = sum_r g_r, square = sum_r g_r (x_r - mean).
 struct NormGradientSums {
   template <class L, int count, class Scalar>
   static MIXMATCH_INLINE void block(NormPass<Scalar> pass, int64_t channel) {
     typename L::V scale[count], shift[count], mean[count], total[count] = {}, square[count] = {};
-    for (int k = 0; k < count; ++k) {
-      const int64_t at = channel + k * L::lanes;
-      L::load_channel(scale[k], pass.scale + at);
-      L::load_channel(shift[k], pass.shift + at);
-      L::load_channel(mean[k], pass.mean + at);
-    }
+    load_channels<L>(scale, pass.scale + channel);
+    load_channels<L>(shift, pass.shift + channel);
+    load_channels<L>(mean, pass.mean + channel);
     for (int64_t row = 0; row < pass.rows; ++row) {
       for (int k = 0; k < count; ++k) {
-        const int64_t at = row * pass.channels + channel + k * L::lanes;
-        typename L::V x, grad, z;
-        L::load(x, pass.input + at);
-        L::load(grad, pass.grad_output + at);
-        z = x * scale[k] + shift[k];
-        L::damp(grad, z, pass.slope);
+        typename L::V x, grad;
+        load_gradient<L>(x, grad, pass, row * pass.channels + channel + k * L::lanes, scale[k], shift[k]);
         total[k] += grad;
         square[k] += grad * (x - mean[k]);
       }
     }
-    for (int k = 0; k < count; ++k) {
-      const int64_t at = channel + k * L::lanes;
-      L::store_channel(pass.total + at, total[k]);
-      L::store_channel(pass.square + at, square[k]);
-    }
+    store_channels<L>(pass.total + channel, total);
+    store_channels<L>(pass.square + channel, square);
   }
 };
 
@@ -202,22 +208,16 @@ struct NormGradient {
   template <class L, int count, class Scalar>
   static MIXMATCH_INLINE void block(NormPass<Scalar> pass, int64_t channel) {
     typename L::V scale[count], shift[count], mean[count], slope[count], offset[count];
-    for (int k = 0; k < count; ++k) {
-      const int64_t at = channel + k * L::lanes;
-      L::load_channel(scale[k], pass.scale + at);
-      L::load_channel(shift[k], pass.shift + at);
-      L::load_channel(mean[k], pass.mean + at);
-      L::load_channel(slope[k], pass.grad_slope + at);
-      L::load_channel(offset[k], pass.grad_offset + at);
-    }
+    load_channels<L>(scale, pass.scale + channel);
+    load_channels<L>(shift, pass.shift + channel);
+    load_channels<L>(mean, pass.mean + channel);
+    load_channels<L>(slope, pass.grad_slope + channel);
+    load_channels<L>(offset, pass.grad_offset + channel);
     for (int64_t row = 0; row < pass.rows; ++row) {
       for (int k = 0; k < count; ++k) {
         const int64_t at = row * pass.channels + channel + k * L::lanes;
-        typename L::V x, grad, z;
-        L::load(x, pass.input + at);
-        L::load(grad, pass.grad_output + at);
-        z = x * scale[k] + shift[k];
-        L::damp(grad, z, pass.slope);
+        typename L::V x, grad;
+        load_gradient<L>(x, grad, pass, at, scale[k], shift[k]);
         grad = grad * scale[k] + ((x - mean[k]) * slope[k] + offset[k]);
         if (pass.grad_sum != nullptr) {
           typename L::V other;

@@ -3,34 +3,19 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/piecewise.hpp>
 #include <mixmatch/detail/cpu/simd.hpp>
+#include <mixmatch/detail/update_rule.hpp>
 
 #include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <variant>
 #include <vector>
 
 namespace mixmatch::detail {
 
 using torch::Tensor;
-
-/// The numbers of one step of Adam (arXiv 1412.6980), in the form that PyTorch computes:
-///
-///     m = beta1 m + (1 - beta1) g,   v = beta2 v + (1 - beta2) g^2
-///     w = w - step_size m / (sqrt(v) / root_correction + eps)
-///     step_size = lr / (1 - beta1^t),   root_correction = sqrt(1 - beta2^t)
-struct AdamNumbers {
-  double beta1, beta2, eps, step_size, root_correction;
-};
-
-/// Those of SGD with momentum, in PyTorch's form:
-///
-///     m = momentum m + g,   w = w - lr (nesterov ? g + momentum m : m)
-struct SgdNumbers {
-  double learning_rate, momentum;
-  bool nesterov;
-};
 
 /// One tensor's part of a step: its memory, all of one layout. `second_moment` is Adam's; `average` may be
 /// null, and then nothing is averaged. `l2` w joins the gradient; `shrink` is the decoupled weight decay's
@@ -58,113 +43,98 @@ MIXMATCH_INLINE void square_root(V& v) {
 MIXMATCH_INLINE void square_root(float& value) { value = std::sqrt(value); }
 MIXMATCH_INLINE void square_root(double& value) { value = std::sqrt(value); }
 
-/// The moves of one vector or number: what differs from rule to rule.
-struct AdamRuleKernel {
-  template <class Scalar>
-  struct Constants {
-    explicit Constants(const AdamNumbers& n)
-        : keep1(static_cast<Scalar>(n.beta1)),
-          take1(static_cast<Scalar>(1 - n.beta1)),
-          keep2(static_cast<Scalar>(n.beta2)),
-          take2(static_cast<Scalar>(1 - n.beta2)),
-          eps(static_cast<Scalar>(n.eps)),
-          size(static_cast<Scalar>(n.step_size)),
-          correction(static_cast<Scalar>(1 / n.root_correction)) {}
-    Scalar keep1, take1, keep2, take2, eps, size, correction;
-  };
-  static constexpr bool has_second_moment = true;
+/// What differs from rule to rule: the numbers of step t, counted from 1, and how one vector or number moves.
+template <class Rule, class Scalar>
+struct RuleStep;
 
-  template <class V, class Scalar>
-  static MIXMATCH_INLINE void move(V& w, const V& g, V& m, V& v, const Constants<Scalar>& c) {
-    m = m * c.keep1 + g * c.take1;
-    v = v * c.keep2 + g * g * c.take2;
+template <class Scalar>
+struct RuleStep<AdamRule, Scalar> {
+  static constexpr bool has_second_moment = true;
+  Scalar keep1, take1, keep2, take2, eps, size, correction;
+
+  RuleStep(const AdamRule& rule, double rate, double t)
+      : keep1(static_cast<Scalar>(rule.beta1)),
+        take1(static_cast<Scalar>(1 - rule.beta1)),
+        keep2(static_cast<Scalar>(rule.beta2)),
+        take2(static_cast<Scalar>(1 - rule.beta2)),
+        eps(static_cast<Scalar>(rule.eps)),
+        size(static_cast<Scalar>(rate / (1 - std::pow(rule.beta1, t)))),
+        correction(static_cast<Scalar>(1 / std::sqrt(1 - std::pow(rule.beta2, t)))) {}
+
+  template <class V>
+  MIXMATCH_INLINE void move(V& w, const V& g, V& m, V& v) const {
+    m = m * keep1 + g * take1;
+    v = v * keep2 + g * g * take2;
     V root = v;
     square_root(root);
-    root = root * c.correction + c.eps;
-    w = w - m * c.size / root;
+    root = root * correction + eps;
+    w = w - m * size / root;
   }
 };
 
-struct SgdRuleKernel {
-  template <class Scalar>
-  struct Constants {
-    explicit Constants(const SgdNumbers& n)
-        : rate(static_cast<Scalar>(n.learning_rate)),
-          momentum(static_cast<Scalar>(n.momentum)),
-          gradient(static_cast<Scalar>(n.nesterov ? 1 : 0)),
-          moved(static_cast<Scalar>(n.nesterov ? n.momentum : 1)) {}
-    Scalar rate, momentum, gradient, moved;
-  };
+template <class Scalar>
+struct RuleStep<SgdRule, Scalar> {
   static constexpr bool has_second_moment = false;
+  Scalar rate, momentum, gradient, moved;
 
-  template <class V, class Scalar>
-  static MIXMATCH_INLINE void move(V& w, const V& g, V& m, V&, const Constants<Scalar>& c) {
-    m = m * c.momentum + g;
-    w = w - (g * c.gradient + m * c.moved) * c.rate;
+  RuleStep(const SgdRule& rule, double learning_rate, double /*t*/)
+      : rate(static_cast<Scalar>(learning_rate)),
+        momentum(static_cast<Scalar>(rule.momentum)),
+        gradient(static_cast<Scalar>(rule.nesterov ? 1 : 0)),
+        moved(static_cast<Scalar>(rule.nesterov ? rule.momentum : 1)) {}
+
+  template <class V>
+  MIXMATCH_INLINE void move(V& w, const V& g, V& m, V&) const {
+    m = m * momentum + g;
+    w = w - (g * gradient + m * moved) * rate;
   }
 };
 
 /// A step of the optimiser, then decay, then moving average, over a run of memory: every array is read and
 /// written once.
-template <class Rule>
 struct UpdateKernel {
-  template <int Bytes, class Scalar, class Numbers>
-  static MIXMATCH_INLINE void run(Scalar* weight, const UpdateTask* task, const Numbers* numbers,
-                                  double decay, int64_t begin, int64_t end) {
+  template <int Bytes, class Scalar, class Step>
+  static MIXMATCH_INLINE void run(Scalar* weight, const UpdateTask* task, const Step* numbers, double decay,
+                                  int64_t begin, int64_t end) {
+    using L = Lanes<Scalar, std::is_same_v<Scalar, float> ? Bytes : 0>;
+    const Step step = *numbers;
     const auto* gradient = static_cast<const Scalar*>(task->gradient);
     auto* first = static_cast<Scalar*>(task->first_moment);
     auto* second = static_cast<Scalar*>(task->second_moment);
     auto* average = static_cast<Scalar*>(task->average);
-    const typename Rule::template Constants<Scalar> constants(*numbers);
     const auto l2 = static_cast<Scalar>(task->l2), shrink = static_cast<Scalar>(task->shrink);
     const auto keep = static_cast<Scalar>(decay), take = static_cast<Scalar>(1 - decay);
     int64_t i = begin;
-#if MIXMATCH_SIMD
-    if constexpr (Bytes >= 16 && std::is_same_v<Scalar, float>) {
-      using F = FloatVectors<Bytes / 4>;
-      for (; i + F::lanes <= end; i += F::lanes) {
-        typename F::V w, g, m, v = {};
-        F::load(w, weight + i);
-        F::load(g, gradient + i);
-        F::load(m, first + i);
-        if constexpr (Rule::has_second_moment) {
-          F::load(v, second + i);
-        }
-        if (l2 != 0) {
-          g = g + w * l2;
-        }
-        Rule::move(w, g, m, v, constants);
-        F::store(first + i, m);
-        if constexpr (Rule::has_second_moment) {
-          F::store(second + i, v);
-        }
-        w = w * shrink;
-        F::store(weight + i, w);
-        if (average != nullptr) {
-          if (decay == 0) {  // a copy, whatever infinity the average holds
-            F::store(average + i, w);
-          } else {
-            F::load(m, average + i);
-            m = m * keep + w * take;
-            F::store(average + i, m);
-          }
+    for (; i + L::lanes <= end; i += L::lanes) {
+      typename L::V w, g, m, v = {};
+      L::load(w, weight + i);
+      L::load(g, gradient + i);
+      L::load(m, first + i);
+      if constexpr (Step::has_second_moment) {
+        L::load(v, second + i);
+      }
+      if (l2 != 0) {
+        g = g + w * l2;
+      }
+      step.move(w, g, m, v);
+      L::store(first + i, m);
+      if constexpr (Step::has_second_moment) {
+        L::store(second + i, v);
+      }
+      w = w * shrink;
+      L::store(weight + i, w);
+      if (average != nullptr) {
+        if (decay == 0) {  // a copy, whatever infinity the average holds
+          L::store(average + i, w);
+        } else {
+          L::load(m, average + i);
+          m = m * keep + w * take;
+          L::store(average + i, m);
         }
       }
     }
-#endif
-    for (; i < end; ++i) {
-      Scalar w = weight[i], g = gradient[i], v = Rule::has_second_moment ? second[i] : Scalar(0);
-      if (l2 != 0) {
-        g += w * l2;
-      }
-      Rule::move(w, g, first[i], v, constants);
-      if constexpr (Rule::has_second_moment) {
-        second[i] = v;
-      }
-      weight[i] = w * shrink;
-      if (average != nullptr) {
-        average[i] = decay == 0 ? weight[i] : average[i] * keep + weight[i] * take;
-      }
+    if constexpr (L::lanes > 1) {
+      run<0>(weight, task, numbers, decay, i, end);
     }
   }
 };
@@ -226,12 +196,19 @@ bool all_finite(const std::vector<UpdateTask>& tasks) {
   return finite;
 }
 
-template <class Rule, class Scalar, class Numbers>
-void update(const std::vector<UpdateTask>& tasks, const Numbers& numbers, double decay) {
-  for_each_piece(sizes_of(tasks), [&](size_t i, int64_t begin, int64_t end) {
-    run_widest<UpdateKernel<Rule>>(static_cast<Scalar*>(tasks[i].weight), &tasks[i], &numbers, decay, begin,
+/// Step t of the rule, with averages that keep the share `decay`.
+template <class Scalar>
+void update(const std::vector<UpdateTask>& tasks, const UpdateRule& rule, double rate, double t,
+            double decay) {
+  std::visit(
+      [&](const auto& chosen) {
+        const RuleStep<std::decay_t<decltype(chosen)>, Scalar> step(chosen, rate, t);
+        for_each_piece(sizes_of(tasks), [&](size_t i, int64_t begin, int64_t end) {
+          run_widest<UpdateKernel>(static_cast<Scalar*>(tasks[i].weight), &tasks[i], &step, decay, begin,
                                    end);
-  });
+        });
+      },
+      rule);
 }
 
 }  // namespace mixmatch::detail

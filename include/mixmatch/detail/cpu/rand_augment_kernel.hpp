@@ -4,9 +4,9 @@
 // over it. Arithmetic is Pillow's, to the bit.
 
 #include <torch/types.h>
-#include <mixmatch/detail/cuda/cuda_rand_augment.hpp>
 #include <mixmatch/detail/cpu/parallel.hpp>
 #include <mixmatch/detail/cpu/simd.hpp>
+#include <mixmatch/detail/cuda/cuda_rand_augment.hpp>
 
 #include <algorithm>
 #include <array>
@@ -274,24 +274,24 @@ class ImageUnderAugmentation {
   std::array<int, 3> lowest_{}, highest_{};
 };
 
-/// The numbers of augment::RandAugmentOp, and of the CUDA kernel.
-enum RandAugmentCode : int32_t {
-  auto_contrast_code,
-  brightness_code,
-  color_code,
-  contrast_code,
-  equalize_code,
-  identity_code,
-  posterize_code,
-  rotate_code,
-  sharpness_code,
-  shear_x_code,
-  shear_y_code,
-  solarize_code,
-  translate_x_code,
-  translate_y_code,
-  invert_code,
-  cutout_code,
+/// augment::RandAugmentOp. The CUDA kernel has the same numbers.
+enum class RandAugmentOp : int32_t {
+  auto_contrast,  ///< stretch each channel to [0, 255]
+  brightness,     ///< blend with black
+  color,          ///< blend with the grey image
+  contrast,       ///< blend with the grey image's mean
+  equalize,       ///< flatten each channel's histogram
+  identity,       ///< nothing
+  posterize,      ///< keep each value's highest bits
+  rotate,         ///< about the centre
+  sharpness,      ///< blend with a smoothed image
+  shear_x,        ///< move rows along
+  shear_y,        ///< move columns along
+  solarize,       ///< invert values from a threshold on
+  translate_x,    ///< move along the width
+  translate_y,    ///< move along the height
+  invert,         ///< 255 - value
+  cutout,         ///< a square of one colour
 };
 
 /// One image by its draws: five for each operation (which, whether, magnitude, sign or row, column), then the
@@ -306,54 +306,54 @@ inline void rand_augment_image(ImageUnderAugmentation& image, const float* drawn
     const bool negative = drawn[3] < 0.5F;
     const int32_t map = 2 * magnitude + (negative ? 1 : 0);
     const int32_t sign = negative ? -1 : 1;
-    switch (plan.operations[choose_uniformly(drawn[0], plan.operation_count)]) {
-      case auto_contrast_code:
+    switch (static_cast<RandAugmentOp>(plan.operations[choose_uniformly(drawn[0], plan.operation_count)])) {
+      case RandAugmentOp::auto_contrast:
         image.auto_contrast();
         break;
-      case brightness_code:
+      case RandAugmentOp::brightness:
         image.brightness(plan.enhance[magnitude]);
         break;
-      case color_code:
+      case RandAugmentOp::color:
         image.color(plan.enhance[magnitude]);
         break;
-      case contrast_code:
+      case RandAugmentOp::contrast:
         image.contrast(plan.enhance[magnitude]);
         break;
-      case equalize_code:
+      case RandAugmentOp::equalize:
         image.equalize();
         break;
-      case posterize_code:
+      case RandAugmentOp::posterize:
         image.posterize(plan.posterize_mask[magnitude]);
         break;
-      case rotate_code:
+      case RandAugmentOp::rotate:
         image.transform(plan.rotate[map]);
         break;
-      case sharpness_code:
+      case RandAugmentOp::sharpness:
         image.sharpness(plan.enhance[magnitude]);
         break;
-      case shear_x_code:
+      case RandAugmentOp::shear_x:
         image.transform(plan.shear_x[map]);
         break;
-      case shear_y_code:
+      case RandAugmentOp::shear_y:
         image.transform(plan.shear_y[map]);
         break;
-      case solarize_code:
+      case RandAugmentOp::solarize:
         image.solarize(plan.solarize_threshold[magnitude]);
         break;
-      case translate_x_code:
+      case RandAugmentOp::translate_x:
         image.translate(sign * plan.translate_x[magnitude], 0);
         break;
-      case translate_y_code:
+      case RandAugmentOp::translate_y:
         image.translate(0, sign * plan.translate_y[magnitude]);
         break;
-      case invert_code:
+      case RandAugmentOp::invert:
         image.invert();
         break;
-      case cutout_code:
+      case RandAugmentOp::cutout:
         image.cut(choose_uniformly(drawn[3], plan.height), choose_uniformly(drawn[4], plan.width),
                   plan.cutout_side[magnitude]);
         break;
-      default:
+      case RandAugmentOp::identity:
         break;
     }
   }

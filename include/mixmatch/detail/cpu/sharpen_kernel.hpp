@@ -11,6 +11,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
 #include <type_traits>
 #include <vector>
 
@@ -21,21 +22,17 @@ using torch::Tensor;
 /// 1/T, and what it is good for.
 struct SharpenPower {
   enum class Kind { one, two, other };
-  Kind kind;
   double exact;
   float high, low;  // exact = high + low
+  Kind kind;
 
   explicit SharpenPower(double temperature)
-      : kind(Kind::other),
-        exact(1.0 / temperature),
+      : exact(1.0 / temperature),
         high(static_cast<float>(exact)),
-        low(static_cast<float>(exact - static_cast<double>(high))) {
-    if (exact == 1) {
-      kind = Kind::one;
-    } else if (exact == 2) {
-      kind = Kind::two;
-    }
-  }
+        low(static_cast<float>(exact - static_cast<double>(high))),
+        kind(exact == 1   ? Kind::one
+             : exact == 2 ? Kind::two
+                          : Kind::other) {}
 };
 
 /// The plain loop: any power, T = 0 among them. Works in place.
@@ -142,51 +139,13 @@ struct SharpenRows {
   /// maximum.
   static constexpr float smallest_sum = 0x1p-20f, largest_sum = 0x1p+60f;
 
-  template <int Row, class F>
+  template <class F>
   static MIXMATCH_INLINE void load_rows(typename F::V* rows, const float* in, int64_t classes,
                                         const typename F::I& mask) {
-    if constexpr (Row < F::lanes) {
-      F::load(rows[Row], in + Row * classes);
-      rows[Row] = (typename F::V)((typename F::I)rows[Row] & mask);
-      load_rows<Row + 1, F>(rows, in, classes, mask);
-    }
-  }
-
-  template <int Row, class F>
-  static MIXMATCH_INLINE void raise_rows(typename F::V* rows) {
-    if constexpr (Row < F::lanes) {
-      raise<F>(rows[Row], 0, 0);
-      raise_rows<Row + 1, F>(rows);
-    }
-  }
-
-  /// out[row] = (rows[row] + added[row]) / divisor[row], each row's surplus lanes overwritten by the next
-  /// row.
-  template <int Row, class F>
-  static MIXMATCH_INLINE void divide_rows(float* out, const typename F::V* rows, int64_t classes,
-                                          const float* added, const float* divisor) {
-    if constexpr (Row < F::lanes) {
-      F::store(out + Row * classes, (rows[Row] + added[Row]) / divisor[Row]);
-      divide_rows<Row + 1, F>(out, rows, classes, added, divisor);
-    }
-  }
-
-  template <int Row, class F>
-  static MIXMATCH_INLINE void write_rows(float* out, const typename F::V* rows, int64_t classes,
-                                         const float* factor) {
-    if constexpr (Row < F::lanes) {
-      const typename F::V row = rows[Row] * factor[Row];
-      if (Row * classes + F::lanes <= F::lanes * classes) {
-        F::store(out + Row * classes, row);
-      } else {  // the surplus lanes would leave the block
-        float copy[F::lanes];
-        F::store(copy, row);
-        for (int64_t c = 0; c < classes; ++c) {
-          out[Row * classes + c] = copy[c];
-        }
-      }
-      write_rows<Row + 1, F>(out, rows, classes, factor);
-    }
+    unrolled<F::lanes>([&](int row) MIXMATCH_INLINE_LAMBDA {
+      F::load(rows[row], in + row * classes);
+      rows[row] = (typename F::V)((typename F::I)rows[row] & mask);
+    });
   }
 
   /// F::lanes rows of at most F::lanes classes. Reads F::lanes floats from the start of each row; in place
@@ -197,24 +156,21 @@ struct SharpenRows {
     using V = typename F::V;
     constexpr int lanes = F::lanes;
     V rows[lanes], total = V{};
-    load_rows<0, F>(rows, in, classes, mask);
+    load_rows<F>(rows, in, classes, mask);
     bool scaled = scale_first;
     if constexpr (!scale_first) {
-      raise_rows<0, F>(rows);
+      unrolled<lanes>([&](int row) MIXMATCH_INLINE_LAMBDA { raise<F>(rows[row], 0, 0); });
       reduce_rows<Add, lanes>(total, rows);
       // NaN remains so whichever way, and must not choose the way of the rows beside it.
       const typename F::I fine = ((total >= smallest_sum) & (total <= largest_sum)) | (total != total);
-      float in_range[lanes];
-      F::store(in_range, (V)fine);
-      int32_t bits[lanes];
-      __builtin_memcpy(bits, in_range, sizeof bits);
-      int32_t all = -1;
+      int32_t bits[lanes], all = -1;
+      __builtin_memcpy(bits, &fine, sizeof bits);
       for (int i = 0; i < lanes; ++i) {
         all &= bits[i];
       }
       scaled = all == 0;
       if (scaled) {
-        load_rows<0, F>(rows, in, classes, mask);
+        load_rows<F>(rows, in, classes, mask);
       }
     }
     if (scaled) {
@@ -226,19 +182,31 @@ struct SharpenRows {
       const V none = largest == 0.0f ? V{} + 1.0f : V{};
       F::store(added, none);
       F::store(divisor, largest + none);
-      divide_rows<0, F>(ratios, rows, classes, added, divisor);
+      // Each row's surplus lanes are overwritten by the next row.
+      unrolled<lanes>([&](int row) MIXMATCH_INLINE_LAMBDA {
+        F::store(ratios + row * classes, (rows[row] + added[row]) / divisor[row]);
+      });
       for (int64_t i = 0; i < classes; ++i) {
         V ratio;
         F::load(ratio, ratios + i * lanes);
         raise<F>(ratio, power, power_low);
         F::store(ratios + i * lanes, ratio);
       }
-      load_rows<0, F>(rows, ratios, classes, mask);
+      load_rows<F>(rows, ratios, classes, mask);
       reduce_rows<Add, lanes>(total, rows);
     }
     alignas(64) float factor[lanes];
     F::store(factor, 1.0f / total);
-    write_rows<0, F>(out, rows, classes, factor);
+    unrolled<lanes>([&](int row) MIXMATCH_INLINE_LAMBDA {
+      const V result = rows[row] * factor[row];
+      if (row * classes + lanes <= lanes * classes) {
+        F::store(out + row * classes, result);
+      } else {  // the surplus lanes would leave the block
+        float copy[lanes];
+        F::store(copy, result);
+        std::copy(copy, copy + classes, out + row * classes);
+      }
+    });
   }
 
   template <class F>
@@ -255,16 +223,9 @@ struct SharpenRows {
     alignas(64) float copy[lanes * (lanes + 1)];
     for (; row < rows; row += lanes) {
       const int64_t count = std::min(lanes, rows - row) * classes;
-      for (int64_t i = 0; i < count; ++i) {
-        copy[i] = in[row * classes + i];
-      }
-      for (int64_t i = count; i < lanes * (lanes + 1); ++i) {
-        copy[i] = 1;
-      }
+      std::fill(std::copy_n(in + row * classes, count, copy), std::end(copy), 1.0f);
       block<F>(copy, copy, classes, mask, power, power_low);
-      for (int64_t i = 0; i < count; ++i) {
-        out[row * classes + i] = copy[i];
-      }
+      std::copy_n(copy, count, out + row * classes);
     }
   }
 

@@ -19,6 +19,7 @@
 #if defined(__GNUC__) && defined(__x86_64__)
 #define MIXMATCH_SIMD 1
 #define MIXMATCH_INLINE inline __attribute__((always_inline))
+#define MIXMATCH_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define MIXMATCH_SIMD 0
 #define MIXMATCH_INLINE inline
@@ -91,6 +92,21 @@ void run_widest(Args... args) {
 #endif
   Kernel::template run<0>(args...);
 }
+
+/// One element at a time, under the names of FloatVectors.
+template <class Scalar>
+struct SingleLane {
+  static constexpr int lanes = 1;
+  using V = Compute<Scalar>;
+  template <class From>
+  static MIXMATCH_INLINE void load(V& v, const From* from) {
+    v = static_cast<V>(*from);
+  }
+  template <class To>
+  static MIXMATCH_INLINE void store(To* to, const V& v) {
+    *to = static_cast<To>(v);
+  }
+};
 
 #if MIXMATCH_SIMD
 
@@ -197,10 +213,25 @@ struct DoubleVectors {
   static MIXMATCH_INLINE void store(double* to, const V& v) { __builtin_memcpy(to, &v, sizeof v); }
 };
 
-/// Vectors of `Bytes` in the arithmetic type of `Scalar`.
+/// f(0), f(1) … f(count - 1), written out: compilers leave a loop over arrays of vectors in memory.
+template <int count, class F>
+MIXMATCH_INLINE void unrolled(const F& f) {
+  if constexpr (count > 0) {
+    unrolled<count - 1>(f);
+    f(count - 1);
+  }
+}
+
+/// Vectors of `Bytes` in the arithmetic type of `Scalar`; one element at a time where those are too few.
+template <class Scalar, int Bytes, int size = (Bytes >= 16 ? Bytes : 16)>
+using Lanes = std::conditional_t<
+    (Bytes < 16), SingleLane<Scalar>,
+    std::conditional_t<std::is_same_v<Scalar, double>, DoubleVectors<size / 8>, FloatVectors<size / 4>>>;
+
+#else
+
 template <class Scalar, int Bytes>
-using Vectors =
-    std::conditional_t<std::is_same_v<Scalar, double>, DoubleVectors<Bytes / 8>, FloatVectors<Bytes / 4>>;
+using Lanes = SingleLane<Scalar>;
 
 #endif
 
@@ -208,19 +239,16 @@ using Vectors =
 struct ConvertKernel {
   template <int Bytes, class To, class From>
   static MIXMATCH_INLINE void run(To* to, const From* from, int64_t size) {
+    constexpr bool has_double = std::is_same_v<To, double> || std::is_same_v<From, double>;
+    using L = Lanes<To, has_double ? 0 : Bytes>;
     int64_t i = 0;
-#if MIXMATCH_SIMD
-    if constexpr (Bytes != 0 && !std::is_same_v<To, double> && !std::is_same_v<From, double>) {
-      using F = FloatVectors<Bytes / 4>;
-      for (; i + F::lanes <= size; i += F::lanes) {
-        typename F::V v;
-        F::load(v, from + i);
-        F::store(to + i, v);
-      }
+    for (; i + L::lanes <= size; i += L::lanes) {
+      typename L::V v;
+      L::load(v, from + i);
+      L::store(to + i, v);
     }
-#endif
-    for (; i < size; ++i) {
-      to[i] = static_cast<To>(static_cast<Compute<To>>(from[i]));
+    if constexpr (L::lanes > 1) {
+      run<0>(to + i, from + i, size - i);
     }
   }
 };

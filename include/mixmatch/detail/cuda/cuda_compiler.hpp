@@ -6,19 +6,13 @@
 // here. Nothing in this file needs a GPU or a LibTorch with CUDA.
 
 #include <c10/util/Exception.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <string>
 #include <utility>
 #include <vector>
-
-#if __has_include(<dlfcn.h>)
-#include <dlfcn.h>
-#define MIXMATCH_HAS_DLFCN 1
-#else
-#define MIXMATCH_HAS_DLFCN 0  // on Windows callers use their ATen composites
-#endif
 
 namespace mixmatch::detail {
 
@@ -39,6 +33,8 @@ typedef long long i64;
 
 struct BFloat16 { u16 bits; };
 struct Half { u16 bits; };
+
+struct Strides { i64 image, channel, row, column; };
 
 // Read and written as one: 16 bytes where memory is aligned for it.
 template <class Scalar, int width>
@@ -172,7 +168,6 @@ class CudaCompiler {
   /// compiles serves (one that misses a library of its own tells only then). The driver is what it is linked
   /// to, or else the system's.
   explicit CudaCompiler(const std::vector<std::string>& libraries) {
-#if MIXMATCH_HAS_DLFCN
     for (const auto& name : libraries) {
       void* library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);  // never closed: kernels live in it
       if (library == nullptr) {
@@ -194,10 +189,6 @@ class CudaCompiler {
       }
       why_not_ += (why_not_.empty() ? "" : "; ") + name + ": " + failure;
     }
-#else
-    static_cast<void>(libraries);
-    why_not_ = "kernels compiled at run time are not supported on this system";
-#endif
   }
 
   bool can_compile() const { return can_compile_; }
@@ -248,7 +239,6 @@ class CudaCompiler {
     ~ProgramGuard() { functions.destroy_program(&program); }
   };
 
-#if MIXMATCH_HAS_DLFCN
   template <class F>
   static bool find_one(void* library, const char* name, F*& function) {
     // Also finds what the library itself is linked to.
@@ -284,7 +274,6 @@ class CudaCompiler {
                   find_one(library, "cuLaunchKernel", f.launch) &&
                   find_one(library, "cuGetErrorString", f.driver_error);
   }
-#endif
 
   /// What goes wrong with the smallest kernel, in one line; nothing if it compiles.
   std::string try_it() const {

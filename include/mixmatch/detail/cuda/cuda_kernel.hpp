@@ -34,6 +34,14 @@ inline const char* cuda_type_name(at::ScalarType type) {
 /// What a kernel is given for a tensor that may be undefined.
 inline void* data_or_null(const at::Tensor& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; }
 
+/// The sources' Strides, of images [N, C, H, W].
+struct CudaStrides {
+  int64_t image, channel, row, column;
+};
+inline CudaStrides strides_for_cuda(const at::Tensor& images) {
+  return {images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
+}
+
 /// A kernel's grid: blocks along x and y, threads in a block.
 struct CudaGrid {
   int64_t blocks_x = 1, blocks_y = 1;
@@ -51,7 +59,6 @@ inline int64_t cuda_blocks(int64_t work, int64_t threads, int64_t most = 4096) {
 /// itself.
 inline std::vector<std::string> cuda_compiler_libraries() {
   std::vector<std::string> libraries;
-#if MIXMATCH_HAS_DLFCN
   Dl_info info{};
   const auto* known = reinterpret_cast<const void*>(&c10::cuda::device_count);
   if (dladdr(known, &info) != 0 && info.dli_fname != nullptr) {
@@ -61,7 +68,6 @@ inline std::vector<std::string> cuda_compiler_libraries() {
       libraries.push_back(path.substr(0, slash + 1) + "libcaffe2_nvrtc.so");
     }
   }
-#endif
   libraries.emplace_back("libcaffe2_nvrtc.so");
   for (auto& name : nvrtc_libraries(CUDART_VERSION / 1000)) {
     libraries.push_back(std::move(name));

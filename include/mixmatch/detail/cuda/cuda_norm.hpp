@@ -488,7 +488,7 @@ struct CudaNormOutput {
   at::Tensor mean, invstd, var_unbiased;  ///< [groups, C], of each group; in the arithmetic type
 };
 
-struct CudaNormGradients {
+struct NormGradients {
   at::Tensor grad_x, grad_weight, grad_bias;  ///< grad_x is the addend's gradient, too
 };
 
@@ -537,36 +537,17 @@ class NormLaunch {
   at::Device device_;
 };
 
-inline void check_norm(const char* function, const at::Tensor& x, const at::Tensor& like,
-                       const at::Tensor& weight, const at::Tensor& bias, int64_t groups) {
-  const auto compute = x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  TORCH_CHECK(groups >= 1 && x.size(0) % groups == 0, function, ": x must have a multiple of ", groups,
-              " rows, one part a group, got ", x.sizes());
-  TORCH_CHECK(!like.defined() || (like.sizes() == x.sizes() && like.scalar_type() == x.scalar_type() &&
-                                  like.is_contiguous(at::MemoryFormat::ChannelsLast)),
-              function, ": all images must be channels-last ", x.scalar_type(), " ", x.sizes(), ", got ",
-              like.scalar_type(), " ", like.sizes(), " with strides ", like.strides());
-  for (const at::Tensor* parameter : {&weight, &bias}) {
-    TORCH_CHECK(parameter->sizes() == at::IntArrayRef{x.size(1)} && parameter->scalar_type() == compute &&
-                    parameter->is_contiguous() && parameter->device() == x.device(),
-                function, ": weight and bias must be contiguous ", compute, " [", x.size(1), "] on ",
-                x.device(), ", got ", parameter->scalar_type(), " ", parameter->sizes(), " on ",
-                parameter->device());
-  }
-}
-
 /// Batch norm by groups of images, leaky ReLU after it and the addition before it:
 ///
 ///     s = x + addend,   y = leaky(weight (s - mean_g) / sqrt(var_g + eps) + bias)
 ///
 /// mean_g and biased var_g over the images of each of `groups` equal parts of the batch, in float32 (float64
-/// for float64). `addend` may be undefined. Only for what cuda_norm_supported() takes; two sweeps over
-/// memory; the same bits at each call. Without gradient.
+/// for float64). `addend` may be undefined. Only for what can_fuse_norm() takes, of a multiple of `groups`
+/// rows; two sweeps over memory; the same bits at each call. Without gradient.
 inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& addend,
                                         const at::Tensor& weight, const at::Tensor& bias, int64_t groups,
                                         double eps, double slope, const at::Tensor& running_mean = {},
                                         const at::Tensor& running_var = {}, double share = 0.0) {
-  check_norm("cuda_norm_forward", x, addend, weight, bias, groups);
   const at::NoGradGuard no_grad;
   const int64_t channels = x.size(1);
   CudaNormOutput out;
@@ -592,15 +573,13 @@ inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& a
 
 /// The gradients of cuda_norm_forward(): `sum`, `mean` and `invstd` are what it returned; `grad_sum`, the
 /// gradient that arrives at the sum itself, may be undefined. Two sweeps over memory.
-inline CudaNormGradients cuda_norm_backward(const at::Tensor& grad_y, const at::Tensor& grad_sum,
-                                            const at::Tensor& sum, const at::Tensor& weight,
-                                            const at::Tensor& bias, const at::Tensor& mean,
-                                            const at::Tensor& invstd, int64_t groups, double slope) {
-  check_norm("cuda_norm_backward", sum, grad_y, weight, bias, groups);
-  check_norm("cuda_norm_backward", sum, grad_sum, weight, bias, groups);
+inline NormGradients cuda_norm_backward(const at::Tensor& grad_y, const at::Tensor& grad_sum,
+                                        const at::Tensor& sum, const at::Tensor& weight,
+                                        const at::Tensor& bias, const at::Tensor& mean,
+                                        const at::Tensor& invstd, int64_t groups, double slope) {
   const at::NoGradGuard no_grad;
   const int64_t channels = sum.size(1);
-  CudaNormGradients out;
+  NormGradients out;
   out.grad_x = at::empty_like(sum);
   const NormLaunch launch(groups, sum, grad_y, grad_sum, out.grad_x);
   const auto options = weight.options().requires_grad(false);

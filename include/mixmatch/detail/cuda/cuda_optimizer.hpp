@@ -1,9 +1,11 @@
 #pragma once
 
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
+#include <mixmatch/detail/update_rule.hpp>
 
 #include <cstdint>
 #include <string>
+#include <variant>
 
 namespace mixmatch::detail {
 
@@ -114,9 +116,7 @@ struct FlatScalars {
 };
 
 struct FlatConstants {
-  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;  ///< Adam's
-  double momentum = 0.9;                          ///< SGD's
-  bool nesterov = true;
+  UpdateRule rule;
   double weight_decay = 0;  ///< kernels shrink by 1 - learning rate * weight_decay
   double l2 = 0;            ///< joins the gradient of kernels
 };
@@ -133,20 +133,20 @@ inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& 
           ? flat.gradients
           : at::where(flat.is_kernel, flat.gradients + flat.parameters * constants.l2, flat.gradients);
   at::Tensor moved, first;
-  if (flat.second_moment.defined()) {
+  if (const auto* adam = std::get_if<AdamRule>(&constants.rule)) {
     const at::Tensor step = (scalars.steps_done + 1).to(at::kDouble);
     const auto correction = [&](double beta) { return 1 - at::pow(at::Scalar(beta), step); };
-    const at::Tensor step_size = (scalars.learning_rate / correction(constants.beta1)).to(type);
-    const at::Tensor root_correction = correction(constants.beta2).sqrt().to(type);
-    first = flat.first_moment * constants.beta1 + gradients * (1 - constants.beta1);
-    const at::Tensor second =
-        flat.second_moment * constants.beta2 + gradients * gradients * (1 - constants.beta2);
-    const at::Tensor root = second.sqrt().div_(root_correction).add_(constants.eps);
+    const at::Tensor step_size = (scalars.learning_rate / correction(adam->beta1)).to(type);
+    const at::Tensor root_correction = correction(adam->beta2).sqrt().to(type);
+    first = flat.first_moment * adam->beta1 + gradients * (1 - adam->beta1);
+    const at::Tensor second = flat.second_moment * adam->beta2 + gradients * gradients * (1 - adam->beta2);
+    const at::Tensor root = second.sqrt().div_(root_correction).add_(adam->eps);
     moved = flat.parameters - step_size * first / root;
     assign(flat.second_moment, second);
   } else {
-    first = flat.first_moment * constants.momentum + gradients;
-    const at::Tensor move = constants.nesterov ? gradients + first * constants.momentum : first;
+    const auto& sgd = std::get<SgdRule>(constants.rule);
+    first = flat.first_moment * sgd.momentum + gradients;
+    const at::Tensor move = sgd.nesterov ? gradients + first * sgd.momentum : first;
     moved = flat.parameters - scalars.learning_rate.to(type) * move;
   }
   const at::Tensor shrink = (1 - scalars.learning_rate * constants.weight_decay).to(type);
@@ -161,14 +161,8 @@ inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& 
   assign(flat.first_moment, first);
 }
 
-/// One step of Adam (arXiv 1412.6980), or without second_moment of SGD with momentum, then decoupled weight
-/// decay and the moving average, in the papers' order; t = steps_done + 1, and where is_kernel g also has
-/// l2 w:
-///
-///     m <- beta1 m + (1 - beta1) g,   v <- beta2 v + (1 - beta2) g^2
-///     w <- w - lr m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
-///
-///     m <- momentum m + g,   w <- w - lr (nesterov ? g + momentum m : m)
+/// One step of the rule, t = steps_done + 1, with l2 w in the gradient where is_kernel, then decoupled weight
+/// decay and the moving average, in the papers' order:
 ///
 ///     w <- w (1 - lr weight_decay)    where is_kernel
 ///     average <- average_decay average + (1 - average_decay) w
@@ -200,21 +194,21 @@ inline void flat_step_(const FlatParameters& flat, const FlatScalars& scalars,
   constexpr int64_t threads = 256;
   const CudaGrid launch{.blocks_x = cuda_blocks(parameters.numel(), threads), .threads = threads};
   const std::string scalar = std::string("<") + cuda_type_name(type) + ">";
-  if (flat.second_moment.defined()) {
+  if (const auto* adam = std::get_if<AdamRule>(&constants.rule)) {
     launch_cuda_kernel(
         cuda_optimizer_source, "adam_step" + scalar, parameters.device(), launch, data_or_null(parameters),
         data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.second_moment),
         data_or_null(flat.average), data_or_null(flat.is_kernel), data_or_null(scalars.steps_done),
         data_or_null(scalars.learning_rate), data_or_null(scalars.average_decay), data_or_null(scalars.apply),
-        constants.beta1, constants.beta2, constants.eps, constants.weight_decay, constants.l2,
-        parameters.numel());
+        adam->beta1, adam->beta2, adam->eps, constants.weight_decay, constants.l2, parameters.numel());
   } else {
+    const auto& sgd = std::get<SgdRule>(constants.rule);
     launch_cuda_kernel(
         cuda_optimizer_source, "sgd_step" + scalar, parameters.device(), launch, data_or_null(parameters),
         data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.average),
         data_or_null(flat.is_kernel), data_or_null(scalars.learning_rate),
-        data_or_null(scalars.average_decay), data_or_null(scalars.apply), constants.momentum,
-        static_cast<int64_t>(constants.nesterov), constants.weight_decay, constants.l2, parameters.numel());
+        data_or_null(scalars.average_decay), data_or_null(scalars.apply), sgd.momentum,
+        static_cast<int64_t>(sgd.nesterov), constants.weight_decay, constants.l2, parameters.numel());
   }
 }
 

@@ -39,7 +39,6 @@ struct RandAugmentPlan {
   int cutout;
   u8 fill[4], cutout_fill[4];
 };
-struct Strides { i64 image, channel, row, column; };
 
 // The numbers of augment::RandAugmentOp.
 enum {
@@ -216,8 +215,9 @@ __global__ void rand_augment(Pixel* out, Pixel* scratch, const Pixel* images, co
       if (!(drawn[1] < plan.probability) || operation == op_identity) {
         continue;
       }
-      if (operation == op_rotate || operation == op_shear_x || operation == op_shear_y ||
-          operation == op_translate_x || operation == op_translate_y) {
+      const bool moves = operation == op_rotate || operation == op_shear_x || operation == op_shear_y ||
+                         operation == op_translate_x || operation == op_translate_y;
+      if (moves) {
         FixedAffine map = {65536, 0, 32768, 0, 65536, 32768};
         if (operation == op_rotate) {
           map = plan.rotate[2 * magnitude + negative];
@@ -281,8 +281,7 @@ __global__ void rand_augment(Pixel* out, Pixel* scratch, const Pixel* images, co
           image[i] = shared.table[i % 3 * 256 + image[i]];
         }
       }
-      if (operation == op_sharpness || operation == op_rotate || operation == op_shear_x ||
-          operation == op_shear_y || operation == op_translate_x || operation == op_translate_y) {
+      if (operation == op_sharpness || moves) {
         Pixel* const held = image;
         image = other;
         other = held;
@@ -304,11 +303,6 @@ __global__ void rand_augment(Pixel* out, Pixel* scratch, const Pixel* images, co
 }
 )cuda"};
 
-/// The kernel's parameter of this name.
-struct CudaImageStrides {
-  int64_t image, channel, row, column;
-};
-
 /// RandAugment of uint8 CUDA images [N, 3, H, W] into channels-last ones, in one kernel that neither waits
 /// nor draws; `uniform` is contiguous float32 [N, draws]. An undefined tensor where it does not apply.
 inline at::Tensor rand_augment_on_cuda(const at::Tensor& images, const at::Tensor& uniform,
@@ -323,11 +317,10 @@ inline at::Tensor rand_augment_on_cuda(const at::Tensor& images, const at::Tenso
     return out;
   }
   const at::Tensor scratch = at::empty({out.numel()}, images.options());
-  const CudaImageStrides strides{images.stride(0), images.stride(1), images.stride(2), images.stride(3)};
   launch_cuda_kernel(cuda_rand_augment_source, "rand_augment<u8>", images.device(),
                      {.blocks_x = cuda_blocks(images.size(0), 1, 65535), .threads = 256}, out.data_ptr(),
                      scratch.data_ptr(), images.data_ptr(), uniform.data_ptr(), images.size(0),
-                     uniform.size(1), strides, plan);
+                     uniform.size(1), strides_for_cuda(images), plan);
   return out;
 }
 

@@ -78,27 +78,33 @@ class InputFile {
 
   int descriptor() const { return file_; }
 
-  /// The next `count` bytes.
-  void read(uint8_t* out, int64_t count) {
+  /// Copies `count` bytes from `offset` on; 0, errno, or -1 where the file ends early. Any number of threads.
+  int read_at(int64_t offset, int64_t count, uint8_t* out) const {
     while (count > 0) {
-      const auto got = ::read(file_, out, static_cast<size_t>(count));
+      const auto got = ::pread(file_, out, static_cast<size_t>(count), offset);
       if (got < 0 && errno == EINTR) {
         continue;
       }
       if (got <= 0) {
-        fail(got < 0 ? std::strerror(errno) : "it ended early");
+        return got < 0 ? errno : -1;
       }
       out += got;
+      offset += got;
       count -= got;
     }
+    return 0;
+  }
+
+  /// The next `count` bytes.
+  void read(uint8_t* out, int64_t count) {
+    if (const int error = read_at(position_, count, out); error != 0) {
+      fail(error > 0 ? std::strerror(error) : "it ended early");
+    }
+    position_ += count;
   }
 
   /// Makes read() go on there.
-  void skip_to(int64_t position) {
-    if (::lseek(file_, position, SEEK_SET) < 0) {
-      fail(std::strerror(errno));
-    }
-  }
+  void skip_to(int64_t position) { position_ = position; }
 
   [[noreturn]] void fail(const char* reason) const {
     TORCH_CHECK(false, loader_, ": cannot read ", printable(path_), ": ", reason);
@@ -108,6 +114,7 @@ class InputFile {
   const char* loader_;
   std::filesystem::path path_;
   int file_;
+  int64_t position_ = 0;  // of read()
 };
 
 /// The file's lines without blanks at their ends, and without empty lines at the file's end.
@@ -141,7 +148,7 @@ inline std::vector<std::string> read_class_names(const char* loader, const std::
     return standard;
   }
   auto names = read_lines(loader, path);
-  names.erase(std::remove(names.begin(), names.end(), std::string()), names.end());
+  std::erase(names, "");
   TORCH_CHECK(names.size() == standard.size(), loader, ": ", printable(path), " must hold ", standard.size(),
               " class names, one a line, got ", names.size());
   for (const auto& name : names) {  // they go into files of text that are UTF-8

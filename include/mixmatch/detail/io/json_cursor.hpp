@@ -217,16 +217,12 @@ class JsonCursor {
   }
 
   uint32_t code_unit() {
+    const std::string_view digits = text_.substr(position_, 4);
     uint32_t code = 0;
-    for (int i = 0; i < 4; ++i) {
-      const char c = next();
-      const bool small = c >= 'a' && c <= 'f';
-      const bool large = c >= 'A' && c <= 'F';
-      if (!is_digit(c) && !small && !large) {
-        fail("four hexadecimal digits after \\u");
-      }
-      code = code * 16 + static_cast<uint32_t>(is_digit(c) ? c - '0' : (small ? c - 'a' : c - 'A') + 10);
-      ++position_;
+    const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), code, 16);
+    position_ += static_cast<size_t>(parsed.ptr - digits.data());
+    if (parsed.ptr != digits.data() + 4) {
+      fail("four hexadecimal digits after \\u");
     }
     return code;
   }

@@ -15,15 +15,10 @@ inline std::string json_quote(std::string_view text) {
   while (!text.empty()) {
     const char c = text.front();
     size_t length = 1;
-    if (c == '"' || c == '\\') {
+    constexpr std::string_view special = "\"\\\n\t\r", letters = "\"\\ntr";
+    if (const size_t known = special.find(c); known != special.npos) {
       quoted += '\\';
-      quoted += c;
-    } else if (c == '\n') {
-      quoted += "\\n";
-    } else if (c == '\t') {
-      quoted += "\\t";
-    } else if (c == '\r') {
-      quoted += "\\r";
+      quoted += letters[known];
     } else if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) {
       quoted += "\\u00" + hex(static_cast<unsigned char>(c));
     } else if (length = utf8_length(text); length > 0) {

@@ -38,19 +38,8 @@ class MappedFile {
   /// Copies `count` bytes from `offset` on; 0, or errno (EIO where the file ends early). Any number of
   /// threads.
   int read_at(int64_t offset, int64_t count, uint8_t* out) const {
-    while (count > 0) {
-      const auto got = ::pread(file_.descriptor(), out, static_cast<size_t>(count), offset);
-      if (got < 0 && errno == EINTR) {
-        continue;
-      }
-      if (got <= 0) {
-        return got < 0 ? errno : EIO;
-      }
-      out += got;
-      offset += got;
-      count -= got;
-    }
-    return 0;
+    const int error = file_.read_at(offset, count, out);
+    return error >= 0 ? error : EIO;
   }
 
   /// Lets the system fetch what read_at will soon ask for, so that a disk works at many pieces at once.

@@ -65,12 +65,26 @@ inline std::string printable(std::string_view text) {
   return result;
 }
 
-/// The beginning of a word or message from outside, where all of it may be megabytes; cut between characters.
-inline std::string printable_beginning(std::string_view text, size_t most) {
+/// At most `most` bytes of the text, cut between characters.
+inline std::string_view beginning_of(std::string_view text, size_t most) {
   while (most > 0 && most < text.size() && (static_cast<unsigned char>(text[most]) & 0xC0U) == 0x80U) {
     --most;
   }
-  return printable(text.substr(0, most)) + (text.size() > most ? "…" : "");
+  return text.substr(0, most);
+}
+
+/// The beginning of a word or message from outside, where all of it may be megabytes.
+inline std::string printable_beginning(std::string_view text, size_t most) {
+  return printable(beginning_of(text, most)) + (text.size() > most ? "…" : "");
+}
+
+/// printable() in quotes, with a backslash before quotes and backslashes of the text.
+inline std::string printable_quoted(std::string_view text) {
+  std::string escaped;
+  for (const char c : text) {
+    escaped += c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c};
+  }
+  return '"' + printable(std::string_view(escaped)) + '"';
 }
 
 inline std::string printable(const std::filesystem::path& path) {

@@ -58,14 +58,18 @@ inline constexpr size_t safetensors_most_dimensions = 64;
 
 inline constexpr const char* safetensors_metadata_key = "__metadata__";
 
+/// The dtype of that name, null where the format has none.
+inline const SafetensorsType* find_safetensors_type(std::string_view name) {
+  const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
+                                   [&](const auto& item) { return item.name == name; });
+  return known == safetensors_types.end() ? nullptr : known;
+}
+
 /// The format's name of a dtype, "" where it has none.
 inline std::string_view safetensors_type_name(at::ScalarType type) {
-  if (type == at::ScalarType::Undefined) {
-    return "";
-  }
   const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
                                    [&](const auto& item) { return item.type == type; });
-  return known == safetensors_types.end() ? std::string_view() : known->name;
+  return known == safetensors_types.end() || type == at::ScalarType::Undefined ? "" : known->name;
 }
 
 struct SafetensorsEntry {
@@ -86,28 +90,26 @@ struct SafetensorsHeader {
 
 /// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
 inline std::string quote_for_message(std::string_view text) {
-  constexpr size_t longest = 120;
-  size_t length = std::min(text.size(), longest);
-  while (length < text.size() && length > 0 && (static_cast<unsigned char>(text[length]) & 0xC0U) == 0x80U) {
-    --length;  // not through a character
-  }
-  std::string escaped;
-  for (const char c : text.substr(0, length)) {
-    escaped += c == '"' || c == '\\' ? std::string{'\\', c} : std::string{c};
-  }
-  return '"' + printable(escaped) + '"' + (length < text.size() ? "…" : "");
+  const std::string_view shown = beginning_of(text, 120);
+  return printable_quoted(shown) + (shown.size() < text.size() ? "…" : "");
 }
 
 /// "F8_E4M3 [10, 128]"
 inline std::string describe_tensor(const SafetensorsEntry& entry) {
-  const bool known = std::any_of(safetensors_types.begin(), safetensors_types.end(),
-                                 [&](const auto& item) { return item.name == entry.dtype; });
+  const bool known = find_safetensors_type(entry.dtype) != nullptr;
   return c10::str(known ? entry.dtype : quote_for_message(entry.dtype), " ", at::IntArrayRef(entry.shape));
 }
 
 inline void check_little_endian(const std::string& context) {
   TORCH_CHECK(std::endian::native == std::endian::little, context,
               "the format is little-endian, and this machine is not");
+}
+
+/// Throws where a name stands there twice.
+inline void check_tensor_names(std::vector<std::string_view> names, const std::string& context) {
+  std::sort(names.begin(), names.end());
+  const auto twice = std::adjacent_find(names.begin(), names.end());
+  TORCH_CHECK(twice == names.end(), context, "tensor ", quote_for_message(*twice), " stands there twice");
 }
 
 /// The value that follows a tensor's name.
@@ -124,9 +126,8 @@ inline SafetensorsEntry parse_safetensors_entry(JsonCursor& json, std::string na
     TORCH_CHECK(!std::exchange(seen[which], true), tensor, key, " stands there twice");
     if (which == 0) {
       entry.dtype = json.string();
-      const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
-                                       [&](const auto& item) { return item.name == entry.dtype; });
-      entry.type = known == safetensors_types.end() ? at::ScalarType::Undefined : known->type;
+      const auto* known = find_safetensors_type(entry.dtype);
+      entry.type = known == nullptr ? at::ScalarType::Undefined : known->type;
     } else if (which == 1) {
       json.array([&] {
         const uint64_t size = json.integer();
@@ -152,9 +153,8 @@ inline SafetensorsEntry parse_safetensors_entry(JsonCursor& json, std::string na
 
 /// Throws unless the size of the entry's data is that of its shape and dtype, if the dtype is known.
 inline void check_safetensors_size(const SafetensorsEntry& entry, const std::string& context) {
-  const auto* known = std::find_if(safetensors_types.begin(), safetensors_types.end(),
-                                   [&](const auto& item) { return item.name == entry.dtype; });
-  const uint64_t bits = known == safetensors_types.end() ? 8 : known->bits;
+  const auto* known = find_safetensors_type(entry.dtype);
+  const uint64_t bits = known == nullptr ? 8 : known->bits;
   // Strides are products of sizes too, where a size of 0 counts as 1: they must not overflow either.
   uint64_t strides = std::max<uint64_t>(bits / 8, 1);
   bool empty = false;
@@ -166,10 +166,9 @@ inline void check_safetensors_size(const SafetensorsEntry& entry, const std::str
     empty = empty || size == 0;
   }
   const uint64_t bytes = empty ? 0 : bits < 8 ? strides / 8 * bits + (strides % 8 * bits + 7) / 8 : strides;
-  TORCH_CHECK(
-      entry.begin <= entry.end && (known == safetensors_types.end() || entry.end - entry.begin == bytes),
-      context, "tensor ", quote_for_message(entry.name), ": ", describe_tensor(entry), " takes ", bytes,
-      " bytes, but data_offsets are [", entry.begin, ", ", entry.end, "]");
+  TORCH_CHECK(entry.begin <= entry.end && (known == nullptr || entry.end - entry.begin == bytes), context,
+              "tensor ", quote_for_message(entry.name), ": ", describe_tensor(entry), " takes ", bytes,
+              " bytes, but data_offsets are [", entry.begin, ", ", entry.end, "]");
 }
 
 /// Parses and checks a header whose file has `data_size` bytes after it: every byte belongs to one tensor.
@@ -199,9 +198,7 @@ inline SafetensorsHeader parse_safetensors_header(std::string_view text, uint64_
     check_safetensors_size(entry, context);
     names.push_back(entry.name);
   }
-  std::sort(names.begin(), names.end());
-  const auto twice = std::adjacent_find(names.begin(), names.end());
-  TORCH_CHECK(twice == names.end(), context, "tensor ", quote_for_message(*twice), " stands there twice");
+  check_tensor_names(std::move(names), context);
 
   std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
     return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
