@@ -16,11 +16,11 @@ namespace {
 
 using Row = std::array<double, 3>;
 
-/// The formula of the header in double arithmetic, with the model's distribution of `window` batches.
+/// The formula of the header in double arithmetic, with the model's distribution of `window` made_batches.
 struct ByHand {
   Row prior;
   std::vector<Row> means;
-  size_t batches = 0;
+  size_t counted = 0;
 
   std::vector<Row> align(const std::vector<Row>& batch) {
     Row model{}, mean{};
@@ -43,15 +43,15 @@ struct ByHand {
       }
       result.push_back(aligned);
     }
-    means[batches++ % means.size()] = mean;
+    means[counted++ % means.size()] = mean;
     return result;
   }
 };
 
-const std::vector<std::vector<Row>> batches{{{.7, .2, .1}, {.1, .8, .1}},
-                                            {{.9, .05, .05}, {.6, .1, .3}},
-                                            {{.2, .2, .6}, {.98, .01, .01}},
-                                            {{.5, .3, .2}, {.3, .4, .3}}};
+const std::vector<std::vector<Row>> made_batches{{{.7, .2, .1}, {.1, .8, .1}},
+                                                 {{.9, .05, .05}, {.6, .1, .3}},
+                                                 {{.2, .2, .6}, {.98, .01, .01}},
+                                                 {{.5, .3, .2}, {.3, .4, .3}}};
 
 Tensor tensor_of(const std::vector<Row>& rows) {
   Tensor tensor = torch::empty({static_cast<int64_t>(rows.size()), 3}, at::kDouble);
@@ -70,10 +70,10 @@ mm::DistributionAlignment three_classes() {
 
 }  // namespace
 
-TEST_CASE("DistributionAlignment: the paper's formula over a window of batches, that of before") {
+TEST_CASE("DistributionAlignment: the paper's formula over a window of made_batches, that of before") {
   auto alignment = three_classes();
   ByHand expected{{.25, .25, .5}, std::vector<Row>(3, Row{1.0 / 3, 1.0 / 3, 1.0 / 3})};
-  for (const auto& batch : batches) {
+  for (const auto& batch : made_batches) {
     const Tensor found = alignment.align(tensor_of(batch));
     CHECK(found.scalar_type() == at::kDouble);
     CHECK(torch::allclose(found, tensor_of(expected.align(batch)), 1e-5, 1e-6));
@@ -107,8 +107,8 @@ TEST_CASE(
     "DistributionAlignment: saved and loaded, it goes on bit for bit, and its state is changed in place") {
   auto whole = three_classes(), resumed = three_classes();
   const auto state = whole.state();
-  whole.align(tensor_of(batches[0]));
-  whole.align(tensor_of(batches[1]));
+  whole.align(tensor_of(made_batches[0]));
+  whole.align(tensor_of(made_batches[1]));
   CHECK(state[1].item<int64_t>() == 2);
   torch::serialize::OutputArchive out;
   whole.save(out);
@@ -118,7 +118,7 @@ TEST_CASE(
   in.load_from(file);
   resumed.load(in);
   for (size_t i = 2; i < 4; ++i) {
-    CHECK(resumed.align(tensor_of(batches[i])).equal(whole.align(tensor_of(batches[i]))));
+    CHECK(resumed.align(tensor_of(made_batches[i])).equal(whole.align(tensor_of(made_batches[i]))));
   }
   mm::DistributionAlignment other(torch::ones({3}));
   std::stringstream again(file.str());
