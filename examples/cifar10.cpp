@@ -149,6 +149,7 @@ int main(int argc, char** argv) {
       "cifar10");
   options.program = argv[0];
   mm::training::add_options(app, options);
+  app.remove_option(app.get_option("--prefetch"));  // the images are in memory, where the step reads them
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
       return mm::training::evaluate_saved_run(

@@ -7,7 +7,6 @@
 #include <mixmatch/training.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <filesystem>
 #include <limits>
@@ -45,20 +44,14 @@ double summary_number(const Run& run, const std::string& name, bool required = t
   if (text == nullptr) {
     return none;
   }
-  double value = none;
-  if (*text != "null") {
-    const char* end = text->data() + text->size();
-    const auto parsed = std::from_chars(text->data(), end, value);
-    TORCH_CHECK(parsed.ec == std::errc() && parsed.ptr == end, file, ": \"", name,
-                "\" must be a number, got \"", *text, "\"");
-  }
-  return value;
+  const auto value = *text == "null" ? none : mm::detail::parse_number<double>(*text);
+  TORCH_CHECK(value.has_value(), file, ": \"", name, "\" must be a number, got \"", *text, "\"");
+  return *value;
 }
 
 std::vector<double> known_values(const mm::training::MetricsTable& metrics, const std::string& column) {
   std::vector<double> values = metrics.column(column);
-  values.erase(std::remove_if(values.begin(), values.end(), [](double value) { return std::isnan(value); }),
-               values.end());
+  std::erase_if(values, [](double value) { return std::isnan(value); });
   return values;
 }
 
@@ -106,9 +99,7 @@ std::vector<Group> group_by_config(const std::vector<Run>& runs) {
   std::vector<std::pair<mm::training::Config, Group>> groups;
   for (const Run& run : runs) {
     mm::training::Config key = run.record.config;
-    key.erase(std::remove_if(key.begin(), key.end(),
-                             [](const auto& entry) { return is_told_apart_by_rows(entry.first); }),
-              key.end());
+    std::erase_if(key, [](const auto& entry) { return is_told_apart_by_rows(entry.first); });
     std::sort(key.begin(), key.end());
     const auto known =
         std::find_if(groups.begin(), groups.end(), [&](const auto& group) { return group.first == key; });
@@ -218,7 +209,7 @@ Table run_table(const std::vector<Run>& runs) {
 /// is from. A run that has no such error does not count.
 Table group_table(const std::vector<Run>& runs, const std::vector<Group>& groups) {
   auto differing = differing_settings(runs);
-  differing.erase(std::remove_if(differing.begin(), differing.end(), is_told_apart_by_rows), differing.end());
+  std::erase_if(differing, is_told_apart_by_rows);
   Table table{{"method", "labels"}, {}};
   table.header.insert(table.header.end(), differing.begin(), differing.end());
   table.header.emplace_back("steps");

@@ -6,7 +6,9 @@
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
+#include <algorithm>
 #include <concepts>
+#include <functional>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -34,59 +36,37 @@ void visit_options(O& o, Visit&& visit) {
         o.dataset, mm::training::Choice{"cifar10", "cifar100", "svhn", "svhn-extra", "stl10", "shapes"});
 }
 
-const mm::Preset& preset_of(const std::string& dataset) {
-  if (dataset == "cifar100") {
-    return mm::presets::cifar100;
-  }
-  if (dataset == "svhn") {
-    return mm::presets::svhn;
-  }
-  if (dataset == "shapes") {
-    return mm::presets::ablation;
-  }
-  if (dataset == "stl10") {
-    return mm::presets::stl10;
-  }
-  return dataset == "svhn-extra" ? mm::presets::svhn_extra : mm::presets::cifar10;
-}
+/// The sets that `--dataset` names, by their preset and by what they read from the directory.
+struct DataSource {
+  std::string name;
+  const mm::Preset& preset;
+  std::function<mm::data::ImageDataset(const std::string& dir, Split)> load;
+  std::vector<Split> train{Split::train};
+};
 
-mm::data::ImageDataset load_test(const std::string& dataset, const std::string& dir) {
-  if (dataset == "shapes") {
-    return mm::data::make_shapes(1000, 2);
-  }
-  if (dataset == "cifar100") {
-    return mm::data::load_cifar100(dir, Split::test);
-  }
-  if (dataset == "stl10") {
-    return mm::data::load_stl10(dir, Split::test);
-  }
-  return dataset == "cifar10" ? mm::data::load_cifar10(dir, Split::test)
-                              : mm::data::load_svhn(dir, Split::test);
-}
-
-std::vector<mm::data::ImageDataset> load_train(const std::string& dataset, const std::string& dir) {
-  if (dataset == "shapes") {
-    return {mm::data::make_shapes(4000, 1)};
-  }
-  if (dataset == "cifar100") {
-    return {mm::data::load_cifar100(dir, Split::train)};
-  }
-  if (dataset == "cifar10") {
-    return {mm::data::load_cifar10(dir, Split::train)};
-  }
-  if (dataset == "stl10") {
-    return {mm::data::load_stl10(dir, Split::train), mm::data::load_stl10(dir, Split::unlabeled)};
-  }
-  std::vector<mm::data::ImageDataset> sets{mm::data::load_svhn(dir, Split::train)};
-  if (dataset == "svhn-extra") {
-    sets.push_back(mm::data::load_svhn(dir, Split::extra));
-  }
-  return sets;
+const DataSource& source_of(const std::string& dataset) {
+  static const std::vector<DataSource> sources{
+      {"cifar10", mm::presets::cifar10, mm::data::load_cifar10},
+      {"cifar100", mm::presets::cifar100,
+       [](const auto& dir, Split split) { return mm::data::load_cifar100(dir, split); }},
+      {"svhn", mm::presets::svhn, mm::data::load_svhn},
+      {"svhn-extra", mm::presets::svhn_extra, mm::data::load_svhn, {Split::train, Split::extra}},
+      {"stl10", mm::presets::stl10, mm::data::load_stl10, {Split::train, Split::unlabeled}},
+      {"shapes", mm::presets::ablation, [](const auto&, Split split) {
+         return split == Split::train ? mm::data::make_shapes(4000, 1) : mm::data::make_shapes(1000, 2);
+       }}};
+  const auto found = std::find_if(sources.begin(), sources.end(),
+                                  [&](const DataSource& source) { return source.name == dataset; });
+  return found != sources.end() ? *found : sources.front();  // another name is refused later, by its option
 }
 
 TrainingData load(const Options& o, torch::Device device) {
-  auto sets = load_train(o.dataset, o.data);
-  auto test = load_test(o.dataset, o.data);
+  const auto& source = source_of(o.dataset);
+  std::vector<mm::data::ImageDataset> sets;
+  for (const Split split : source.train) {
+    sets.push_back(source.load(o.data, split));
+  }
+  auto test = source.load(o.data, Split::test);
   const mm::data::ImagePool in_memory(sets);
   auto split = mm::training::make_split(o, in_memory);
   mm::data::ImageDataset validation{in_memory.gather(split.validation),
@@ -156,7 +136,7 @@ void use_small_task(TrainingOptions& o) {
 
 int main(int argc, char** argv) {
   const std::string dataset = mm::training::find_option(argc, argv, "--dataset", "cifar10");
-  Options options(preset_of(dataset));
+  Options options(source_of(dataset).preset);
   options.dataset = dataset;
   options.program = argv[0];
   options.out = "runs/" + dataset;
@@ -185,8 +165,8 @@ int main(int argc, char** argv) {
         options.dataset = *stored;
       }
       check_data(options);
-      return mm::training::evaluate_saved_run(options,
-                                              [&] { return load_test(options.dataset, options.data); });
+      return mm::training::evaluate_saved_run(
+          options, [&] { return source_of(options.dataset).load(options.data, Split::test); });
     }
     return train_run(app, options);
   });

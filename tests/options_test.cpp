@@ -352,6 +352,7 @@ namespace {
 TrainingOptions parse(const std::vector<std::string>& arguments, std::string* help = nullptr) {
   CLI::App app("", "program");
   TrainingOptions o(mm::presets::cifar10);
+  o.methods = mm::training::method_names();
   mm::training::add_options(app, o);
   std::vector<const char*> argv{"program"};
   for (const auto& argument : arguments) {
@@ -574,6 +575,7 @@ TEST_CASE("options: every one is set by its name, and comes back from a configur
   const auto adopt = [&](const std::vector<const char*>& more) {
     CLI::App app("", "program");
     TrainingOptions mine(mm::presets::cifar10);
+    mine.methods = mm::training::method_names();
     mm::training::add_options(app, mine);
     std::vector<const char*> argv{"program", "--data", "d"};
     argv.insert(argv.end(), more.begin(), more.end());
@@ -601,6 +603,15 @@ TEST_CASE("options: --help says ranges that a person reads") {
        {"64", "0.002", "0.999"}) {  // the defaults, as this version of CLI11 writes them
     INFO(value);
     CHECK((help.find("=" + value) != help.npos || help.find("[" + value + "]") != help.npos));
+  }
+  // A program does not offer what it has no method for.
+  CLI::App app("", "program");
+  TrainingOptions two(mm::presets::cifar10);
+  mm::training::add_options(app, two);
+  for (const std::string option :
+       {"--threshold", "--annealing", "--radius", "--entropy-weight", "--strong"}) {
+    CHECK_THAT(help, contains(option));
+    CHECK(app.help().find(option) == std::string::npos);
   }
   CHECK(help.find("9223372036854775807") == std::string::npos);
   CHECK(help.find("18446744073709551615") == std::string::npos);

@@ -10,9 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
-#include <memory>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 

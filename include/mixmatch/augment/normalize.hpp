@@ -5,7 +5,6 @@
 #include <mixmatch/detail/cpu/augment_kernel.hpp>
 #include <mixmatch/detail/describe.hpp>
 
-#include <string>
 #include <vector>
 
 namespace mixmatch::augment {

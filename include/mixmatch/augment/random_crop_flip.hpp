@@ -11,7 +11,6 @@
 #include <mixmatch/detail/version.hpp>
 
 #include <optional>
-#include <string>
 #include <utility>
 
 namespace mixmatch::augment {

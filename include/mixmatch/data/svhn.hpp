@@ -18,7 +18,6 @@
 #include <limits>
 #include <memory>
 #include <utility>
-#include <vector>
 #endif
 
 namespace mixmatch::data {

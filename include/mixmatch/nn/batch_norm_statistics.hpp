@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
-#include <string>
 #include <utility>
 #include <vector>
 

@@ -15,6 +15,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <algorithm>
 #include <concepts>
 #include <cstdio>
 #include <exception>
@@ -22,9 +23,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace mixmatch::training {
 
@@ -82,12 +81,17 @@ void add_described(CLI::App& app, const OptionText& text, T& value) {
 
 }  // namespace detail
 
-/// The options that visit_options() names, with what `o` holds as defaults, and `--resume` and `--eval`.
+/// The options that visit_options() names, with what `o` holds as defaults, and `--resume` and `--eval`;
+/// those that only other methods than o.methods look at are left out, unless `all` are asked for.
 template <class Options>
-void add_options(CLI::App& app, Options& o) {
+void add_options(CLI::App& app, Options& o, bool all = false) {
   take_last_of_repeated(app);
-  visit_options(o, [&app](const OptionText& text, auto& value, const auto&... limits) {
-    detail::add_described(app, text, value, limits...);
+  visit_options(o, [&](const OptionText& text, auto& value, const auto&... limits) {
+    if (all || text.methods.empty() ||
+        std::find_first_of(o.methods.begin(), o.methods.end(), text.methods.begin(), text.methods.end()) !=
+            o.methods.end()) {
+      detail::add_described(app, text, value, limits...);
+    }
   });
   app.get_option("--data")->required();
   app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
@@ -140,7 +144,7 @@ inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
   CLI::App app;
   const auto* method = find_setting(stored, "method");
   o.methods = {method != nullptr ? *method : o.method};  // whichever program's it was
-  add_options(app, o);
+  add_options(app, o, /*all=*/true);
   adopt_config(app, stored, o);
   return o;
 }

@@ -20,6 +20,7 @@
 #include <mixmatch/step/trainer.hpp>
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -106,6 +107,7 @@ enum class OptionRole {
 struct OptionText {
   const char *name, *description;
   OptionRole role = OptionRole::run;
+  std::vector<std::string> methods = {};  ///< that look at it, if not all: for these alone is it offered
 };
 
 /// Limits of a number, both included; names that a text must be one of.
@@ -174,12 +176,16 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"lambda-u", "Weight of the unlabeled loss"}, o.lambda_u, Real{0});
   visit(OptionText{"rampup-steps", "Steps until that weight; -1 = 40 % of --steps"}, o.rampup_steps,
         Whole{-1});
-  visit(OptionText{"threshold", "Least probability of a guessed label that is trained on"}, o.threshold,
-        Real{0, 1});
-  visit(OptionText{"annealing", "UDA: how the labeled loss is annealed"}, o.annealing,
+  visit(OptionText{"threshold",
+                   "Least probability of a guessed label that is trained on",
+                   R::run,
+                   {"pseudo_label", "uda", "fixmatch"}},
+        o.threshold, Real{0, 1});
+  visit(OptionText{"annealing", "UDA: how the labeled loss is annealed", R::run, {"uda"}}, o.annealing,
         Choice{"none", "linear", "exp", "log"});
-  visit(OptionText{"radius", "VAT: length of an image's perturbation"}, o.radius, Real{0});
-  visit(OptionText{"entropy-weight", "VAT: weight of the predictions' entropy"}, o.entropy_weight, Real{0});
+  visit(OptionText{"radius", "VAT: length of an image's perturbation", R::run, {"vat"}}, o.radius, Real{0});
+  visit(OptionText{"entropy-weight", "VAT: weight of the predictions' entropy", R::run, {"vat"}},
+        o.entropy_weight, Real{0});
   visit(OptionText{"alpha", "MixUp's Beta(alpha, alpha)"}, o.alpha, Real{0});
   visit(OptionText{"temperature", "Sharpening"}, o.temperature, Real{0});
   visit(OptionText{"num-augmentations", "MixMatch: K, views of each unlabeled image"}, o.num_augmentations,
@@ -193,8 +199,10 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.debias);
   visit(OptionText{"padding", "Pixels of reflection before the random crop"}, o.padding, Whole{0});
   visit(OptionText{"mirror", "Mirror at random"}, o.mirror);
-  visit(OptionText{"strong", "Strong views: RandAugment and cutout of which paper"}, o.strong,
-        Choice{"fixmatch", "uda"});
+  visit(
+      OptionText{
+          "strong", "Strong views: RandAugment and cutout of which paper", R::run, {"uda", "fixmatch"}},
+      o.strong, Choice{"fixmatch", "uda"});
   visit(OptionText{"eval-every", "Steps between evaluations"}, o.eval_every, Whole{1});
   visit(OptionText{"log-every", "Steps between rows of metrics.csv"}, o.log_every, Whole{1});
   visit(OptionText{"checkpoint-every", "Steps between checkpoints; 0 = at each evaluation, and each minute",
@@ -206,14 +214,9 @@ void visit_training_options(Options& o, Visit&& visit) {
 }
 
 /// The overload that a program's own options have in its place.
-template <class Visit>
-void visit_options(const TrainingOptions& o, Visit&& visit) {
-  visit_training_options(o, visit);
-}
-template <class Visit>
-void visit_options(TrainingOptions& o, Visit&& visit) {
-  visit_training_options(o, visit);
-}
+template <class Options, class Visit>
+requires std::same_as<std::remove_const_t<Options>, TrainingOptions>
+void visit_options(Options& o, Visit&& visit) { visit_training_options(o, visit); }
 
 /// What defines a run, by the names of the command line.
 template <class Options>
