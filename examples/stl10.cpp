@@ -1,7 +1,7 @@
 // MixMatch on STL-10: WRN-28 with four scales on 96x96 images, the official folds, and 100,000 unlabeled
 // images that are read from the disk as they are drawn. What differs from cifar10.cpp: the data, the preset
-// (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets. Method and loop are
-// those that cifar10.cpp spells out, taken from methods/ and train_classifier().
+// (fourth scale, wider crop, lambda_u), and the unlabeled rows, which come from two sets. The method is the
+// same, taken from methods/.
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
@@ -64,7 +64,32 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::TrainState state(mm::training::make_network(o, kClasses, device),
                                  mm::training::train_state_options(o));
 
-  return mm::training::train_classifier(o, data, state, mm::training::run_directory(o, resumed));
+  const auto train = [&](auto method) {
+    // A step begins with the host's images; on a GPU the rest of it is one CUDA graph.
+    mm::training::Trainer trainer(state, method, data, mm::training::trainer_options(o));
+    mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
+                                  mm::training::training_run_options(o, data, device), state.step);
+    state.register_in(run.checkpoint());
+    trainer.register_in(run.checkpoint());
+    if (resumed.has_value()) {
+      run.resume();
+    } else {
+      mm::training::save_split(run.directory().split(), o, data);
+      run.start();
+      mm::training::log_example_images(run.board(), trainer.feed());
+    }
+    while (run.running()) {
+      run.record(trainer.run(run.steps_until_due()));
+      if (run.evaluation_due()) {
+        run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
+                                                     mm::training::evaluate_options(o, device)));
+      }
+      run.finish_step();
+    }
+    return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
+  };
+  // methods::MixMatch, which cifar10.cpp spells out, or Supervised.
+  return mm::training::with_method(o, train);
 }
 
 }  // namespace
