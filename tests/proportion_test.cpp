@@ -1,8 +1,9 @@
-// Intervals of an error and of the difference of two errors: evaluation/proportion.hpp,
-// paired_comparison.hpp.
+// Intervals of an error and of the difference of two errors: evaluation/proportion.hpp, paired_comparison.hpp,
+// program/error_text.hpp.
 
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
+#include <mixmatch/program/error_text.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -87,6 +88,13 @@ TEST_CASE("clopper_pearson_lower: golden values, and the tail that defines it") 
   CHECK(close_to(mixmatch::training::detail::normal_quantile(0.975), 1.9599639845400542, 1e-14));
   CHECK(close_to(mixmatch::training::detail::normal_quantile(0.001), -3.0902323061678135, 1e-13));
   CHECK(std::abs(mixmatch::training::detail::normal_quantile(0.5)) < 1e-14);
+}
+
+TEST_CASE("error_text: an error in percent of so many images, with its interval") {
+  CHECK(error_text(12.5, 40) == "12.50 % [5.46, 26.11]");
+  CHECK(error_text(0, 20) == "0.00 % [0.00, 16.11]");
+  CHECK(error_text(100 * 1234.0 / 10000, 10000) == "12.34 % [11.71, 13.00]");
+  CHECK(std::isnan(error_interval(std::nan(""), 40).low));
 }
 
 TEST_CASE("mcnemar_exact: sums of binomial coefficients; order does not matter") {
