@@ -50,6 +50,7 @@
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/predict.hpp>
