@@ -48,6 +48,7 @@ struct MixMatch {
              {"lambda_u", loss.weight},
              {"guess_confidence", guesses.mean_max_probability},
              {"guess_entropy", guesses.mean_entropy},
+             {"guess_class_entropy", guesses.class_entropy},
              {"guess_accuracy", guesses.accuracy}}};
   }
 };

@@ -7,6 +7,7 @@
 #include <mixmatch/training.hpp>
 
 #include <concepts>
+#include <filesystem>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -104,11 +105,16 @@ int train_run(CLI::App& app, Options& o) {
                         : mm::training::predict_probabilities(
                               [&](const Tensor& images) { return state.ema.forward(images); },
                               mm::data::take(folder, rows), mm::training::evaluate_options(o, device));
-  std::vector<std::string> files;  // relative to unlabeled/
+  const auto confidence = mm::training::confidence_rule_of(mm::read_safetensors_metadata(directory.weights()),
+                                                           directory.weights().string());
+  std::vector<std::string> files, paths;
   for (int64_t i = 0; i < rows.size(0); ++i) {
-    files.push_back(folder.files[static_cast<size_t>(rows[i].item<int64_t>())].substr(10));
+    const auto& file = folder.files[static_cast<size_t>(rows[i].item<int64_t>())];
+    files.push_back(file.substr(10));  // relative to unlabeled/
+    paths.push_back((std::filesystem::path(o.data) / file).string());
   }
-  mm::training::write_predictions(directory.predictions(), files, probabilities, folder.class_names);
+  mm::training::write_predictions(directory.predictions(),
+                                  {files, probabilities, folder.class_names, confidence, paths});
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   return 0;
 }

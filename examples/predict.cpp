@@ -1,5 +1,5 @@
 // Classifies pictures with a trained model: a run directory or its model.safetensors, and pictures or folders
-// of them. Prints a line "file,class,confidence" a picture.
+// of them. Prints a line "file,class,confidence,second_class,margin,abstain" a picture.
 
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -88,11 +88,12 @@ int predict(const Options& o) {
   }
   TORCH_CHECK(!readable.empty(), "none of ", files.size(), " pictures could be read");
   const Tensor all = torch::cat(probabilities);
+  const mm::training::Predictions predictions{readable, all, classifier.class_names, classifier.confidence};
   if (!o.out.empty()) {
-    mm::training::write_predictions(o.out, readable, all, classifier.class_names);
+    mm::training::write_predictions(o.out, predictions);
     return 0;
   }
-  mm::training::print_result(mm::training::format_predictions(readable, all, classifier.class_names));
+  mm::training::print_result(mm::training::format_predictions(predictions));
   return 0;
 }
 
@@ -100,7 +101,9 @@ int predict(const Options& o) {
 
 int main(int argc, char** argv) {
   Options options;
-  CLI::App app("Classifies pictures: file,class,confidence on the standard output.", "predict");
+  CLI::App app(
+      "Classifies pictures: file,class,confidence,second_class,margin,abstain on the standard output.",
+      "predict");
   app.add_option("--model", options.model, "Run directory, or a model.safetensors of one")->required();
   app.add_option("pictures", options.inputs, "Pictures, or folders of them")
       ->required()

@@ -148,7 +148,7 @@ int train(const Options& o) {
   }
   mm::training::print_result("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n",
                              first / static_cast<double>(tenth), last / last_steps);
-  mm::training::print_result("test error: {:.2f} %\n", error);
+  mm::training::print_result("test error: {}\n", mm::training::error_text(error, test.size()));
   return 0;
 }
 

@@ -1,7 +1,9 @@
 #include <mixmatch/program/classifier_file.hpp>
 
 #include <cmath>
+#include <limits>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +39,42 @@ TEST_CASE("classifier file: the averaged weights and all that is needed to use t
   const Tensor images = torch::randn({2, 1, 16, 16});
   torch::NoGradGuard no_grad;
   CHECK(torch::equal(loaded.model->forward(images), ema.forward(images)));
+}
+
+TEST_CASE("classifier file: the rule for confidences travels with the weights") {
+  TempDir dir;
+  const auto path = dir / "m.safetensors";
+  WideResNet model(WideResNetOptions(2).depth(10).filters(4).scales(1));
+  EmaModel ema(model);
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const std::optional<double> threshold : {std::optional<double>(), {0.87654321987654321}, {infinity}}) {
+    save_classifier(path, model, ema, {"a", "b"}, 8, {1.0 / 3, threshold, 0.9});
+    const auto rule = load_classifier(path).confidence;
+    CHECK(rule.temperature == 1.0 / 3);
+    CHECK(rule.threshold == threshold);
+    CHECK(rule.target_precision == 0.9);
+  }
+  // Files of before, and of others, have none.
+  auto metadata = mixmatch::read_safetensors_metadata(path);
+  const auto tensors = mixmatch::read_safetensors(path);
+  metadata.erase("mixmatch_crc32c");
+  for (const std::string key : {"temperature", "abstain_below", "target_precision"}) {
+    for (const std::string value : {"-1", "nan", "", "0.5x", "-inf", "a\x1b[2J"}) {
+      auto wrong = metadata;
+      wrong[key] = value;
+      mixmatch::write_safetensors(path, tensors, wrong);
+      const std::string error = error_of([&] { load_classifier(path); });
+      CHECK_THAT(error, contains(path.string() + ": its metadata's \"" + key + "\" must be a number from"));
+      CHECK(error.find('\n') == std::string::npos);
+      CHECK(error.find('\x1b') == std::string::npos);
+    }
+  }
+  for (const std::string key : {"temperature", "abstain_below", "target_precision"}) {
+    metadata.erase(key);
+  }
+  mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK(load_classifier(path).confidence.temperature == 1);
+  CHECK_FALSE(load_classifier(path).confidence.threshold.has_value());
 }
 
 TEST_CASE("classifier file: other files are refused in one line that names the file") {

@@ -1,6 +1,9 @@
+#include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 #include "catch.hpp"
 #include "test_util.hpp"
@@ -34,6 +37,57 @@ TEST_CASE("guess_quality: limits, dtypes, no truth at all") {
   }
   CHECK(guess_quality(torch::one_hot(labels, classes).to(at::kFloat), (labels + 1).remainder(classes))
             .accuracy.item<double>() == 0);
+}
+
+TEST_CASE("guessed_class_entropy: of the histogram of arg-maxima") {
+  const auto entropy = [](at::IntArrayRef classes, int64_t num_classes) {
+    return guessed_class_entropy(torch::tensor(classes, at::kLong), num_classes).item<double>();
+  };
+  CHECK(entropy({3, 3, 3}, 5) == 0);
+  CHECK(entropy({0, 1, 2, 3, 3, 2, 1, 0}, 4) == Approx(std::log(4.0)));
+  CHECK(entropy({0, 1, 0, 0}, 7) == Approx(-.75 * std::log(.75) - .25 * std::log(.25)));
+  const Tensor guessed = torch::tensor({.5, .3, .2, .4, .35, .25, .1, .1, .8}).view({3, 3});
+  CHECK(guess_quality(guessed, torch::full({3}, -1, at::kLong)).class_entropy.item<double>() ==
+        Approx(std::log(3.0) - 2.0 / 3 * std::log(2.0)));
+  CHECK_THAT(error_of([] { guessed_class_entropy(torch::zeros({2}), 3); }),
+             contains("must be int64 [N], got"));
+  CHECK_THAT(error_of([&] { entropy({}, 3); }), contains("there must be rows and classes, got 0 and 3"));
+}
+
+TEST_CASE("GuessCollapse: the classes' entropy falls by half while confidence rises, said once") {
+  const auto first_warning = [](const std::vector<std::pair<double, double>>& rows) {
+    GuessCollapse watch;
+    int at = -1, warnings = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (watch.add(rows[i].first, rows[i].second)) {
+        at = static_cast<int>(i);
+        ++warnings;
+      }
+    }
+    CHECK(warnings <= 1);
+    return at;
+  };
+  std::vector<std::pair<double, double>> rows{{.1, .3}, {.9, .4}, {1.2, .5}, {1.2, .5}, {1.2, .5}};
+  CHECK(first_warning(rows) == -1);
+  for (int i = 0; i < 5; ++i) {
+    rows.emplace_back(.2, .9);
+  }
+  CHECK(first_warning(rows) == 6);  // (1.2 + .2 + .2) / 3 is less than half of 1.2
+  // Unequal classes are learnt: 14 : 3 : 2 : 1 has .66 of the entropy of four equal ones.
+  CHECK(first_warning({{1.38, .4}, {1.38, .4}, {1.38, .4}, {.91, .8}, {.91, .9}, {.91, .9}, {.91, .9}}) ==
+        -1);
+  // One bad row among good ones, a fall without confidence, random weights at the start, no values.
+  CHECK(first_warning({{1.2, .4}, {1.2, .4}, {1.2, .4}, {0, .9}, {1.2, .9}, {1.2, .9}, {1.2, .9}}) == -1);
+  CHECK(first_warning({{1.2, .4}, {1.2, .4}, {1.2, .4}, {.1, .3}, {.1, .3}, {.1, .3}, {.1, .3}}) == -1);
+  CHECK(first_warning({{0, .2}, {0, .2}, {0, .2}, {.5, .4}, {.9, .6}, {1.3, .9}, {1.3, .9}}) == -1);
+  CHECK(first_warning(std::vector<std::pair<double, double>>(9, {std::nan(""), .5})) == -1);
+  GuessCollapse watch(1);
+  CHECK_FALSE(watch.add(2, .25));
+  CHECK(watch.add(.5, .75));
+  CHECK(watch.highest().class_entropy == 2);
+  CHECK(watch.highest().confidence == .25);
+  CHECK(watch.now().class_entropy == .5);
+  CHECK(watch.now().confidence == .75);
 }
 
 TEST_CASE("guess_quality names what does not fit") {

@@ -1,11 +1,15 @@
 // examples/own_images and examples/predict: a folder of pictures to a model, a report and predictions.
 
+#include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/run/png.hpp>
+#include <mixmatch/run/run_record.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <filesystem>
 #include <set>
 #include <string>
+#include <vector>
 
 #include "program_util.hpp"
 
@@ -47,6 +51,29 @@ std::vector<std::string> own_images(const fs::path& data, const fs::path& out,
               more);
 }
 
+/// The cells of a line of CSV.
+std::vector<std::string> cells_of(const std::string& line) {
+  std::vector<std::string> cells(1);
+  bool quoted = false;
+  for (const char c : line) {
+    if (c == '"') {
+      quoted = !quoted;  // none of these names has a quotation mark
+    } else if (c == ',' && !quoted) {
+      cells.emplace_back();
+    } else {
+      cells.back() += c;
+    }
+  }
+  return cells;
+}
+
+/// A value of a run's summary.json.
+std::string summary_of(const fs::path& run, const std::string& name) {
+  const auto summary = mixmatch::training::read_json_object(run / "summary.json");
+  const auto* value = mixmatch::training::find_setting(summary, name);
+  return value == nullptr ? "missing" : *value;
+}
+
 }  // namespace
 
 TEST_CASE("own_images: one command gives model, report and predictions, and predict repeats them") {
@@ -69,14 +96,39 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
     CHECK(fs::exists(dir / "run" / file));
   }
   const auto predictions = lines_of(read_file(dir / "run" / "predictions.csv"));
-  CHECK(predictions[0] == "file,class,confidence");
+  CHECK(predictions[0] == "file,class,confidence,second_class,margin,abstain,path");
   CHECK(predictions.size() == static_cast<size_t>(pictures(dir / "data" / "unlabeled")) + 1);
   double before = 0;
   for (size_t i = 1; i < predictions.size(); ++i) {
-    const double confidence = std::stod(predictions[i].substr(predictions[i].rfind(',') + 1));
+    const auto cells = cells_of(predictions[i]);
+    REQUIRE(cells.size() == 7);
+    const double confidence = std::stod(cells[2]);
     CHECK(confidence >= before);
     before = confidence;
+    CHECK(cells[3] != cells[1]);
+    CHECK(std::stod(cells[4]) <= confidence);
+    CHECK(cells[5] == "yes");
+    CHECK(fs::exists(cells[6]));
+    CHECK(fs::equivalent(cells[6], dir / "data" / "unlabeled" / cells[0]));
   }
+  CHECK_THAT(finished.out, contains("precision 0.95 cannot be shown with 6 held-out images: every prediction "
+                                    "abstains"));
+  CHECK_THAT(finished.out, contains("confidences are not calibrated: 6 held-out images, it takes 20"));
+  CHECK_THAT(finished.out, contains(" % [") && contains("] of 6 images"));
+  CHECK(summary_of(dir / "run", "confidence") == "not calibrated: 6 held-out images, it takes 20");
+  CHECK(summary_of(dir / "run", "temperature") == "1");
+  CHECK(summary_of(dir / "run", "abstain_below") == "null");
+  CHECK(summary_of(dir / "run", "target_precision") == "0.95");
+  const double error = std::stod(summary_of(dir / "run", "validation_error"));
+  CHECK(std::stod(summary_of(dir / "run", "validation_error_low")) < error);
+  CHECK(std::stod(summary_of(dir / "run", "validation_error_high")) > error);
+  // Two held-out pictures of each class.
+  CHECK(std::abs(std::stod(summary_of(dir / "run", "validation_balanced_accuracy")) - (100 - error)) < 1e-9);
+  CHECK(summary_of(dir / "run", "validation_calibration_error") ==
+        summary_of(dir / "run", "validation_calibration_error_scaled"));
+  CHECK(summary_of(dir / "run", "recall of Größe") != "missing");
+  CHECK(summary_of(dir / "run", "precision of round ones") != "missing");
+  CHECK_THAT(read_file(dir / "run" / "report.html"), contains("<section id=\"calibration\">"));
 
   const auto predicted =
       run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--out", (dir / "p.csv").string(),
@@ -92,8 +144,9 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   const auto classes = [](const std::vector<std::string>& lines) {
     std::set<std::string> all;
     for (size_t i = 1; i < lines.size(); ++i) {
-      const auto end = lines[i].rfind(',');
-      all.insert(lines[i].substr(lines[i].find("picture"), end - lines[i].find("picture")));
+      const auto cells = cells_of(lines[i]);
+      all.insert(fs::path(cells[0]).filename().string() + ", " + cells[1] + ", " + cells[3] + ", " +
+                 cells[5]);
     }
     return all;
   };
@@ -104,6 +157,43 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
                            fs::directory_iterator(one)->path().string()});
   CHECK(single.status == 0);
   CHECK(lines_of(single.out).size() == 2);
+}
+
+TEST_CASE("own_images: held-out pictures calibrate confidences and say which to abstain from") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  const auto finished =
+      run(own_images(dir / "data", dir / "run", {"--validation", "24", "--target-precision", "0.02"}));
+  INFO(finished.err << finished.out);
+  REQUIRE(finished.status == 0);
+  CHECK_THAT(finished.out, contains("confidences are calibrated on 24 validation images"));
+  CHECK_THAT(finished.out, contains("precision 0.02 is shown from confidence "));
+  CHECK(summary_of(dir / "run", "confidence") == "calibrated on 24 validation images");
+  const std::string temperature = summary_of(dir / "run", "temperature");
+  CHECK(temperature != "1");
+  CHECK(summary_of(dir / "run", "validation_calibration_error") !=
+        summary_of(dir / "run", "validation_calibration_error_scaled"));
+  const auto metadata = mixmatch::read_safetensors_metadata(dir / "run" / "model.safetensors");
+  CHECK(metadata.at("temperature") == temperature);
+  CHECK(metadata.at("target_precision") == "0.02");
+  const double threshold = std::stod(metadata.at("abstain_below"));
+  CHECK(metadata.at("abstain_below") == summary_of(dir / "run", "abstain_below"));
+  const auto predicted =
+      run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--out", (dir / "p.csv").string(),
+           "--threads", "1", (dir / "data" / "unlabeled").string()});
+  REQUIRE(predicted.status == 0);
+  for (const auto& path : {dir / "run" / "predictions.csv", dir / "p.csv"}) {
+    const auto lines = lines_of(read_file(path));
+    REQUIRE(lines.size() > 20);
+    for (size_t i = 1; i < lines.size(); ++i) {
+      const auto cells = cells_of(lines[i]);
+      const double confidence = std::stod(cells[2]);
+      if (std::abs(confidence - threshold) > 1e-5) {
+        CHECK(cells[5] == (confidence >= threshold ? "no" : "yes"));
+      }
+    }
+  }
+  check_refused(run(own_images(dir / "data", dir / "x", {"--target-precision", "2"})), "--target-precision");
 }
 
 TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says so; it resumes") {
@@ -117,7 +207,9 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   CHECK(refused.status == 2);
   CHECK_THAT(refused.err, contains("--method fixmatch needs unlabeled pictures"));
   CHECK_FALSE(fs::exists(dir / "x"));
-  CHECK(read_file(dir / "run" / "predictions.csv") == "file,class,confidence\n");
+  CHECK(read_file(dir / "run" / "predictions.csv") ==
+        "file,class,confidence,second_class,margin,abstain,path\n");
+  CHECK(summary_of(dir / "run", "confidence") == "not calibrated: there are no held-out images with a label");
   const auto resumed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5"}));
   INFO(resumed.err);
   CHECK(resumed.status == 0);

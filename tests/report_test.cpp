@@ -10,6 +10,8 @@ using namespace mixmatch::training;
 
 namespace {
 
+constexpr double not_known = std::numeric_limits<double>::quiet_NaN();
+
 size_t count_of(const std::string& text, const std::string& part) {
   size_t count = 0;
   for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + part.size())) {
@@ -31,12 +33,12 @@ std::vector<std::string> titles(const std::vector<LineChart>& charts) {
 TEST_CASE("report: every part is there, and nothing comes from outside") {
   const Report report = sample_report();
   const std::string page = render_report(report);
-  for (const std::string id : {"summary", "curves", "confusion", "wrong", "configuration"}) {
+  for (const std::string id : {"summary", "curves", "confusion", "calibration", "wrong", "configuration"}) {
     CHECK(count_of(page, "<section id=\"" + id + "\">") == 1);
     CHECK(count_of(page, "<a href=\"#" + id + "\">") == 1);
   }
   CHECK(count_of(page, "class=\"missing\"") == 0);
-  CHECK(count_of(page, "<figure class=\"chart\">") == 6);
+  CHECK(count_of(page, "<figure class=\"chart\">") == 7);
   CHECK(count_of(page, "src=\"data:image/png;base64,iVBORw0KGgo") == 18);
   CHECK(page.find("http") == std::string::npos);
   for (const std::string before : {"\"", ",", " ", ">"}) {  // base64 may say anything
@@ -82,12 +84,50 @@ TEST_CASE("report: the confusion matrix as a table") {
   CHECK_THAT(render_report(report), contains("<li>0 taken for 1: 10</li>"));
 }
 
+TEST_CASE("report: precision, recall and F1 of each class") {
+  Report report;
+  report.confusion = torch::tensor({90, 10, 0, 30, 20, 0, 0, 0, 0}, at::kLong).view({3, 3});
+  report.class_names = {"cat", "<dog>", "emu"};
+  const std::string page = render_report(report);
+  CHECK_THAT(page, contains("the mean recall of the classes that have images: 65.00 %."));
+  CHECK_THAT(page, contains("<td>cat</td><td class=\"number\">100</td><td class=\"number\">120</td><td "
+                            "class=\"number\">75.00</td><td class=\"number\">90.00</td><td "
+                            "class=\"number\">81.82</td>"));
+  CHECK_THAT(page, contains("<td>&lt;dog&gt;</td><td class=\"number\">50</td><td class=\"number\">30</td>"));
+  // A class without images that is never predicted has dashes.
+  CHECK_THAT(page, contains("<td>emu</td><td class=\"number\">0</td><td class=\"number\">0</td><td "
+                            "class=\"number\">-</td><td class=\"number\">-</td><td class=\"number\">-</td>"));
+  report.class_names.clear();
+  CHECK_THAT(render_report(report), contains(">0</td><td class=\"number\">100</td>"));
+}
+
+TEST_CASE("report: the reliability diagram") {
+  Report report;
+  report.reliability = {{0, .5, 0, not_known, not_known}, {.5, .75, 30, .7, .5}, {.75, 1, 10, .9, 1}};
+  const std::string page = render_report(report);
+  CHECK_THAT(page, contains("40 images in 3 bins by confidence."));
+  CHECK_THAT(page, contains("30 up to 0.75, 10 up to 1.00."));
+  CHECK_THAT(page, contains("as predicted, calibration error 17.50 %"));
+  CHECK_THAT(page, contains("data-x=\"0.7 0.9\" data-y=\"0.5 1\""));
+  CHECK_THAT(page, contains("data-x=\"0 1\" data-y=\"0 1\""));
+  CHECK(page.find("at temperature") == std::string::npos);
+  report.reliability_scaled = {{.5, .75, 40, .625, .625}};
+  CHECK(render_report(report).find("at temperature") == std::string::npos);  // that is 1 still
+  report.temperature = 1.5;
+  CHECK_THAT(render_report(report), contains("at temperature 1.500, calibration error 0.00 %"));
+  for (auto& bin : report.reliability) {
+    bin.rows = 0;
+  }
+  CHECK(count_of(render_report(report), "<section") == 0);
+}
+
 TEST_CASE("report: parts without data are left out, and named") {
   const std::string nothing = render_report(Report());
   CHECK(count_of(nothing, "<section") == 0);
   CHECK_THAT(nothing,
              contains("Not in this report: summary numbers, learning curves (no metrics), a confusion matrix "
-                      "(no labels known), wrongly classified images, the configuration."));
+                      "(no labels known), calibration (no labels known), wrongly classified images, the "
+                      "configuration."));
   CHECK_THAT(nothing, contains("<title>Training run</title>"));
   Report report;
   report.title = "";

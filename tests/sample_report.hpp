@@ -82,6 +82,10 @@ inline mixmatch::training::Report sample_report(int64_t metric_rows = 400) {
                    {"device", "cuda"}};
   report.metrics = sample_metrics(metric_rows);
   report.confusion = training::confusion_matrix(test.labels, probabilities.argmax(1), test.num_classes());
+  report.reliability = training::reliability_bins(probabilities, test.labels);
+  report.temperature = training::fit_temperature(probabilities.log(), test.labels).temperature;
+  report.reliability_scaled =
+      training::reliability_bins(training::scale_temperature(probabilities, report.temperature), test.labels);
   report.class_names = test.class_names;
   report.wrong_examples = training::wrong_examples(test, probabilities, 18);
   report.wrong_examples[0].name = "shapes/a<b>&c.png";

@@ -200,7 +200,8 @@ TEST_CASE("Trainer: on the CPU a run is a step, and not a graph's") {
   TrainerProgram program(o, mixmatch_of(o));
   const auto means = program.trainer.run(4);
   CHECK(means.names == std::vector<std::string>{"loss", "loss_labeled", "loss_unlabeled", "lambda_u",
-                                                "guess_confidence", "guess_entropy", "guess_accuracy"});
+                                                "guess_confidence", "guess_entropy", "guess_class_entropy",
+                                                "guess_accuracy"});
   CHECK(means.counts.front() == 1);
   CHECK(mean_named(means, "lambda_u") == 0);
   CHECK(program.state.step == 1);

@@ -45,11 +45,17 @@
 #include <mixmatch/data/svhn.hpp>
 #include <mixmatch/data/training_data.hpp>
 
+#include <mixmatch/evaluation/calibration.hpp>
+#include <mixmatch/evaluation/class_scores.hpp>
+#include <mixmatch/evaluation/confidence_rule.hpp>
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/predict.hpp>
+#include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 
 #include <mixmatch/io/atomic_file.hpp>

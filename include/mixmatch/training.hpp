@@ -4,7 +4,9 @@
 // program/command_line.hpp, which needs CLI11.
 
 #include <mixmatch/program/classifier_file.hpp>
+#include <mixmatch/program/confidence_metadata.hpp>
 #include <mixmatch/program/device.hpp>
+#include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/network.hpp>

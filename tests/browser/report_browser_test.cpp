@@ -135,8 +135,8 @@ TEST_CASE("browser: the report at desk and phone width, light and dark") {
           (dark ? "rgb(20, 23, 27)" : "rgb(251, 251, 250)"));
     CHECK(number("width") == static_cast<double>(width));
     CHECK(number("page_width") <= static_cast<double>(width));  // wide parts scroll by themselves
-    CHECK(number("headings") == 5);
-    CHECK(number("charts") == 6);
+    CHECK(number("headings") == 6);
+    CHECK(number("charts") == 7);
     CHECK(number("charts_without_line") == 0);
     CHECK(number("points") > 2000);
     CHECK(number("points_outside") == 0);
@@ -180,6 +180,7 @@ TEST_CASE("browser: a hundred classes, and a report of a few rows") {
 
   auto report = sample_report(1);
   report.confusion = torch::Tensor();
+  report.reliability.clear();
   report.wrong_examples.clear();
   write_watched(dir / "short.html", mixmatch::training::render_report(report), 390);
   const auto brief = probe(browse(dir, "short.html", "1400,1000", true, "--dump-dom"));

@@ -18,6 +18,13 @@ inline void check_class_indices(const char* function, const char* name, const Te
               indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : "undefined");
 }
 
+inline void check_confusion(const char* function, const Tensor& confusion) {
+  TORCH_CHECK(confusion.defined() && confusion.dim() == 2 && confusion.size(0) == confusion.size(1) &&
+                  confusion.scalar_type() == at::kLong,
+              function, ": confusion must be int64 [L, L], got ",
+              confusion.defined() ? c10::str(confusion.scalar_type(), " ", confusion.sizes()) : "undefined");
+}
+
 }  // namespace detail
 
 /// Entry (i, j) counts the images of true class i that were put into class j: int64 [L, L] on the CPU.
@@ -47,10 +54,7 @@ inline Tensor confusion_matrix(const Tensor& labels, const Tensor& predicted, in
 /// Share of each true class's images in percent that were put into another class, from a confusion matrix
 /// int64 [L, L]; NaN for a class without images.
 inline std::vector<double> per_class_error(const Tensor& confusion) {
-  TORCH_CHECK(confusion.defined() && confusion.dim() == 2 && confusion.size(0) == confusion.size(1) &&
-                  confusion.scalar_type() == at::kLong,
-              "per_class_error: confusion must be int64 [L, L], got ",
-              confusion.defined() ? c10::str(confusion.scalar_type(), " ", confusion.sizes()) : "undefined");
+  detail::check_confusion("per_class_error", confusion);
   const Tensor total = confusion.sum(1).cpu(), right = confusion.diagonal().cpu();
   std::vector<double> errors;
   for (int64_t i = 0; i < total.size(0); ++i) {

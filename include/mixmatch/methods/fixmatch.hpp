@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
 #include <mixmatch/one_hot.hpp>
@@ -47,9 +48,12 @@ class FixMatch {
     const auto selected = select_confident(torch::softmax(mixmatch::detail::float_logits(logits.weak), 1),
                                            options_.threshold());
     const Tensor unlabeled = masked_cross_entropy(logits.strong, selected.labels, selected.mask);
+    const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
     return {labeled + options_.weight() * unlabeled,
             {{"loss_labeled", labeled},
              {"loss_unlabeled", unlabeled},
+             {"guess_confidence", selected.confidence.mean()},
+             {"guess_class_entropy", classes},
              {"mask_rate", selected.mask.mean()},
              {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
   }

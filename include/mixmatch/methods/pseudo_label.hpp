@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/model.hpp>
@@ -43,6 +44,8 @@ class PseudoLabel {
             {{"loss_labeled", labeled},
              {"loss_unlabeled", unlabeled},
              {"lambda_u", weight},
+             {"guess_confidence", selected.confidence.mean()},
+             {"guess_class_entropy", training::guessed_class_entropy(selected.labels, logits_u.size(1))},
              {"mask_rate", selected.mask.mean()},
              {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
   }

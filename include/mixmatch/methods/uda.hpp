@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <mixmatch/annealing.hpp>
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
 #include <mixmatch/selection.hpp>
@@ -63,11 +64,14 @@ class Uda {
     selected.mask = selected.confidence.gt(options_.threshold()).to(prediction.scalar_type());
     const Tensor unlabeled =
         masked_kl_divergence(logits.strong, sharpen(prediction, options_.temperature()), selected.mask);
+    const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
     return {labeled.loss + options_.weight() * unlabeled,
             {{"loss_labeled", labeled.loss},
              {"loss_unlabeled", unlabeled},
              {"annealing_threshold", limit},
              {"annealing_rate", labeled.kept},
+             {"guess_confidence", selected.confidence.mean()},
+             {"guess_class_entropy", classes},
              {"mask_rate", selected.mask.mean()},
              {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
   }

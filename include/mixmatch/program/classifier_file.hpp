@@ -4,6 +4,7 @@
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/program/confidence_metadata.hpp>
 #include <mixmatch/run/run_directory.hpp>
 
 #include <charconv>
@@ -22,15 +23,19 @@ struct Classifier {
   WideResNet model{nullptr};
   std::vector<std::string> class_names;
   int64_t image_size;  ///< of the square images, normalised to [-1, 1], that it was trained on
+  training::ConfidenceRule confidence;  ///< how its probabilities are to be read
 };
 
-/// Writes the averaged weights of a model, with class names and image size as metadata, and of a WideResNet
+/// Writes the averaged weights of a model, with class names, image size and the rule for its confidences as
+/// metadata, and of a WideResNet
 /// the network's options, so that load_classifier() needs nothing else. A safetensors file with a checksum:
 /// the tensors load into any PyTorch module of the same parameter names. Throws as save_safetensors().
 template <class Model>
 void save_classifier(const std::filesystem::path& path, Model& model, EmaModel<Model>& ema,
-                     const std::vector<std::string>& class_names, int64_t image_size) {
+                     const std::vector<std::string>& class_names, int64_t image_size,
+                     const training::ConfidenceRule& confidence = {}) {
   SafetensorsMetadata metadata{{"format", "pt"}, {"image_size", std::to_string(image_size)}};
+  training::add_confidence_rule(metadata, confidence);
   if constexpr (std::is_same_v<Model, WideResNet>) {
     const auto& options = model->options();
     metadata.insert({{"architecture", "WideResNet"},
@@ -100,6 +105,7 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
               mixmatch::detail::printable(text("architecture").substr(0, 60)), ", expected a WideResNet");
   Classifier classifier;
   classifier.image_size = number("image_size", 1, 16384);
+  classifier.confidence = training::confidence_rule_of(metadata, shown);
   const int64_t classes = number("num_classes", 1, 100000);
   for (int64_t i = 0; i < classes; ++i) {
     classifier.class_names.push_back(text("class_" + std::to_string(i)));

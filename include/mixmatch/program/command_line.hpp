@@ -7,6 +7,7 @@
 #include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/program/device.hpp>
+#include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -164,7 +165,7 @@ inline std::string find_option(int argc, char** argv, std::string_view name, std
 }
 
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`
-/// returns, the latter as the last line of output.
+/// returns, with their intervals, and the latter alone as the last line of output.
 template <class LoadTest>
 int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   set_threads(given.threads);
@@ -179,8 +180,10 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
     print_message(stderr, "{}; this is the checkpoint before it\n", damaged);
   }
   const auto options = evaluate_options(o, device);
-  print_result("raw test error: {:.2f} %\n", evaluate_model(model, test, options));
-  print_result("test error: {:.2f} %\n", evaluate_ema(ema, test, options));
+  print_result("raw test error: {}\n", error_text(evaluate_model(model, test, options), test.size()));
+  const double error = evaluate_ema(ema, test, options);
+  print_result("averaged weights: {} of {} images\n", error_text(error, test.size()), test.size());
+  print_result("test error: {:.2f} %\n", error);
   return 0;
 }
 

@@ -5,11 +5,15 @@
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/csv.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/evaluation/calibration.hpp>
+#include <mixmatch/evaluation/class_scores.hpp>
+#include <mixmatch/evaluation/confidence_rule.hpp>
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 #include <mixmatch/program/classifier_file.hpp>
+#include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
@@ -72,6 +76,25 @@ inline std::string confusion_csv(const Tensor& confusion, const std::vector<std:
   return text;
 }
 
+/// Whether confidences are calibrated, and by what.
+inline std::string confidence_text(const ConfidenceRuleFit& fit) {
+  return fit.temperature.fitted ? fmt::format("calibrated on {} validation images", fit.temperature.rows)
+                                : "not calibrated: " + fit.temperature.why_not;
+}
+
+/// What a program says of its threshold.
+inline std::string acceptance_text(const ConfidenceRuleFit& fit) {
+  const auto target = fmt::format("precision {}", fit.rule.target_precision);
+  if (!fit.acceptance.has_value()) {
+    return fmt::format("{} cannot be shown with {} held-out images: every prediction abstains", target,
+                       fit.temperature.rows);
+  }
+  return fmt::format(
+      "{} is shown from confidence {:.4f} on: {} of {} held-out images, {} of them right; others abstain",
+      target, fit.acceptance->confidence, fit.acceptance->accepted, fit.acceptance->rows,
+      fit.acceptance->right);
+}
+
 }  // namespace detail
 
 /// Errors for TrainingRun::record_errors, in the columns of training_run_options(): validation (averaged
@@ -88,15 +111,28 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
 /// the confusion matrix. Prints the result. Returns 0, or after an interrupt the status of
 /// TrainingRun::leave: a run that is resumed then finishes.
 ///
-/// The test set may be empty; pictures and matrix are then those of the validation images, if there are any.
+/// The test set may be empty; scores, pictures and matrix are then those of the validation images, if there
+/// are any. The temperature and the threshold for confidences are fitted on the validation images alone
+/// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
+/// the images that they were fitted on, and so a little small.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
                torch::Device device) {
   run.finish_steps();
   const auto& class_names = data.pool.class_names;
-  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
-                          data.pool.image_size());
   const auto options = evaluate_options(o, device);
+  const auto classes = static_cast<int64_t>(class_names.size());
+  const auto predict = [&](const data::ImageDataset& images) {
+    return images.size() == 0 ? at::empty({0, classes})
+                              : predict_probabilities([&](const Tensor& x) { return state.ema.forward(x); },
+                                                      images, options);
+  };
+  const Tensor held_out = predict(data.validation);
+  const auto confidence = fit_confidence_rule(
+      held_out, data.validation.size() == 0 ? at::empty({0}, at::kLong) : data.validation.labels,
+      o.target_precision);
+  models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
+                          data.pool.image_size(), confidence.rule);
   const auto last = [&](const std::string& column) {
     const auto errors = run.errors(column);
     return errors.empty() ? std::numeric_limits<double>::quiet_NaN() : errors.back();
@@ -110,41 +146,77 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
 
   const double validation_error = last("validation_error");
   const std::string kind = has_test ? "test" : "validation";
-  const auto summary = JsonObject()
-                           .set("method", o.method)
-                           .set("seed", o.seed)
-                           .set("labels", data.split.labeled.size(0))
-                           .set("steps", state.step)
-                           .set("test_error", test_error)
-                           .set("ema_test_error", ema_error)
-                           .set("median_last20_test_error", median)
-                           .set("validation_error", validation_error)
-                           .set("recalibrated_" + kind + "_error", recalibrated.raw)
-                           .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
-                           .set("seconds_per_step", run.seconds_per_step());
+  const std::string judged_error_name = has_test ? "ema_test_error" : "validation_error";
+  const double judged_error = has_test ? ema_error : validation_error;
+  const auto interval = error_interval(judged_error, judged.size());
+  auto summary = JsonObject()
+                     .set("method", o.method)
+                     .set("seed", o.seed)
+                     .set("labels", data.split.labeled.size(0))
+                     .set("steps", state.step)
+                     .set("test_error", test_error)
+                     .set("ema_test_error", ema_error)
+                     .set("median_last20_test_error", median)
+                     .set("validation_error", validation_error)
+                     .set("recalibrated_" + kind + "_error", recalibrated.raw)
+                     .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
+                     .set("seconds_per_step", run.seconds_per_step());
+  Report report;
+  Tensor probabilities;
+  if (judged.size() > 0) {
+    probabilities = has_test ? predict(judged) : held_out;
+    report.confusion = confusion_matrix(judged.labels, probabilities.argmax(1), classes);
+    report.reliability = reliability_bins(probabilities, judged.labels);
+    report.reliability_scaled =
+        reliability_bins(scale_temperature(probabilities, confidence.rule.temperature), judged.labels);
+    report.temperature = confidence.rule.temperature;
+    const double balanced = 100 * balanced_accuracy(report.confusion);
+    summary.set(judged_error_name + "_low", interval.low)
+        .set(judged_error_name + "_high", interval.high)
+        .set(kind + "_balanced_accuracy", balanced)
+        .set(kind + "_calibration_error", 100 * expected_calibration_error(report.reliability))
+        .set(kind + "_calibration_error_scaled", 100 * expected_calibration_error(report.reliability_scaled));
+  }
+  summary.set("temperature", confidence.rule.temperature)
+      .set("confidence", detail::confidence_text(confidence))
+      .set("target_precision", o.target_precision)
+      .set("abstain_below", confidence.rule.threshold.value_or(std::numeric_limits<double>::quiet_NaN()));
+  if (judged.size() > 0) {
+    const auto scores = class_scores(report.confusion);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      summary.set("precision of " + class_names[i], 100 * scores[i].precision)
+          .set("recall of " + class_names[i], 100 * scores[i].recall);
+    }
+  }
   if (run.interrupted()) {
     return run.leave();
   }
   write_file_atomically(run.directory().summary(), summary.str());
 
-  Report report;
   report.title = fmt::format("{}: {}{}{}", run.directory().path().filename().string(), o.method,
                              o.data.empty() ? "" : " on ", o.data);
   report.class_names = class_names;
   if (judged.size() > 0) {
-    const Tensor probabilities = predict_probabilities(
-        [&](const Tensor& images) { return state.ema.forward(images); }, judged.images, options);
-    const Tensor confusion =
-        confusion_matrix(judged.labels, probabilities.argmax(1), static_cast<int64_t>(class_names.size()));
-    write_file_atomically(run.directory().confusion(), detail::confusion_csv(confusion, class_names));
-    const auto errors = per_class_error(confusion);
+    write_file_atomically(run.directory().confusion(), detail::confusion_csv(report.confusion, class_names));
+    const auto errors = per_class_error(report.confusion);
     std::string line = kind + " error by class (averaged weights):";
     for (size_t i = 0; i < errors.size(); ++i) {
       line += fmt::format("{} {} ", i == 0 ? "" : ",", mixmatch::detail::printable(class_names[i])) +
               (std::isnan(errors[i]) ? "has no images" : fmt::format("{:.1f} %", errors[i]));
     }
     print_message(stdout, line + "\n");
-    report.confusion = confusion;
+    print_message(stdout, "balanced accuracy {:.2f} %, calibration error {:.2f} %{}; confidences are {}\n",
+                  100 * balanced_accuracy(report.confusion),
+                  100 * expected_calibration_error(report.reliability),
+                  confidence.temperature.fitted
+                      ? fmt::format(", {:.2f} % at temperature {:.3f}",
+                                    100 * expected_calibration_error(report.reliability_scaled),
+                                    confidence.rule.temperature)
+                      : std::string(),
+                  detail::confidence_text(confidence));
+    if (!has_test) {
+      print_message(stdout, detail::acceptance_text(confidence) + "\n");
+    }
     report.wrong_examples = wrong_examples(judged, probabilities, 24);
   }
   report.metrics = run.metrics();
@@ -158,24 +230,32 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                     {"images without", fmt::format("{}", data.split.unlabeled.size(0))},
                     {"steps", fmt::format("{}", state.step)},
                     {"seconds a step", fmt::format("{:.3g}", run.seconds_per_step())}};
-  percent("test error, averaged weights", ema_error);
+  if (!std::isnan(judged_error)) {
+    report.summary.emplace_back(kind + " error, averaged weights [95 % interval]",
+                                error_text(judged_error, judged.size()));
+    report.summary.emplace_back("balanced accuracy",
+                                fmt::format("{:.2f} %", 100 * balanced_accuracy(report.confusion)));
+  }
   percent("test error, raw weights", test_error);
   percent("median of the last 20 evaluations", median);
-  percent("validation error, averaged weights", validation_error);
+  if (has_test) {
+    percent("validation error, averaged weights", validation_error);
+  }
   percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
   percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
+  report.summary.emplace_back("confidences", detail::confidence_text(confidence));
   write_report(run.directory().report(), report);
   if (run.interrupted()) {
     return run.leave();
   }
   run.finish();
   if (has_test) {
-    print_message(stdout,
-                  "test error: raw {:.2f} %, EMA {:.2f} %, median of the last {} evaluations {:.2f} %\n",
-                  test_error, ema_error, std::min<size_t>(20, ema_errors.size()), median);
+    print_message(stdout, "test error: raw {:.2f} %, EMA {}, median of the last {} evaluations {:.2f} %\n",
+                  test_error, error_text(ema_error, data.test.size()),
+                  std::min<size_t>(20, ema_errors.size()), median);
   } else if (data.validation.size() > 0) {
-    print_message(stdout, "validation error: EMA {:.2f} % of {} images\n", last("validation_error"),
-                  data.validation.size());
+    print_message(stdout, "validation error: EMA {} of {} images\n",
+                  error_text(validation_error, data.validation.size()), data.validation.size());
   }
   return 0;
 }

@@ -94,6 +94,7 @@ struct TrainingOptions {
   bool graph = true;  ///< on a GPU: the step as one CUDA graph
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
+  double target_precision = 0.95;  ///< see ConfidenceRule
 };
 
 /// What an option is for.
@@ -211,6 +212,11 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"recalibrate",
                    "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", R::how},
         o.recalibrate, Whole{0});
+  visit(OptionText{"target-precision",
+                   "Share of the predictions that are not abstained from that held-out images must show to "
+                   "be right",
+                   R::how},
+        o.target_precision, Real{0, 1});
 }
 
 /// The overload that a program's own options have in its place.

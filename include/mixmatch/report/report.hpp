@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/evaluation/calibration.hpp>
+#include <mixmatch/evaluation/class_scores.hpp>
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/io/atomic_file.hpp>
@@ -42,7 +44,10 @@ struct Report {
   /// Column "step" is the x axis (without it, the row's number); others are told by their names, see
   /// metrics_charts.
   MetricsTable metrics;
-  Tensor confusion;                      ///< int64 [L, L] as of confusion_matrix
+  Tensor confusion;  ///< int64 [L, L] as of confusion_matrix
+  /// As of reliability_bins; and at `temperature`, which are drawn where it is not 1.
+  std::vector<ReliabilityBin> reliability, reliability_scaled;
+  double temperature = 1;
   std::vector<std::string> class_names;  ///< one a class, or none: then classes are numbers
   std::vector<WrongExample> wrong_examples;
 };
@@ -92,7 +97,8 @@ inline std::string metric_label(const std::string& column) {
       {"validation_error", "validation, EMA"},
       {"guess_confidence", "largest probability"},
       {"guess_accuracy", "share that is right"},
-      {"guess_entropy", "entropy"}};
+      {"guess_entropy", "of each row's guess, mean"},
+      {"guess_class_entropy", "of the guessed classes"}};
   for (const auto& [name, label] : labels) {
     if (name == column) {
       return label;
@@ -118,9 +124,10 @@ inline bool wants_logarithm(const std::vector<Curve>& curves) {
 }  // namespace detail
 
 /// A chart for each kind of column: losses (loss, loss_*), errors in percent (*_error), lambda_u, guessed
-/// labels (guess_confidence and guess_accuracy together, guess_entropy), and one for each column that is
-/// none of these. Losses stand on a logarithmic axis where they are all positive and differ by more than 30
-/// times; a loss that is 0 throughout is left out. Columns without a number are left out.
+/// labels (guess_confidence and guess_accuracy together, guess_entropy and guess_class_entropy), and one for
+/// each column that is none of these. Losses stand on a logarithmic axis where they are all positive and
+/// differ by more than 30 times; a loss that is 0 throughout is left out. Columns without a number are left
+/// out.
 inline std::vector<LineChart> metrics_charts(const MetricsTable& metrics) {
   std::vector<double> steps = metrics.column("step");
   const std::string x_label = steps.empty() ? "row" : "step";
@@ -133,7 +140,7 @@ inline std::vector<LineChart> metrics_charts(const MetricsTable& metrics) {
   LineChart error{"Error", x_label, "percent", {}};
   LineChart weight{"Weight of the unlabeled loss", x_label, "", {}};
   LineChart guess{"Guessed labels", x_label, "mean over rows", {}};
-  LineChart entropy{"Entropy of guessed labels", x_label, "nats, mean over rows", {}};
+  LineChart entropy{"Entropy of guessed labels", x_label, "nats", {}};
   std::vector<LineChart> others;
   for (const auto& column : metrics.columns) {
     Curve curve{detail::metric_label(column), steps, metrics.column(column)};
@@ -150,7 +157,7 @@ inline std::vector<LineChart> metrics_charts(const MetricsTable& metrics) {
       weight.curves.push_back(std::move(curve));
     } else if (column == "guess_confidence" || column == "guess_accuracy") {
       guess.curves.push_back(std::move(curve));
-    } else if (column == "guess_entropy") {
+    } else if (column == "guess_entropy" || column == "guess_class_entropy") {
       entropy.curves.push_back(std::move(curve));
     } else {
       others.push_back({column, x_label, "", {std::move(curve)}});
@@ -185,6 +192,7 @@ class ReportPage {
     add("summary", "Summary", "summary numbers", settings(report_.summary, "cards"));
     add("curves", "Learning curves", "learning curves (no metrics)", curves());
     add("confusion", "Confusion matrix", "a confusion matrix (no labels known)", confusion());
+    add("calibration", "Calibration", "calibration (no labels known)", calibration());
     add("wrong", "Most confidently wrong", "wrongly classified images", wrong_examples());
     add("configuration", "Configuration", "the configuration", settings(report_.config, "settings"));
     const std::string& title = report_.title.empty() ? Report().title : report_.title;
@@ -295,7 +303,71 @@ class ReportPage {
       }
       out += "</tr>\n";
     }
-    return out + "</tbody></table></div>\n" + frequent_confusions() + "</div>\n";
+    return out + "</tbody></table></div>\n" + frequent_confusions() + "</div>\n" + scores();
+  }
+
+  /// Precision, recall and F1 of each class.
+  std::string scores() const {
+    const auto percent = [](double share) {
+      return std::isnan(share) ? std::string("-") : fmt::format("{:.2f}", 100 * share);
+    };
+    std::vector<std::vector<std::string>> rows;
+    int64_t index = 0;
+    for (const auto& score : class_scores(confusion_)) {
+      rows.push_back({report_.class_names.empty() ? fmt::format("{}", index)
+                                                  : report_.class_names[static_cast<size_t>(index)],
+                      grouped(score.images), grouped(score.predicted), percent(score.precision),
+                      percent(score.recall), percent(score.f1)});
+      ++index;
+    }
+    return fmt::format(
+               "<h3>By class</h3>\n<p>Balanced accuracy, the mean recall of the classes that have images: {} "
+               "%.</p>\n",
+               percent(balanced_accuracy(confusion_))) +
+           html_table({"class", "images", "predicted", "precision %", "recall %", "F1 %"}, rows);
+  }
+
+  /// The reliability diagram.
+  std::string calibration() const {
+    int64_t rows = 0;
+    for (const auto& bin : report_.reliability) {
+      rows += bin.rows;
+    }
+    if (rows == 0) {
+      return "";
+    }
+    LineChart chart{
+        "Reliability", "mean confidence", "share that is right", {{"calibrated", {0, 1}, {0, 1}}}};
+    const auto draw = [&chart](const std::string& name, const std::vector<ReliabilityBin>& bins) {
+      Curve curve{fmt::format("{}, calibration error {:.2f} %", name, 100 * expected_calibration_error(bins)),
+                  {},
+                  {}};
+      for (const auto& bin : bins) {
+        curve.x.push_back(bin.confidence);
+        curve.y.push_back(bin.accuracy);
+      }
+      chart.curves.push_back(std::move(curve));
+    };
+    draw("as predicted", report_.reliability);
+    if (report_.temperature != 1 && !report_.reliability_scaled.empty()) {
+      draw(fmt::format("at temperature {:.3f}", report_.temperature), report_.reliability_scaled);
+    }
+    return fmt::format(
+               "<p>{} images in {} bins by confidence. Below the line of \"calibrated\" the model is surer "
+               "than it is right. A bin of few images is mostly noise: ",
+               grouped(rows), report_.reliability.size()) +
+           bin_sizes() + ".</p>\n<div class=\"charts\">\n" + render_line_chart(chart) + "</div>\n";
+  }
+
+  /// "12 up to 0.60, 30 up to 0.67, …" of the bins that have images.
+  std::string bin_sizes() const {
+    std::vector<std::string> sizes;
+    for (const auto& bin : report_.reliability) {
+      if (bin.rows > 0) {
+        sizes.push_back(fmt::format("{} up to {:.2f}", grouped(bin.rows), bin.high));
+      }
+    }
+    return join(sizes, ", ");
   }
 
   /// Shade 1 to 10 of a cell: the share of its row that is right, or the square root of the share that is
@@ -362,9 +434,10 @@ class ReportPage {
 }  // namespace detail
 
 /// The report as one HTML page that needs no other file and no network: results, learning curves, confusion
-/// matrix with the error of each class, wrong images, configuration. Every text is escaped. Long runs are
-/// thinned (LineChart::max_points), so that the page's size does not grow with the number of rows. Throws
-/// c10::Error if class_names does not fit confusion, a class is out of range, or an image is none.
+/// matrix with the scores of each class, reliability diagram, wrong images, configuration. Every text is
+/// escaped. Long runs are thinned (LineChart::max_points), so that the page's size does not grow with the
+/// number of rows. Throws c10::Error if class_names does not fit confusion, a class is out of range, or an
+/// image is none.
 inline std::string render_report(const Report& report) { return detail::ReportPage(report).render(); }
 
 /// render_report into a file, whole or not at all.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/version.h>
+#include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/interrupt.hpp>
 #include <mixmatch/run/json.hpp>
@@ -75,7 +76,9 @@ struct TrainingRunOptions {
 ///     if (run.interrupted()) { return run.leave(); }
 ///
 /// Knows no method, model or data set. From its construction to finish(), Ctrl-C, SIGTERM and SIGHUP end the
-/// loop between two steps. A resumed run's metrics.csv equals that of a run never stopped.
+/// loop between two steps. A resumed run's metrics.csv equals that of a run never stopped. Values by the
+/// names guess_class_entropy and guess_confidence are watched: where the guesses collapse (GuessCollapse),
+/// one line on stderr says so, once.
 class TrainingRun {
  public:
   /// `step` counts the optimiser steps done; the caller's loop increments it, `resume` sets it.
@@ -341,11 +344,29 @@ class TrainingRun {
         board_->scalar(names_[i], mean, *step_.value);
       }
     }
+    watch_guesses(row);
     row.insert(row.end(), new_errors_.begin(), new_errors_.end());
     metrics_->append(row);
     board_->flush();
     sums_.assign(sums_.size(), 0);
     counts_.assign(counts_.size(), 0);
+  }
+
+  /// `row`: a number of each name, behind the step.
+  void watch_guesses(const std::vector<double>& row) {
+    const auto value = [&](std::string_view name) {
+      const auto found = std::find(names_.begin(), names_.end(), name);
+      return found == names_.end() ? std::numeric_limits<double>::quiet_NaN()
+                                   : row[static_cast<size_t>(found - names_.begin()) + 1];
+    };
+    if (guesses_.add(value("guess_class_entropy"), value("guess_confidence"))) {
+      progress_->print_line(
+          fmt::format("warning at step {}: the guessed labels run together into few classes: the entropy of "
+                      "their classes fell from {:.2f} to {:.2f} while their confidence rose from {:.2f} to "
+                      "{:.2f}; a smaller --lambda-u or a longer --rampup-steps may help",
+                      *step_.value, guesses_.highest().class_entropy, guesses_.now().class_entropy,
+                      guesses_.highest().confidence, guesses_.now().confidence));
+    }
   }
 
   std::string status() const {
@@ -381,6 +402,7 @@ class TrainingRun {
   std::vector<std::string> names_;  // of the values of a step
   // Of the row of metrics.csv that is being filled:
   std::vector<double> sums_, counts_, latest_, new_errors_;
+  GuessCollapse guesses_;
   std::vector<double> errors_;  // of all evaluations, one after the other
   double seconds_per_step_ = std::numeric_limits<double>::quiet_NaN();
   int64_t saved_step_ = 0;

@@ -20,6 +20,7 @@ inline StepLoss with_guess_quality(const Tensor& total, const Tensor& labeled, c
            {"lambda_u", weight},
            {"guess_confidence", quality.mean_max_probability},
            {"guess_entropy", quality.mean_entropy},
+           {"guess_class_entropy", quality.class_entropy},
            {"guess_accuracy", quality.accuracy}}};
 }
 
