@@ -57,6 +57,11 @@ void for_each_group(int64_t groups, const F& f) {
   }
 }
 
+/// Leaky ReLU, which of slope 1 is no activation.
+inline Tensor leaky_or_same(const Tensor& x, double slope) {
+  return slope == 1.0 ? x : at::leaky_relu(x, slope);
+}
+
 /// The same in ATen calls: for any device, layout and derivative. The first group moves the running
 /// statistics by `share`, where they are defined.
 inline SumAndActivation norm_activate_composite(const Tensor& x, const Tensor& addend, const Tensor& weight,
@@ -67,7 +72,7 @@ inline SumAndActivation norm_activate_composite(const Tensor& x, const Tensor& a
   std::vector<Tensor> parts;
   for (const auto& part : sum.chunk(settings.groups)) {
     const bool moves = parts.empty();
-    parts.push_back(at::leaky_relu(
+    parts.push_back(leaky_or_same(
         at::batch_norm(part, weight, bias, moves ? running_mean : Tensor(), moves ? running_var : Tensor(),
                        /*training=*/true, share, settings.eps, at::globalContext().userEnabledCuDNN()),
         settings.slope));
