@@ -1,9 +1,10 @@
-// Weights to and from the real Python packages: safetensors, numpy and PyTorch. tests/python/weights.py is
-// the other half.
+// Weights to and from the real Python packages: safetensors, numpy and PyTorch, torchvision, timm and
+// efficientnet-lite-pytorch. tests/python/weights.py and backbones.py are the other half.
 
 #include <torch/script.h>
 #include <mixmatch/mixmatch.hpp>
 
+#include <algorithm>
 #include <filesystem>
 #include <map>
 #include <string>
@@ -24,14 +25,20 @@ const std::string source_dir = MIXMATCH_SOURCE_DIR;
 
 std::string interpreter() { return python_or_skip("torch, safetensors, numpy"); }
 
-/// Runs a script; its traceback is the test's message.
-void run_python(const std::string& python, const std::string& script,
-                const std::vector<std::string>& arguments) {
+Finished finished_python(const std::string& python, const std::string& script,
+                         const std::vector<std::string>& arguments) {
   std::vector<std::string> command{python, "-B", "-W", "ignore", source_dir + script};
   command.insert(command.end(), arguments.begin(), arguments.end());
-  const auto finished = run(command);
+  return run(command);
+}
+
+/// Runs a script, and returns what it prints; its traceback is the test's message.
+std::string run_python(const std::string& python, const std::string& script,
+                       const std::vector<std::string>& arguments) {
+  const auto finished = finished_python(python, script, arguments);
   INFO(finished.err);
   REQUIRE(finished.status == 0);
+  return finished.out;
 }
 
 void weights_py(const std::string& python, const std::vector<std::string>& arguments) {
@@ -274,4 +281,131 @@ TEST_CASE("a TorchScript model from Python: forward, weights, training, and back
   mm::models::WideResNet own(mm::models::WideResNetOptions(10).depth(10).widen_factor(1));
   mm::load_safetensors(weights, own);
   check_logits(evaluate(own, x), evaluate(trained, x));
+}
+
+TEST_CASE(
+    "networks with random weights of torchvision, timm and efficientnet-lite-pytorch do here what they do "
+    "there") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  run_python(python, "/tests/python/backbones.py", {"make", dir.path().string()});
+  const auto check = [&](const std::string& name, auto model) {
+    INFO(name);
+    mm::load_safetensors(dir / (name + ".safetensors"), *model);
+    std::map<std::string, Tensor> expected;
+    for (const auto& [key, tensor] : mm::read_safetensors(dir / (name + ".result.safetensors"))) {
+      expected[key] = tensor;
+    }
+    const auto check_output = [](const Tensor& found, const Tensor& wanted) {
+      const double difference = ((found - wanted).abs().max() / wanted.abs().max()).item<double>();
+      INFO("largest difference " << difference << " of the largest output");
+      CHECK(difference < 1e-4);
+      CHECK(wanted.std().item<double>() > 1e-3);
+    };
+    const torch::NoGradGuard no_grad;
+    model->eval();
+    check_output(model->forward(expected["images"]), expected["evaluated"]);
+    model->train();
+    // Channels-last: the fused paths.
+    check_output(model->forward(expected["images"].contiguous(at::MemoryFormat::ChannelsLast)),
+                 expected["trained"]);
+    for (const auto& buffer : model->named_buffers()) {
+      if (buffer.key() != "mask_token") {
+        INFO(buffer.key());
+        REQUIRE(expected.count("after." + buffer.key()) == 1);
+        CHECK(torch::allclose(buffer.value(), expected["after." + buffer.key()], 1e-3, 1e-4));
+      }
+    }
+  };
+  using namespace mm::models;
+  for (const int64_t depth : {18, 34, 50}) {
+    check("resnet" + std::to_string(depth), ResNet(ResNetOptions(5).depth(depth)));
+  }
+  for (int64_t variant = 0; variant < 5; ++variant) {
+    check("efficientnet_lite" + std::to_string(variant),
+          EfficientNetLite(EfficientNetLiteOptions(5).variant(variant).dropout(0).drop_connect(0)));
+  }
+  check("vit_s16", VisionTransformer(VisionTransformerOptions::small(5).image_size(48)));
+  check("vit_b16", VisionTransformer(VisionTransformerOptions::base(5).image_size(48).depth(2)));
+  const auto dinov2 = VisionTransformerOptions::dinov2_small(5).image_size(42);
+  check("dinov2_s14", VisionTransformer(dinov2));
+  check("dinov2_s14_registers", VisionTransformer(VisionTransformerOptions(dinov2).registers(4)));
+}
+
+TEST_CASE(
+    "the published EfficientNet-Lite0, through convert_weights.py, gives the logits that it gives in "
+    "Python") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  std::string published = run_python(python, "/tests/python/backbones.py", {"published_path"});
+  published.erase(published.find_last_not_of('\n') + 1);
+  const fs::path weights = dir / "lite0.safetensors", result = dir / "result.safetensors";
+  const auto printed =
+      run_python(python, "/examples/python/convert_weights.py", {published, weights.string()});
+  CHECK(printed == weights.string() + ": 296 tensors, 4,694,073 numbers\n");
+  run_python(python, "/tests/python/backbones.py", {"published", result.string()});
+  mm::models::EfficientNetLite model(mm::models::EfficientNetLiteOptions(1000));
+  const auto loaded = mm::models::load_pretrained(weights, model);
+  CHECK((loaded.missing.empty() && loaded.unexpected.empty() && loaded.kept_head.empty()));
+  CHECK(model->image_size() == 224);
+  const Tensor logits = evaluate(model, tensor_of(result, "images"));
+  CHECK(torch::allclose(logits, tensor_of(result, "logits"), 1e-4, 1e-4));
+  CHECK(logits.std().item<double>() > 0.5);
+
+  mm::models::EfficientNetLite other(mm::models::EfficientNetLiteOptions(4));
+  CHECK(mm::models::load_pretrained(weights, other).kept_head ==
+        std::vector<std::string>{"_fc.weight", "_fc.bias"});
+}
+
+TEST_CASE(
+    "convert_weights.py: a checkpoint's state dict, what is left out, and one line for what it cannot read") {
+  const auto python = interpreter();
+  if (python.empty()) {
+    return;
+  }
+  TempDir dir;
+  const fs::path checkpoint = dir / "checkpoint.pth", converted = dir / "a.safetensors";
+  run_python(python, "/tests/python/backbones.py", {"checkpoint", checkpoint.string()});
+  const auto convert = [&](std::vector<std::string> arguments) {
+    return finished_python(python, "/examples/python/convert_weights.py", arguments);
+  };
+  REQUIRE(convert({checkpoint.string(), converted.string()}).status == 0);
+  const Tensor half = torch::tensor({0.5, -0.5}).to(at::kHalf);
+  check_tensors(converted, {{"weight", torch::arange(6, at::kFloat).view({3, 2}).t().contiguous()},
+                            {"bias", half},
+                            {"twin", half}});
+  REQUIRE(
+      convert({checkpoint.string(), converted.string(), "--drop", "twin", "--key", "state_dict"}).status ==
+      0);
+  CHECK(mm::read_safetensors(converted).size() == 2);
+  REQUIRE(convert({checkpoint.string(), converted.string(), "--prefix", "wei"}).status == 0);
+  CHECK(torch::equal(tensor_of(converted, "ght"), torch::arange(6, at::kFloat).view({3, 2}).t()));
+  CHECK(convert({"--help"}).out.find("--key KEY") != std::string::npos);
+
+  write_file(dir / "text.pth", "no weights");
+  const auto refused = [&](const std::vector<std::string>& arguments, const std::string& expected) {
+    const auto finished = convert(arguments);
+    INFO(finished.err);
+    CHECK(finished.status == 2);
+    CHECK(finished.out.empty());
+    CHECK(std::count(finished.err.begin(), finished.err.end(), '\n') == 1);
+    CHECK_THAT(finished.err, contains("convert_weights.py: " + expected));
+  };
+  const std::string out = (dir / "b.safetensors").string();
+  refused({(dir / "none.pth").string(), out}, (dir / "none.pth").string() + ": No such file");
+  refused({(dir / "text.pth").string(), out}, (dir / "text.pth").string() + " is no state dict");
+  refused(
+      {checkpoint.string(), out, "--key", "model"},
+      checkpoint.string() + " has no state dict under 'model'; it holds 'epoch', 'state_dict', 'optimizer'");
+  refused({checkpoint.string(), out, "--drop", "head"},
+          "--drop head: " + checkpoint.string() + " has no such");
+  refused({checkpoint.string(), out, "--prefix", "x."}, checkpoint.string() + " has no tensors below 'x.'");
+  refused({checkpoint.string(), (dir / "none" / "b").string()}, (dir / "none" / "b").string() + ": ");
+  CHECK_FALSE(fs::exists(out));
 }

@@ -72,6 +72,10 @@
 #include <mixmatch/methods/uda.hpp>
 #include <mixmatch/methods/vat.hpp>
 
+#include <mixmatch/models/efficientnet_lite.hpp>
+#include <mixmatch/models/load_pretrained.hpp>
+#include <mixmatch/models/resnet.hpp>
+#include <mixmatch/models/vision_transformer.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <mixmatch/nn/batch_norm.hpp>

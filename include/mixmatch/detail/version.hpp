@@ -7,6 +7,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <torch/version.h>
 
+#include <cmath>
 #include <optional>
 
 #define MIXMATCH_TORCH_AT_LEAST(major, minor) \
@@ -65,6 +66,17 @@ inline void set_autocast_state(at::DeviceType device, const AutocastState& state
     at::autocast::set_cpu_enabled(state.enabled);
     at::autocast::set_autocast_cpu_dtype(state.dtype);
   }
+#endif
+}
+
+/// softmax(q k^T / sqrt(d)) v of tensors [N, heads, T, d]; LibTorch 2 fuses it.
+inline at::Tensor scaled_dot_product_attention(const at::Tensor& q, const at::Tensor& k,
+                                               const at::Tensor& v) {
+#if MIXMATCH_TORCH_AT_LEAST(2, 0)
+  return at::scaled_dot_product_attention(q, k, v);
+#else
+  const double scale = 1.0 / std::sqrt(static_cast<double>(q.size(-1)));
+  return at::matmul(at::softmax(at::matmul(q * scale, k.transpose(-2, -1)), -1), v);
 #endif
 }
 

@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <string>
 #include <string_view>
@@ -200,12 +201,21 @@ struct LoadSafetensorsOptions {
   /// Converts dtypes: between floating-point ones with rounding, others where every value stays what it is.
   /// (LibTorch's Module::to(dtype), unlike PyTorch's, makes num_batches_tracked floating point as well.)
   TORCH_ARG(bool, allow_cast) = false;
+  /// The model's last layer by its name ("fc"), for weights that were trained for other classes: if the file
+  /// has none or one of another shape, the model's stays as it is, and the result says so. Empty: no
+  /// exception for any layer.
+  TORCH_ARG(std::string, head) = "";
+  /// False: the file may lack batch norms' num_batches_tracked, as in PyTorch's load_state_dict (files of
+  /// before 2018 do); they stay as they are, and the result names them as missing.
+  TORCH_ARG(bool, batch_counts) = true;
 };
 
-/// As load_state_dict's in PyTorch; both are empty after a strict load.
+/// As load_state_dict's in PyTorch; all are empty after a strict load without options.
 struct LoadSafetensorsResult {
   std::vector<std::string> missing;     ///< in the model, not in the file
   std::vector<std::string> unexpected;  ///< in the file, not in the model
+  /// Tensors of the head (LoadSafetensorsOptions::head) that stayed as they were.
+  std::vector<std::string> kept_head;
 };
 
 namespace detail {
@@ -217,14 +227,30 @@ inline std::string describe_tensor(const Tensor& tensor) {
                   tensor.sizes());
 }
 
-/// "tensor "a" (F32 [3]) PROBLEM, and 2 more"; "" if there are none.
+/// "tensor "a" (F32 [3]) PROBLEM, and 2 more: "b", "c""; "" if there are none.
 inline std::string describe_names(const std::vector<std::string>& names, const std::string& kind,
                                   const char* problem) {
   if (names.empty()) {
     return "";
   }
-  const std::string more = names.size() > 1 ? ", and " + std::to_string(names.size() - 1) + " more" : "";
-  return "tensor " + quote_for_message(names.front()) + " (" + kind + ") " + problem + more;
+  std::string text = "tensor " + quote_for_message(names.front()) + " (" + kind + ") " + problem;
+  constexpr size_t most = 4;
+  for (size_t i = 1; i < std::min(names.size(), most); ++i) {
+    text += i == 1 ? c10::str(", and ", names.size() - 1, " more: ") : std::string(", ");
+    text += quote_for_message(names[i]);
+  }
+  return names.size() > most ? text + ", …" : text;
+}
+
+/// Whether `name` is that of a tensor in the layer `head`.
+inline bool is_in_head(std::string_view name, const std::string& head) {
+  return !head.empty() && name.size() > head.size() && name.substr(0, head.size()) == head &&
+         name[head.size()] == '.';
+}
+
+inline bool is_batch_count(std::string_view name) {
+  constexpr std::string_view leaf = "num_batches_tracked";
+  return name.size() >= leaf.size() && name.substr(name.size() - leaf.size()) == leaf;
 }
 
 inline bool same_bytes(const Tensor& a, const Tensor& b) {
@@ -259,10 +285,40 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
   }
 
   LoadSafetensorsResult result;
+  if (!options.head().empty()) {
+    bool known = false, fits = true;
+    for (const auto& [item, sources] : targets) {
+      if (is_in_head(item.name, options.head())) {
+        known = true;
+        fits = fits && !sources.empty() && item.tensor.sizes() == at::IntArrayRef(sources.front()->shape);
+      }
+    }
+    TORCH_CHECK(known, reader.context(), "the model has no layer ", quote_for_message(options.head()),
+                " for a head");
+    if (!fits) {
+      targets.erase(std::remove_if(targets.begin(), targets.end(),
+                                   [&](const Target& target) {
+                                     const bool kept = is_in_head(target.item.name, options.head());
+                                     if (kept) {
+                                       result.kept_head.push_back(target.item.name);
+                                     }
+                                     return kept;
+                                   }),
+                    targets.end());
+      for (auto entry = in_file.begin(); entry != in_file.end();) {
+        entry = is_in_head(entry->first, options.head()) ? in_file.erase(entry) : std::next(entry);
+      }
+    }
+  }
   std::string missing_kind, unexpected_kind;  // of the first ones
+  std::vector<std::string> refused;           // of the missing
   for (const auto& target : targets) {
     if (target.sources.empty()) {
       result.missing.push_back(target.item.name);
+      if (!options.batch_counts() && is_batch_count(target.item.name)) {
+        continue;
+      }
+      refused.push_back(target.item.name);
       if (missing_kind.empty()) {
         missing_kind = describe_tensor(target.item.tensor);
       }
@@ -274,9 +330,9 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
       unexpected_kind = describe_tensor(*entry);
     }
   }
-  TORCH_CHECK(!options.strict() || (result.missing.empty() && result.unexpected.empty()), reader.context(),
-              describe_names(result.missing, missing_kind, "of the model is missing"),
-              result.missing.empty() || result.unexpected.empty() ? "" : "; ",
+  TORCH_CHECK(!options.strict() || (refused.empty() && result.unexpected.empty()), reader.context(),
+              describe_names(refused, missing_kind, "of the model is missing"),
+              refused.empty() || result.unexpected.empty() ? "" : "; ",
               describe_names(result.unexpected, unexpected_kind, "is not in the model"));
   for (const auto& [item, sources] : targets) {
     const auto type = item.tensor.scalar_type();
@@ -326,6 +382,7 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
 /// must agree. Throws c10::Error in one line that names the file, the tensor, what the model has and what the
 /// file has, on a missing or unexpected name (unless strict(false)), another shape, another dtype (unless
 /// allow_cast(true) and both are floating point), and as read_safetensors does; the model is then as it was.
+/// For weights that others published, models::load_pretrained() has the options that they need.
 template <class Model>
 LoadSafetensorsResult load_safetensors(const std::filesystem::path& path, Model& model,
                                        const LoadSafetensorsOptions& options = {}) {

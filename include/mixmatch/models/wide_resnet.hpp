@@ -8,6 +8,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
 #include <cmath>
@@ -42,28 +43,6 @@ struct WideResNetOptions {
   TORCH_ARG(bool, fused) = true;
 };
 
-namespace detail {
-
-inline BatchNormLeakyReLU norm_and_activation(int64_t channels, const WideResNetOptions& options) {
-  BatchNormLeakyReLU norm(torch::nn::BatchNorm2dOptions(channels)
-                              .eps(options.batch_norm_eps())
-                              .momentum(options.batch_norm_momentum()),
-                          options.leaky_slope());
-  norm->set_fused(options.fused());
-  return norm;
-}
-
-/// Convolution without bias, weights ~ N(0, 2 / (k k out_channels)).
-inline torch::nn::Conv2d convolution(int64_t in, int64_t out, int64_t kernel, int64_t stride) {
-  torch::nn::Conv2d conv(
-      torch::nn::Conv2dOptions(in, out, kernel).stride(stride).padding(kernel / 2).bias(false));
-  torch::NoGradGuard no_grad;
-  conv->weight.normal_(0, std::sqrt(2.0 / static_cast<double>(kernel * kernel * out)));
-  return conv;
-}
-
-}  // namespace detail
-
 /// A block's result before it is added up, which the next batch norm does in passing; `shortcut` may be
 /// undefined.
 struct ResidualSum {
@@ -86,9 +65,9 @@ class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
   }
 
   void reset() override {
-    bn1 = register_module("bn1", detail::norm_and_activation(in_, options_));
+    bn1 = register_module("bn1", detail::norm_and_activation(in_, options_.leaky_slope(), options_));
     conv1 = register_module("conv1", detail::convolution(in_, out_, 3, stride_));
-    bn2 = register_module("bn2", detail::norm_and_activation(out_, options_));
+    bn2 = register_module("bn2", detail::norm_and_activation(out_, options_.leaky_slope(), options_));
     conv2 = register_module("conv2", detail::convolution(out_, out_, 3, 1));
     if (in_ != out_) {
       shortcut = register_module("convShortcut", detail::convolution(in_, out_, 1, stride_));
@@ -165,6 +144,9 @@ TORCH_MODULE(WideResNetGroup);
 /// that is not 6 n + 4.
 class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
  public:
+  /// The name of the last layer, for load_pretrained().
+  static constexpr const char* head_name = "fc";
+
   explicit WideResNetImpl(const WideResNetOptions& options) : options_(options) {
     TORCH_CHECK(options.depth() >= 10 && (options.depth() - 4) % 6 == 0,
                 "WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, …), got ", options.depth());
@@ -191,7 +173,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
                           WideResNetGroup(channels, filters, scale > 0 ? 2 : 1, scale == 0, options_)));
       channels = filters;
     }
-    bn1 = register_module("bn1", detail::norm_and_activation(channels, options_));
+    bn1 = register_module("bn1", detail::norm_and_activation(channels, options_.leaky_slope(), options_));
     fc = register_module("fc", torch::nn::Linear(channels, options_.num_classes()));
     torch::NoGradGuard no_grad;
     fc->weight.normal_(0, std::sqrt(2.0 / static_cast<double>(channels + options_.num_classes())));
@@ -209,13 +191,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   }
 
   /// Takes a batch as so many equal parts, each normalised by itself (see forward_each()).
-  void set_batch_norm_groups(int64_t groups_of_batch) {
-    apply([&](torch::nn::Module& module) {
-      if (auto* norm = module.as<BatchNormLeakyReLU>()) {
-        norm->set_groups(groups_of_batch);
-      }
-    });
-  }
+  void set_batch_norm_groups(int64_t groups_of_batch) { detail::set_groups(*this, groups_of_batch); }
 
   const WideResNetOptions& options() const { return options_; }
 

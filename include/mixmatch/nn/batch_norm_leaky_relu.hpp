@@ -21,10 +21,10 @@ using mixmatch::detail::SumAndActivation;
 ///
 ///     s = x + addend,   y = leaky(weight (s - mean) / sqrt(var + eps) + bias),   leaky(z) = max(z, slope z)
 ///
-/// (for slopes in [0, 1]; 0 is ReLU), mean and biased variance over all but the channels: what
-/// torch::leaky_relu(bn(x + addend), slope) computes, equal to rounding. In training mode, on channels-last
-/// images [N, C, H, W] on the CPU or a GPU (float32, float64, and bfloat16 or float16 with float32
-/// parameters) two sweeps over memory forwards and two backwards, with moments in float32 or better;
+/// (for slopes in [0, 1]; 0 is ReLU, 1 no activation), mean and biased variance over all but the channels:
+/// what torch::leaky_relu(bn(x + addend), slope) computes, equal to rounding. In training mode, on
+/// channels-last images [N, C, H, W] on the CPU or a GPU (float32, float64, and bfloat16 or float16 with
+/// float32 parameters) two sweeps over memory forwards and two backwards, with moments in float32 or better;
 /// elsewhere, in evaluation mode and for second derivatives ATen's calls. Fused results do not depend on the
 /// number of threads, and a GPU's are the same at each run.
 ///
@@ -46,10 +46,11 @@ class BatchNormLeakyReLUImpl
     _check_input_dim(x);
     if (!is_training() && running_mean.defined()) {
       const Tensor sum = addend.defined() ? x + addend : x;
-      return {sum, at::leaky_relu(at::batch_norm(sum, weight, bias, running_mean, running_var,
-                                                 /*training=*/false, 0.0, options.eps(),
-                                                 at::globalContext().userEnabledCuDNN()),
-                                  leaky_slope_)};
+      return {sum,
+              mixmatch::detail::leaky_or_same(at::batch_norm(sum, weight, bias, running_mean, running_var,
+                                                             /*training=*/false, 0.0, options.eps(),
+                                                             at::globalContext().userEnabledCuDNN()),
+                                              leaky_slope_)};
     }
     TORCH_CHECK(x.size(0) % groups_ == 0, "BatchNormLeakyReLU: x must have a multiple of ", groups_,
                 " rows, one part a group, got ", x.sizes());

@@ -71,6 +71,11 @@ void for_each_group(int64_t groups, const F& f) {
   }
 }
 
+/// Leaky ReLU, which of slope 1 is no activation.
+inline Tensor leaky_or_same(const Tensor& x, double slope) {
+  return slope == 1.0 ? x : at::leaky_relu(x, slope);
+}
+
 /// The same in ATen calls: for any device, layout and derivative. The first group moves the running
 /// statistics.
 inline SumAndActivation norm_activate_composite(const Tensor& x, const Tensor& addend, const Tensor& weight,
@@ -81,10 +86,10 @@ inline SumAndActivation norm_activate_composite(const Tensor& x, const Tensor& a
   for (const auto& part : sum.chunk(settings.groups)) {
     const bool moves = parts.empty();
     parts.push_back(
-        at::leaky_relu(at::batch_norm(part, weight, bias, moves ? running.mean : Tensor(),
-                                      moves ? running.variance : Tensor(), /*training=*/true, running.share,
-                                      settings.eps, at::globalContext().userEnabledCuDNN()),
-                       settings.slope));
+        leaky_or_same(at::batch_norm(part, weight, bias, moves ? running.mean : Tensor(),
+                                     moves ? running.variance : Tensor(), /*training=*/true, running.share,
+                                     settings.eps, at::globalContext().userEnabledCuDNN()),
+                      settings.slope));
   }
   return {sum, parts.size() == 1 ? parts[0] : at::cat(parts)};
 }
