@@ -10,7 +10,7 @@
 #include <mixmatch/detail/io/proto_message.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 
-#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <deque>
 #include <filesystem>
@@ -307,6 +307,27 @@ class OnnxWriter {
     emit("Clip", {name(node.input(0)), least, most}, node.output());
   }
 
+  void slice(const torch::jit::Node& node, int64_t dimension, int64_t begin, int64_t end, int64_t step) {
+    emit("Slice",
+         {name(node.input(0)), integers({begin}), integers({end}), integers({dimension}), integers({step})},
+         node.output());
+  }
+
+  /// softmax(q k^T / sqrt(d)) v of [N, heads, T, d]
+  void attention(const torch::jit::Node& node) {
+    TORCH_CHECK(constant(node.input(3)).isNone() && constant(node.input(4)).toDouble() == 0 &&
+                    !constant(node.input(5)).toBool(),
+                "save_onnx: attention is written without a mask and without dropout");
+    const auto type = type_of(node.output());
+    const double depth = static_cast<double>(sizes_of(node.input(0)).back());
+    const auto query = emit("Mul", {name(node.input(0)), scalar(1 / std::sqrt(depth), type)});
+    const auto key = fresh();
+    set(emit("Transpose", {name(node.input(1))}, key), "perm", std::vector<int64_t>{0, 1, 3, 2});
+    const auto weights = fresh();
+    set(emit("Softmax", {emit("MatMul", {query, key})}, weights), "axis", int64_t{-1});
+    emit("MatMul", {weights, name(node.input(2))}, node.output());
+  }
+
   /// x Phi(x) = x (1 + erf(x / sqrt 2)) / 2
   void gelu(const torch::jit::Node& node) {
     TORCH_CHECK(node.inputs().size() < 2 || constant(node.input(1)).toStringRef() == "none",
@@ -364,6 +385,9 @@ class OnnxWriter {
       clip(node, scalar(0, type_of(out)), scalar(6, type_of(out)));
     } else if (op == "hardtanh" || op == "clamp") {
       clip(node, name(in(1), type_of(out)), name(in(2), type_of(out)));
+    } else if (op == "clamp_min" || op == "clamp_max") {
+      const auto bound = name(in(1), type_of(out));
+      clip(node, op == "clamp_min" ? bound : "", op == "clamp_max" ? bound : "");
     } else if (op == "sigmoid") {
       emit("Sigmoid", {name(in(0))}, out);
     } else if (op == "silu") {
@@ -393,8 +417,10 @@ class OnnxWriter {
     } else if (op == "flatten" || op == "view" || op == "reshape" || op == "unflatten" || op == "squeeze" ||
                op == "unsqueeze") {
       reshape(node);
-    } else if (op == "expand") {
-      emit("Expand", {name(in(0)), sizes_with_rows(out)}, out);
+    } else if (op == "expand_as") {
+      emit("Expand", {name(in(0)), emit("Shape", {name(in(1))})}, out);
+    } else if (op == "zeros_like") {
+      emit("Mul", {name(in(0)), scalar(0, type_of(out))}, out);
     } else if (op == "permute") {
       permute(node, numbers(in(1)));
     } else if (op == "transpose") {
@@ -409,10 +435,11 @@ class OnnxWriter {
       set(emit("Gather", {name(in(0)), add_tensor(torch::tensor(number(in(2)), at::kLong), "")}, out), "axis",
           number(in(1)));
     } else if (op == "slice") {
-      emit("Slice",
-           {name(in(0)), integers({number(in(2))}), integers({number(in(3))}), integers({number(in(1))}),
-            integers({number(in(4))})},
-           out);
+      slice(node, number(in(1)), number(in(2)), number(in(3)), number(in(4)));
+    } else if (op == "narrow") {
+      slice(node, number(in(1)), number(in(2)), number(in(2)) + number(in(3)), 1);
+    } else if (op == "scaled_dot_product_attention") {
+      attention(node);
     } else if (op == "cat") {
       Names parts;
       for (const auto* part : in(0)->node()->inputs()) {
@@ -428,17 +455,6 @@ class OnnxWriter {
       return false;
     }
     return true;
-  }
-
-  /// The value's sizes, the first of them that of the network's input.
-  std::string sizes_with_rows(const Value* value) {
-    const auto sizes = sizes_of(value);
-    TORCH_CHECK(!sizes.empty() && sizes[0] == batch_,
-                "save_onnx: expand is written to the number of images alone");
-    const auto rows = emit("Gather", {emit("Shape", {options_.input()}), integers({0})});
-    auto result = fresh();
-    set(emit("Concat", {rows, integers({sizes.begin() + 1, sizes.end()})}, result), "axis", int64_t{0});
-    return result;
   }
 
   /// LibTorch names the last dimension first, in pairs; ONNX all the beginnings, then all the ends.

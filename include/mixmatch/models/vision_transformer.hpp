@@ -66,10 +66,9 @@ class VisionTransformerAttentionImpl : public torch::nn::Cloneable<VisionTransfo
 
   /// Self-attention over the tokens [N, T, width].
   Tensor forward(const Tensor& x) {
-    const auto parts =
-        qkv(x).view({x.size(0), x.size(1), 3, heads_, width_ / heads_}).permute({2, 0, 3, 1, 4});
+    const auto parts = qkv(x).unflatten(-1, {3, heads_, width_ / heads_}).permute({2, 0, 3, 1, 4});
     const Tensor mixed = mixmatch::detail::scaled_dot_product_attention(parts[0], parts[1], parts[2]);
-    return proj(mixed.transpose(1, 2).reshape(x.sizes()));
+    return proj(mixed.transpose(1, 2).flatten(2));
   }
 
   torch::nn::Linear qkv{nullptr}, proj{nullptr};
@@ -213,11 +212,11 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
                 patch, ", got ", images.size(2), " x ", images.size(3));
     const Tensor patches = patch_embed->forward(images);
     const Tensor positions = position_embedding(patches.size(2), patches.size(3));
-    Tensor x = at::cat({cls_token.expand({images.size(0), -1, -1}), patches.flatten(2).transpose(1, 2)}, 1);
-    x = x + positions;
+    Tensor x = patches.flatten(2).transpose(1, 2);
+    const Tensor one = x.narrow(1, 0, 1);  // no size of the batch: a trace is for any
+    x = at::cat({cls_token.expand_as(one), x}, 1) + positions;
     if (register_tokens.defined()) {
-      x = at::cat({x.narrow(1, 0, 1), register_tokens.expand({images.size(0), -1, -1}),
-                   x.narrow(1, 1, x.size(1) - 1)},
+      x = at::cat({x.narrow(1, 0, 1), at::zeros_like(one) + register_tokens, x.narrow(1, 1, x.size(1) - 1)},
                   1);
     }
     return head(norm(blocks->forward(x).select(1, 0)));
