@@ -88,6 +88,48 @@ TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
   CHECK(printed.back() == expected);
 }
 
+TEST_CASE("train: guesses that run together into one class are warned of, once") {
+  const auto warnings = [](const std::vector<std::string>& settings) {
+    TempDir dir;
+    const auto finished = run(with({MIXMATCH_TRAIN,
+                                    "--dataset",
+                                    "shapes",
+                                    "--out",
+                                    (dir / "run").string(),
+                                    "--labels",
+                                    "10",
+                                    "--batch",
+                                    "16",
+                                    "--depth",
+                                    "10",
+                                    "--widen",
+                                    "1",
+                                    "--steps",
+                                    "30",
+                                    "--log-every",
+                                    "5",
+                                    "--eval-every",
+                                    "30",
+                                    "--threads",
+                                    "1",
+                                    "--precision",
+                                    "fp32",
+                                    "--recalibrate",
+                                    "0"},
+                                   settings));
+    INFO(finished.err);
+    CHECK(finished.status == 0);
+    const auto lines = lines_of(finished.err);
+    return std::count_if(lines.begin(), lines.end(), [](const std::string& line) {
+      return line.find("the guessed labels run together into few classes") != std::string::npos;
+    });
+  };
+  // A weight and a learning rate that no run survives: soon every guess is the same class, with certainty.
+  CHECK(warnings({"--lr", "0.05", "--lambda-u", "1000", "--rampup-steps", "30", "--temperature", "0.1"}) ==
+        1);
+  CHECK(warnings({"--lambda-u", "1", "--rampup-steps", "30"}) == 0);
+}
+
 TEST_CASE("cifar10: the supervised baseline, bf16 and all mixing modes train") {
   for (const auto& more : std::vector<std::vector<std::string>>{
            {"--method", "supervised"},

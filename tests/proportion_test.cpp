@@ -1,5 +1,5 @@
-// Intervals of an error and of the difference of two errors: evaluation/proportion.hpp, paired_comparison.hpp,
-// program/error_text.hpp.
+// Intervals of an error and of the difference of two errors: evaluation/proportion.hpp,
+// paired_comparison.hpp, program/error_text.hpp.
 
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
