@@ -301,6 +301,46 @@ TEST_CASE("backbones: under autocast to bfloat16 and on images without rows") {
   check(VisionTransformer(tiny_transformer()));
 }
 
+TEST_CASE(
+    "Network: the network that it holds, by its names and in its modes, with images as its weights expect") {
+  torch::manual_seed(9);
+  check_as_model(models::named_network("resnet18", 5), torch::randn({6, 3, 20, 16}, at::kDouble));
+  auto network = models::named_network("vit_s16", 5);
+  auto own = std::dynamic_pointer_cast<models::VisionTransformerImpl>(network->module());
+  REQUIRE(own);
+  const auto names = [](torch::nn::Module& module) {
+    std::vector<std::string> list;
+    for (const auto& item : mixmatch::detail::model_state(module)) {
+      list.push_back(item.name);
+    }
+    return list;
+  };
+  CHECK(names(*network) == names(*own));
+  network->eval();
+  CHECK_FALSE(own->is_training());
+  network->to(at::kDouble);
+  const Tensor images = torch::randn({2, 3, 32, 32}, at::kDouble);
+  const torch::NoGradGuard no_grad;
+  CHECK(torch::equal(network->forward(images), own->forward(images)));
+
+  auto normalising = models::named_network("resnet18", 5);
+  normalising->eval();
+  const Tensor x = torch::rand({2, 3, 32, 32});
+  const Tensor mean = torch::tensor({0.485, 0.456, 0.406}).view({3, 1, 1});
+  const Tensor deviation = torch::tensor({0.229, 0.224, 0.225}).view({3, 1, 1});
+  auto resnet18 = std::dynamic_pointer_cast<models::ResNetImpl>(normalising->module());
+  CHECK(torch::allclose(normalising->forward(2 * x - 1), resnet18->forward((x - mean) / deviation), 1e-4,
+                        1e-5));
+
+  for (const auto& name : models::network_names()) {
+    if (name != "vit_b16" && name != "efficientnet_lite4") {  // large
+      CHECK(models::named_network(name, 2)->description().at("architecture") == name);
+    }
+  }
+  CHECK_THAT(error_of([] { models::named_network("resnet19", 2); }),
+             contains("there is no network \"resnet19\"; there are resnet18, resnet34, "));
+}
+
 TEST_CASE("EfficientNetLite: dropout and drop connect in training mode alone") {
   torch::manual_seed(4);
   EfficientNetLite model(EfficientNetLiteOptions(5));

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -77,6 +78,42 @@ TEST_CASE("classifier file: the rule for confidences travels with the weights") 
   CHECK_FALSE(load_classifier(path).confidence.threshold.has_value());
 }
 
+TEST_CASE("classifier file: a network by its name, under the names of its own") {
+  torch::manual_seed(4);
+  TempDir dir;
+  const auto path = dir / "m.safetensors";
+  const torch::NoGradGuard no_grad;
+  for (const auto& [name, first] : {std::pair<std::string, std::string>{"resnet18", "conv1.weight"},
+                                    {"efficientnet_lite0", "_conv_stem.weight"},
+                                    {"vit_s16", "cls_token"}}) {
+    INFO(name);
+    auto model = mixmatch::models::named_network(name, 3);
+    EmaModel ema(model, EmaModelOptions().decay(0.5));
+    for (auto& parameter : model->parameters()) {
+      parameter.add_(0.01 * torch::randn_like(parameter));
+    }
+    ema.update();
+    save_classifier(path, model, ema, {"a", "b", "c"}, 32);
+    bool found = false;
+    for (const auto& [tensor, value] : mixmatch::read_safetensors(path)) {
+      found = found || tensor == first;
+    }
+    CHECK(found);
+    auto loaded = load_classifier(path);
+    CHECK(loaded.model->description() == model->description());
+    CHECK_FALSE(loaded.model->module()->is_training());
+    const Tensor images = torch::rand({2, 3, 32, 32}) * 2 - 1;
+    CHECK(torch::equal(loaded.model->forward(images), ema.forward(images)));
+  }
+  auto metadata = mixmatch::read_safetensors_metadata(path);
+  metadata.erase("mixmatch_crc32c");
+  metadata["architecture"] = "resnet18";
+  mixmatch::write_safetensors(path, {}, metadata);
+  CHECK_THAT(
+      error_of([&] { load_classifier(path); }),
+      contains("holds 0 numbers, but the network that its metadata describes has 11187671 (resnet18)"));
+}
+
 TEST_CASE("classifier file: other files are refused in one line that names the file") {
   TempDir dir;
   const auto path = dir / "m.safetensors";
@@ -95,7 +132,7 @@ TEST_CASE("classifier file: other files are refused in one line that names the f
   CHECK_THAT(refused(), contains("\"num_classes\" must be a number from 1 to 100000, got \"-2\""));
   metadata["architecture"] = "Transformer";
   mixmatch::write_safetensors(path, {{"x", torch::ones({1})}}, metadata);
-  CHECK_THAT(refused(), contains("holds a Transformer, expected a WideResNet"));
+  CHECK_THAT(refused(), contains("holds a Transformer, expected a WideResNet or one of resnet18, "));
 }
 
 TEST_CASE("classifier file: a network of gigabytes in a few bytes is refused before it is built") {

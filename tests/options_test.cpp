@@ -411,14 +411,15 @@ bool set_comma_locale(const fs::path& dir) {
   return set;
 }
 
-/// A run of four steps, stopped after `first` of them and resumed; its files as one text.
-std::string run_in_parts(const fs::path& out, int64_t first) {
+/// A run of four steps with `more` options, stopped after `first` of them and resumed; its files as one text.
+std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<std::string>& more = {}) {
   for (const int64_t steps : {first, int64_t{4}}) {
     TrainingOptions o(mm::presets::cifar10);
     CLI::App app("", "program");
     mm::training::add_options(app, o);
-    std::vector<std::string> arguments{"program",    "--data",  "the data",           "--out",
-                                       out.string(), "--steps", std::to_string(steps)};
+    std::vector<std::string> arguments{
+        "program",       "--data", "the data", "--out", out.string(), "--steps", std::to_string(steps),
+        "--recalibrate", "0"};
     if (fs::exists(out)) {
       arguments.push_back("--resume");
     } else {
@@ -431,6 +432,7 @@ std::string run_in_parts(const fs::path& out, int64_t first) {
             "--rampup-steps", "1600"}) {
         arguments.push_back(argument);
       }
+      arguments.insert(arguments.end(), more.begin(), more.end());
     }
     std::vector<const char*> argv;
     for (const auto& argument : arguments) {
@@ -633,6 +635,36 @@ TEST_CASE("options: a locale with a decimal comma changes nothing, resuming incl
   }
   CHECK(parse({"--data", "d", "--lr", "0.002"}).learning_rate == 0.002);
   CHECK(run_in_parts(dir / "c", 2) == expected);
+}
+
+TEST_CASE("options: --model and --weights; a network with dropout that is resumed") {
+  CHECK_THAT(error_of([] { parse({"--data", "d", "--model", "resnet19"}); }), contains("--model"));
+  TempDir dir;
+  torch::manual_seed(5);
+  auto published = mm::models::named_network("efficientnet_lite0", 1000);
+  mm::save_safetensors(dir / "lite0.safetensors", published);
+  const std::vector<std::string> options{"--model", "efficientnet_lite0", "--weights",
+                                         (dir / "lite0.safetensors").string()};
+  CHECK(run_in_parts(dir / "whole", 4, options) == run_in_parts(dir / "parts", 2, options));
+
+  TrainingOptions o(mm::presets::cifar10);
+  o.model = "efficientnet_lite0";
+  o.weights = options.back();
+  auto network = mm::training::make_network(o, 3, torch::kCPU);
+  CHECK(torch::equal(network->named_parameters()["_conv_stem.weight"],
+                     published->named_parameters()["_conv_stem.weight"]));
+  CHECK(network->named_parameters()["_fc.weight"].size(0) == 3);
+  auto data = make_data(small_options(dir / "none"), make_pool(60, 60));
+  o.padding = 0;
+  o.model = "vit_s16";
+  CHECK(error_of([&] { mm::training::adopt_data(o, data); }) ==
+        "--model vit_s16 takes images whose size is a multiple of 16, got 8");
+  o.model = "efficientnet_lite1";
+  CHECK_THAT(
+      error_of([&] { mm::training::make_network(o, 3, torch::kCPU); }),
+      contains(
+          o.weights +
+          ": tensor \"_blocks.16._expand_conv.weight\" (F32 [1152, 192, 1, 1]) of the model is missing"));
 }
 
 #endif

@@ -89,8 +89,8 @@ struct TrainerProgram {
   }
 
   mm::training::TrainingData data;
-  mm::training::TrainState<mm::models::WideResNet> state;
-  mm::training::Trainer<mm::models::WideResNet, Method> trainer;
+  mm::training::TrainState<mm::models::Network> state;
+  mm::training::Trainer<mm::models::Network, Method> trainer;
   mm::training::Checkpoint checkpoint;
 };
 
@@ -253,11 +253,11 @@ TEST_CASE("Trainer: a step whose gradients are not finite changes no weight, and
   program.trainer.run(1);
   {
     const torch::NoGradGuard no_grad;
-    program.state.model->fc->bias.fill_(std::numeric_limits<float>::infinity());
+    program.state.model->named_parameters()["fc.bias"].fill_(std::numeric_limits<float>::infinity());
   }
-  const Tensor weight = program.state.model->conv1->weight.detach().clone();
+  const Tensor weight = program.state.model->named_parameters()["conv1.weight"].detach().clone();
   CHECK_FALSE(program.trainer.run(1).finite);
-  CHECK(program.state.model->conv1->weight.equal(weight));
+  CHECK(program.state.model->named_parameters()["conv1.weight"].equal(weight));
   CHECK(program.state.ema.num_updates() == 1);
   CHECK(program.state.optimizer.num_steps().item<int64_t>() == 1);
   CHECK(program.state.step == 2);

@@ -96,7 +96,7 @@ def main() -> None:
     if others:
         print(f"left out {len(others)}: {', '.join(others[:10])}{', …' if len(others) > 10 else ''}", file=sys.stderr)
     numbers = sum(tensor.numel() for tensor in tensors.values())
-    print(f"{options.out}: {len(tensors)} tensors, {numbers:,} numbers")
+    print(f"{options.out}: {len(tensors)} tensor{'s' if len(tensors) > 1 else ''}, {numbers:,} numbers")
 
 
 if __name__ == "__main__":

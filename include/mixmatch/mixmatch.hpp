@@ -74,6 +74,7 @@
 
 #include <mixmatch/models/efficientnet_lite.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
+#include <mixmatch/models/network.hpp>
 #include <mixmatch/models/resnet.hpp>
 #include <mixmatch/models/vision_transformer.hpp>
 #include <mixmatch/models/wide_resnet.hpp>

@@ -3,10 +3,11 @@
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/io/safetensors.hpp>
-#include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/models/network.hpp>
 #include <mixmatch/program/confidence_metadata.hpp>
 #include <mixmatch/run/run_directory.hpp>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <filesystem>
@@ -18,18 +19,18 @@
 
 namespace mixmatch::models {
 
-/// A trained Wide ResNet with what is needed to use it.
+/// A trained network with what is needed to use it.
 struct Classifier {
-  WideResNet model{nullptr};
+  Network model{nullptr};
   std::vector<std::string> class_names;
   int64_t image_size;  ///< of the square images, normalised to [-1, 1], that it was trained on
   training::ConfidenceRule confidence;  ///< how its probabilities are to be read
 };
 
 /// Writes the averaged weights of a model, with class names, image size and the rule for its confidences as
-/// metadata, and of a WideResNet
-/// the network's options, so that load_classifier() needs nothing else. A safetensors file with a checksum:
-/// the tensors load into any PyTorch module of the same parameter names. Throws as save_safetensors().
+/// metadata, and of a Network or a WideResNet which one it is, so that load_classifier() needs nothing else.
+/// A safetensors file with a checksum: the tensors load into any PyTorch module of the same parameter names.
+/// Throws as save_safetensors().
 template <class Model>
 void save_classifier(const std::filesystem::path& path, Model& model, EmaModel<Model>& ema,
                      const std::vector<std::string>& class_names, int64_t image_size,
@@ -37,14 +38,9 @@ void save_classifier(const std::filesystem::path& path, Model& model, EmaModel<M
   SafetensorsMetadata metadata{{"format", "pt"}, {"image_size", std::to_string(image_size)}};
   training::add_confidence_rule(metadata, confidence);
   if constexpr (std::is_same_v<Model, WideResNet>) {
-    const auto& options = model->options();
-    metadata.insert({{"architecture", "WideResNet"},
-                     {"num_classes", std::to_string(options.num_classes())},
-                     {"depth", std::to_string(options.depth())},
-                     {"widen_factor", std::to_string(options.widen_factor())},
-                     {"filters", std::to_string(options.filters())},
-                     {"scales", std::to_string(options.scales())},
-                     {"in_channels", std::to_string(options.in_channels())}});
+    metadata.merge(describe(model->options()));
+  } else if constexpr (std::is_same_v<Model, Network>) {
+    metadata.merge(NetworkDescription(model->description()));
   }
   for (size_t i = 0; i < class_names.size(); ++i) {
     metadata.emplace("class_" + std::to_string(i), class_names[i]);
@@ -78,8 +74,8 @@ inline int64_t wide_resnet_numbers(const WideResNetOptions& options) {
 /// Reads what save_classifier() wrote; the model is in evaluation mode, on the CPU.
 ///
 /// Throws one line that names the file where it cannot be read, holds no such classifier, holds more or less
-/// numbers than the network that it describes (before that network is built), does not fit its checksum, if
-/// it has one, or has a weight that is not finite.
+/// numbers than the network that it describes (a WideResNet is not built before), does not fit its checksum,
+/// if it has one, or has a weight that is not finite.
 inline Classifier load_classifier(const std::filesystem::path& path) {
   using mixmatch::detail::quote_for_message;
   const std::string shown = mixmatch::detail::printable(path);
@@ -101,8 +97,12 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
         quote_for_message(digits));
     return value;
   };
-  TORCH_CHECK(text("architecture") == "WideResNet", shown, " holds a ",
-              mixmatch::detail::printable(text("architecture").substr(0, 60)), ", expected a WideResNet");
+  const std::string architecture = text("architecture");
+  const bool wide = architecture == "WideResNet";
+  const auto& names = network_names();
+  TORCH_CHECK(wide || std::find(names.begin(), names.end(), architecture) != names.end(), shown, " holds a ",
+              mixmatch::detail::printable(architecture.substr(0, 60)), ", expected a WideResNet or one of ",
+              detail::list_of_networks());
   Classifier classifier;
   classifier.image_size = number("image_size", 1, 16384);
   classifier.confidence = training::confidence_rule_of(metadata, shown);
@@ -110,22 +110,35 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
   for (int64_t i = 0; i < classes; ++i) {
     classifier.class_names.push_back(text("class_" + std::to_string(i)));
   }
-  const auto options = WideResNetOptions(classes)
-                           .depth(number("depth", 10, 1000))
-                           .widen_factor(number("widen_factor", 1, 100))
-                           .filters(number("filters", 0, 4096))
-                           .scales(number("scales", 1, 10))
-                           .in_channels(number("in_channels", 1, 1000));
   int64_t numbers = 0;
   for (const auto& entry : reader.header().entries) {
     reader.check_readable(entry);
     numbers += static_cast<int64_t>((entry.end - entry.begin) / c10::elementSize(entry.type));
   }
-  TORCH_CHECK(numbers == detail::wide_resnet_numbers(options), shown, " holds ", numbers,
-              " numbers, but the network that its metadata describes has ",
-              detail::wide_resnet_numbers(options), " (depth ", options.depth(), ", widen_factor ",
-              options.widen_factor(), ", filters ", options.filters(), ", scales ", options.scales(), ")");
-  classifier.model = WideResNet(options);
+  const auto check_numbers = [&](int64_t expected, const std::string& described) {
+    TORCH_CHECK(numbers == expected, shown, " holds ", numbers,
+                " numbers, but the network that its metadata describes has ", expected, " (", described, ")");
+  };
+  if (wide) {
+    const auto options = WideResNetOptions(classes)
+                             .depth(number("depth", 10, 1000))
+                             .widen_factor(number("widen_factor", 1, 100))
+                             .filters(number("filters", 0, 4096))
+                             .scales(number("scales", 1, 10))
+                             .in_channels(number("in_channels", 1, 1000));
+    check_numbers(detail::wide_resnet_numbers(options),
+                  c10::str("depth ", options.depth(), ", widen_factor ", options.widen_factor(), ", filters ",
+                           options.filters(), ", scales ", options.scales()));
+    classifier.model = wide_resnet_network(options);
+  } else {
+    // Of a size that its name bounds, and its classes, which the file names one by one.
+    classifier.model = named_network(architecture, classes);
+    int64_t expected = 0;
+    for (const auto& item : mixmatch::detail::model_state(classifier.model)) {
+      expected += item.tensor.numel();
+    }
+    check_numbers(expected, architecture);
+  }
   const auto state = mixmatch::detail::model_state(classifier.model);
   mixmatch::detail::load_state(reader, state, {});  // and the checksum
   for (const auto& item : state) {

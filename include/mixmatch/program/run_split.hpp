@@ -6,6 +6,7 @@
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/models/network.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
@@ -122,6 +123,9 @@ inline void save_split(const std::filesystem::path& path, const TrainingOptions&
 inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_class = true) {
   TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
               " must be less than the images' size, ", data.pool.image_size());
+  const int64_t multiple = models::image_size_multiple(o.model);
+  TORCH_CHECK(data.pool.image_size() % multiple == 0, "--model ", o.model,
+              " takes images whose size is a multiple of ", multiple, ", got ", data.pool.image_size());
   for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
                                    {"validation", data.split.validation}}) {
     const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();

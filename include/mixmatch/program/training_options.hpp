@@ -7,6 +7,7 @@
 #include <mixmatch/detail/io/shell_quote.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
+#include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/presets.hpp>
@@ -58,7 +59,7 @@ struct TrainingOptions {
         eval_every(preset.steps_per_checkpoint) {}
 
   // Where from and where to.
-  std::string data, out, eval, split;
+  std::string data, out, eval, split, weights;
   std::string program;  ///< how it was called, for the command that resumes a run
   bool resume = false;
   // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` and `threads`
@@ -68,6 +69,7 @@ struct TrainingOptions {
   int64_t labels = 250, validation = 1;
   int64_t steps = 0, batch = 64, unlabeled_ratio = 1;
   uint64_t seed = 1;
+  std::string model = "wide_resnet";
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
   int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
@@ -120,6 +122,16 @@ using Choice = std::vector<std::string>;
 /// A flag without a value, which makes a boolean false.
 struct Off {};
 
+namespace detail {
+
+inline Choice model_names() {
+  Choice names{"wide_resnet"};
+  names.insert(names.end(), models::network_names().begin(), models::network_names().end());
+  return names;
+}
+
+}  // namespace detail
+
 /// visit(text, value, limits) for each option of the training programs, in the order of --help. All that is
 /// said of an option is said here: the command line, config.json, what may change on resuming and the command
 /// that resumes a run follow from it. A program with more options has an overload for its own type that
@@ -158,11 +170,17 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"prefetch", "Read the next images on a thread of its own", R::how}, o.prefetch);
   visit(OptionText{"no-graph", "On a GPU: launch the step piece by piece, not as one CUDA graph", R::how},
         o.graph, Off{});
-  visit(OptionText{"depth", "6 n + 4 layers"}, o.depth, Whole{1});
-  visit(OptionText{"widen", "Widen factor"}, o.widen, Whole{1});
-  visit(OptionText{"filters", "Filters of the first scale; 0 = 16 times the widen factor"}, o.filters,
-        Whole{0});
-  visit(OptionText{"scales", "Scales of the network, each half the size of the one before"}, o.scales,
+  visit(OptionText{"model", "Network"}, o.model, detail::model_names());
+  visit(OptionText{"weights",
+                   "Published weights of that network to start from, as safetensors "
+                   "(examples/python/convert_weights.py); a head for other classes starts anew",
+                   R::place},
+        o.weights);
+  visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers"}, o.depth, Whole{1});
+  visit(OptionText{"widen", "wide_resnet: widen factor"}, o.widen, Whole{1});
+  visit(OptionText{"filters", "wide_resnet: filters of the first scale; 0 = 16 times the widen factor"},
+        o.filters, Whole{0});
+  visit(OptionText{"scales", "wide_resnet: scales, each half the size of the one before"}, o.scales,
         Whole{1});
   visit(OptionText{"optimizer", "adam, or sgd with Nesterov momentum"}, o.optimizer, Choice{"adam", "sgd"});
   visit(OptionText{"lr", "Learning rate"}, o.learning_rate, Real{0});

@@ -1,0 +1,181 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/version.hpp>
+#include <mixmatch/models/efficientnet_lite.hpp>
+#include <mixmatch/models/resnet.hpp>
+#include <mixmatch/models/vision_transformer.hpp>
+#include <mixmatch/models/wide_resnet.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::models {
+
+/// What there is to know about one of the library's networks to make it again, as text by name;
+/// "architecture" is always among it.
+using NetworkDescription = std::map<std::string, std::string>;
+
+inline NetworkDescription describe(const WideResNetOptions& options) {
+  return {{"architecture", "WideResNet"},
+          {"num_classes", std::to_string(options.num_classes())},
+          {"depth", std::to_string(options.depth())},
+          {"widen_factor", std::to_string(options.widen_factor())},
+          {"filters", std::to_string(options.filters())},
+          {"scales", std::to_string(options.scales())},
+          {"in_channels", std::to_string(options.in_channels())}};
+}
+
+/// One of the library's networks, whichever it is: a type for what is to be compiled once for all of them.
+///
+/// Has the parameters, buffers, submodules and names of the network that it holds, and gives what that gives;
+/// a clone holds a clone. Takes images in [-1, 1], as augment::normalize() makes them, and gives the network
+/// what its published weights expect: x scale + shift a channel.
+class NetworkImpl : public torch::nn::Module {
+ public:
+  /// `scale` and `shift`: float [C], or undefined for images as they are.
+  template <class Impl>
+  NetworkImpl(std::shared_ptr<Impl> network, NetworkDescription description, Tensor scale = {},
+              Tensor shift = {})
+      : head_name(Impl::head_name),
+        module_(network),
+        description_(std::move(description)),
+        scale_(std::move(scale)),
+        shift_(std::move(shift)),
+        forward_([raw = network.get()](const Tensor& x) { return raw->forward(x); }),
+        set_groups_([raw = network.get()](int64_t groups) { raw->set_batch_norm_groups(groups); }),
+        clone_([](const torch::nn::Module& module, const NetworkImpl& self,
+                  const mixmatch::detail::AtenOptional<torch::Device>& device) {
+          auto copy = std::dynamic_pointer_cast<Impl>(module.clone(device));
+          auto clone = std::make_shared<NetworkImpl>(copy, self.description_, self.scale_, self.shift_);
+          clone->train(self.is_training());
+          return clone;
+        }) {
+    // The same tensors and modules under the same names.
+    for (const auto& parameter : network->named_parameters(/*recurse=*/false)) {
+      register_parameter(parameter.key(), parameter.value(), parameter.value().requires_grad());
+    }
+    for (const auto& buffer : network->named_buffers(/*recurse=*/false)) {
+      register_buffer(buffer.key(), buffer.value());
+    }
+    for (const auto& child : network->named_children()) {
+      register_module(child.key(), child.value());
+    }
+  }
+
+  Tensor forward(const Tensor& images) {
+    if (!scale_.defined()) {
+      return forward_(images);
+    }
+    if (scale_.device() != images.device() || scale_.scalar_type() != images.scalar_type()) {
+      scale_ = scale_.to(images.options());
+      shift_ = shift_.to(images.options());
+    }
+    return forward_(at::addcmul(shift_, images, scale_));
+  }
+
+  /// As WideResNetImpl's.
+  void set_batch_norm_groups(int64_t groups) { set_groups_(groups); }
+
+  void train(bool on = true) override {
+    Module::train(on);
+    module_->train(on);
+  }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const mixmatch::detail::AtenOptional<torch::Device>& device = {}) const override {
+    return clone_(*module_, *this, device);
+  }
+
+  const NetworkDescription& description() const { return description_; }
+  /// The network itself.
+  const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
+
+  /// The name of the last layer, for load_pretrained().
+  std::string head_name;
+
+ private:
+  std::shared_ptr<torch::nn::Module> module_;
+  NetworkDescription description_;
+  Tensor scale_, shift_;  // [C, 1, 1]
+  std::function<Tensor(const Tensor&)> forward_;
+  std::function<void(int64_t)> set_groups_;
+  std::function<std::shared_ptr<torch::nn::Module>(const torch::nn::Module&, const NetworkImpl&,
+                                                   const mixmatch::detail::AtenOptional<torch::Device>&)>
+      clone_;
+};
+TORCH_MODULE(Network);
+
+/// The names that named_network() knows.
+inline const std::vector<std::string>& network_names() {
+  static const std::vector<std::string> names{"resnet18",
+                                              "resnet34",
+                                              "resnet50",
+                                              "efficientnet_lite0",
+                                              "efficientnet_lite1",
+                                              "efficientnet_lite2",
+                                              "efficientnet_lite3",
+                                              "efficientnet_lite4",
+                                              "vit_s16",
+                                              "vit_b16"};
+  return names;
+}
+
+namespace detail {
+
+inline std::string list_of_networks() {
+  std::string list;
+  for (const auto& name : network_names()) {
+    list += (list.empty() ? "" : ", ") + name;
+  }
+  return list;
+}
+
+}  // namespace detail
+
+/// A network of the field by its name, for colour images in [-1, 1]; a ResNet gets them normalised by
+/// ImageNet's mean and deviation, as torchvision's weights expect. Throws on a name that is none of
+/// network_names().
+inline Network named_network(const std::string& name, int64_t num_classes) {
+  const NetworkDescription description{{"architecture", name}, {"num_classes", std::to_string(num_classes)}};
+  if (name == "resnet18" || name == "resnet34" || name == "resnet50") {
+    // From [-1, 1]: ((x + 1) / 2 - mean) / deviation.
+    const Tensor deviation = torch::tensor({0.229F, 0.224F, 0.225F}).view({3, 1, 1});
+    const Tensor mean = torch::tensor({0.485F, 0.456F, 0.406F}).view({3, 1, 1});
+    const auto options = ResNetOptions(num_classes)
+                             .depth(name == "resnet18"   ? 18
+                                    : name == "resnet34" ? 34
+                                                         : 50);
+    return Network(ResNet(options).ptr(), description, 0.5 / deviation, (0.5 - mean) / deviation);
+  }
+  if (name.size() == 18 && name.substr(0, 17) == "efficientnet_lite" && name[17] >= '0' && name[17] <= '4') {
+    const auto options = EfficientNetLiteOptions(num_classes).variant(name[17] - '0');
+    return Network(EfficientNetLite(options).ptr(), description);
+  }
+  if (name == "vit_s16") {
+    return Network(VisionTransformer(VisionTransformerOptions::small(num_classes)).ptr(), description);
+  }
+  if (name == "vit_b16") {
+    return Network(VisionTransformer(VisionTransformerOptions::base(num_classes)).ptr(), description);
+  }
+  TORCH_CHECK(false, "there is no network ", mixmatch::detail::quote_for_message(name), "; there are ",
+              detail::list_of_networks());
+}
+
+/// What height and width of a network's images must be multiples of; 1 for those that take any.
+inline int64_t image_size_multiple(const std::string& name) { return name.rfind("vit_", 0) == 0 ? 16 : 1; }
+
+/// A Wide ResNet as a Network.
+inline Network wide_resnet_network(const WideResNetOptions& options) {
+  return Network(WideResNet(options).ptr(), describe(options));
+}
+
+}  // namespace mixmatch::models
