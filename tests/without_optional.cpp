@@ -20,8 +20,9 @@ namespace data = mixmatch::data;
 namespace {
 
 bool says(const std::string& message, const std::string& begin, const std::string& package) {
-  const bool right = message.rfind(begin + ": ", 0) == 0 && message.find('\n') == std::string::npos &&
-                     message.find("install Debian's " + package + " and build it again") != std::string::npos;
+  const bool right =
+      message.rfind(begin + ": ", 0) == 0 && message.find('\n') == std::string::npos &&
+      message.find("install Debian's " + package + " and configure again") != std::string::npos;
   std::printf("%s: %s\n", right ? "ok" : "wrong", message.c_str());
   return right;
 }

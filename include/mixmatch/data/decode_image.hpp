@@ -17,14 +17,13 @@
 #include <mixmatch/detail/io/webp.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <new>
 #include <string>
-#include <string_view>
-#include <vector>
 
 namespace mixmatch::data {
 
@@ -104,26 +103,10 @@ inline std::string decode_picture(const std::filesystem::path& path, int64_t siz
   io::Picture picture;
   picture.size = size;
   picture.max_pixels = max_pixels;
-  switch (*format) {
-    case io::PictureFormat::jpeg:
-      problem = io::decode_jpeg(bytes, picture);
-      break;
-    case io::PictureFormat::png:
-      problem = io::decode_png(bytes, picture);
-      break;
-    case io::PictureFormat::webp:
-      problem = io::decode_webp(bytes, picture);
-      break;
-    case io::PictureFormat::tiff:
-      problem = io::decode_tiff(bytes, picture);
-      break;
-    case io::PictureFormat::bmp:
-      problem = io::decode_bmp(bytes, picture);
-      break;
-    case io::PictureFormat::pnm:
-      problem = io::decode_pnm(bytes, picture);
-      break;
-  }
+  constexpr std::array decoders{
+      io::decode_jpeg, io::decode_png, io::decode_webp,  // as PictureFormat has them
+      io::decode_tiff, io::decode_bmp, io::decode_pnm};
+  problem = decoders[static_cast<size_t>(*format)](bytes, picture);
   if (problem.empty()) {
     const int64_t side = std::min(picture.stored_width, picture.stored_height);
     const auto begin = [&](int64_t length) {

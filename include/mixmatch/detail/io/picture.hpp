@@ -24,7 +24,7 @@ inline std::string picture_damaged(std::string_view format, std::string_view why
 
 inline std::string decoder_missing(const char* library, const char* package) {
   return c10::str("this program was built without ", library, "; install Debian's ", package,
-                  " and build it again");
+                  " and configure again");
 }
 
 struct Picture {
