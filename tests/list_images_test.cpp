@@ -17,8 +17,8 @@ namespace fs = std::filesystem;
 
 TEST_CASE("list_images finds images by extension, at any depth, in order") {
   const auto dir = temp_dir();
-  for (const std::string name : {"b.png", "a.JPG", "sub/c.jpeg", "sub/deep er/d.Bmp", "sub-1/e.gif",
-                                 "\xc3\xa4\xe2\x82\xac \xf0\x9f\x90\x88.tga", "f.ppm", "g.pgm", "notes.txt",
+  for (const std::string name : {"b.png", "a.JPG", "sub/c.jpeg", "sub/deep er/d.Bmp", "sub-1/e.webp",
+                                 "\xc3\xa4\xe2\x82\xac \xf0\x9f\x90\x88.TIF", "f.ppm", "g.pgm", "notes.txt",
                                  "png", "h.png.bak", ".hidden.png", ".cache/i.png", "two words.png"}) {
     write_picture(dir / name, "x");
   }
@@ -30,8 +30,8 @@ TEST_CASE("list_images finds images by extension, at any depth, in order") {
   REQUIRE(::mkfifo((dir / "pipe.png").c_str(), 0666) == 0);
   CHECK(list_images(dir.path()) ==
         std::vector<std::string>{"a.JPG", "b.png", "dangling.png", "f.ppm", "folder.png/j.png", "g.pgm",
-                                 "sub-1/e.gif", "sub/c.jpeg", "sub/deep er/d.Bmp", "two words.png",
-                                 "\xc3\xa4\xe2\x82\xac \xf0\x9f\x90\x88.tga"});
+                                 "sub-1/e.webp", "sub/c.jpeg", "sub/deep er/d.Bmp", "two words.png",
+                                 "\xc3\xa4\xe2\x82\xac \xf0\x9f\x90\x88.TIF"});
   CHECK_THAT(error_of([&] { list_images(dir / "none"); }),
              contains("list_images: cannot read directory " + (dir / "none").string() + ": No such file"));
   CHECK_THAT(error_of([&] { list_images(dir / "b.png"); }), contains("Not a directory"));
@@ -55,18 +55,20 @@ TEST_CASE("find_images: what a file is counts, where its name does not say it is
   write_picture(dir / "a/photo", png(1, 2, 3));
   write_picture(dir / "a/photo.dat", block_jpeg({{{1}}}));
   write_picture(dir / "x.jfif", "x");
-  CHECK(find_images(dir.path()).files == std::vector<std::string>{"a/photo", "a/photo.dat", "x.jfif"});
+  write_picture(dir / "y", std::string("RIFF\x9A\0\0\0WEBPVP8 ", 16));
+  write_picture(dir / "z", std::string("MM\0*\0\0\0\x08", 8));
+  CHECK(find_images(dir.path()).files ==
+        std::vector<std::string>{"a/photo", "a/photo.dat", "x.jfif", "y", "z"});
   CHECK(find_images(dir.path()).left_out.empty());
 }
 
 TEST_CASE("find_images: every entry is used, or counted by its kind") {
   const auto dir = temp_dir();
-  const std::string webp("RIFF\x9A\0\0\0WEBPVP8 ", 16);
   write_picture(dir / "1.png", "x");
-  write_picture(dir / "a/1.webp", webp);
-  write_picture(dir / "a/2.webp", webp);
-  write_picture(dir / "b", webp);
-  write_picture(dir / "c.TIF", std::string("MM\0*\0\0\0\x08", 8));
+  write_picture(dir / "a/1.gif", "GIF89a");
+  write_picture(dir / "a/2.gif", "GIF87a");
+  write_picture(dir / "b", "GIF89a");
+  write_picture(dir / "c.TGA", std::string("\0\0\x02", 3));
   write_picture(dir / "d.heic", std::string("\0\0\0\x18"
                                             "ftypheic",
                                             12));
@@ -96,8 +98,8 @@ TEST_CASE("find_images: every entry is used, or counted by its kind") {
                           R"(left out: 1 "Thumbs.db" file (made by a system, not by you): Thumbs.db)",
                           R"(left out: 1 "__MACOSX" folder (made by a system, not by you): __MACOSX)"});
   CHECK(serious ==
-        std::vector<std::string>{"left out: 3 WebP files (not a format that is read), e.g. a/1.webp",
-                                 "left out: 1 TIFF file (not a format that is read): c.TIF",
+        std::vector<std::string>{"left out: 3 GIF files (not a format that is read), e.g. a/1.gif",
+                                 "left out: 1 TGA file (not a format that is read): c.TGA",
                                  "left out: 1 HEIC file (not a format that is read): d.heic",
                                  "left out: 1 link to nothing (the file or folder is gone): gone",
                                  "left out: 1 file without extension (not a picture): no extension",

@@ -13,7 +13,8 @@ namespace fs = std::filesystem;
 
 namespace fuzz {
 
-#ifdef MIXMATCH_HAS_STB_IMAGE
+#if defined(MIXMATCH_HAS_JPEG) && defined(MIXMATCH_HAS_PNG) && defined(MIXMATCH_HAS_WEBP) && \
+    defined(MIXMATCH_HAS_TIFF)
 
 namespace {
 
@@ -22,12 +23,14 @@ void add_format(std::vector<Target>& targets, const std::string& name,
                 const std::vector<std::string_view>& seeds, int64_t times_input,
                 std::vector<std::string> dictionary) {
   const std::string file = "picture." + name;
+  // A few bytes of some formats fill any picture with one colour.
+  const auto options = mixmatch::data::DecodeImageOptions().max_pixels(int64_t{1} << 20);
   Target target{name,
                 {file},
                 {},
                 std::move(dictionary),
-                [file](const fs::path& dir, const Input&) {
-                  const auto image = mixmatch::data::decode_image(dir / file, 8);
+                [file, options](const fs::path& dir, const Input&) {
+                  const auto image = mixmatch::data::decode_image(dir / file, 8, options);
                   digest(image.data_ptr<uint8_t>(), static_cast<size_t>(image.numel()));
                 },
                 times_input};
@@ -152,16 +155,19 @@ void add_picture_targets(std::vector<Target>& targets) {
     const auto image = mixmatch::data::decode_image(write("chunks.png", with_checksums(input[0])), 8);
     digest(image.data_ptr<uint8_t>(), static_cast<size_t>(image.numel()));
   };
-  add_format(targets, "gif", pictures::gif, 16 * 4096,
-             bytes({"474946383761", "474946383961", "2c", "21f90405", "21ff0b4e45545343415045322e30", "3b",
-                    "00", "ffff", "0c", "08", "21fe"}));
+  add_format(targets, "webp", pictures::webp, 16 * 1024,
+             bytes({"52494646", "57454250", "56503820", "5650384c", "56503858", "414c5048", "45584946",
+                    "414e494d", "414e4d46", "9d012a", "2f", "0a000000", "10000000", "ffffff"}));
   add_format(targets, "bmp", pictures::bmp, 200,
              bytes({"424d",     "28000000", "0c000000", "38000000", "6c000000", "7c000000", "40000000",
                     "ffffffff", "00000080", "0100",     "0400",     "0800",     "1000",     "1800",
                     "2000",     "01000000", "03000000", "ff000000", "0000",     "0001"}));
-  add_format(targets, "tga", pictures::tga, 16 * 64,
-             bytes({"0002", "000a", "0101", "0109", "0003", "000b", "08", "0f", "10", "18", "20", "ff", "80",
-                    "ffff"}));
+  add_format(
+      targets, "tiff", pictures::tiff, 16 * 1024,
+      bytes({"49492a00", "4d4d002a", "49492b00", "00010400", "01010400", "02010300", "03010300", "06010300",
+             "11010400", "12010300", "15010300", "16010400", "17010400", "1c010300", "3d010300", "40010300",
+             "42010400", "43010400", "44010400", "45010400", "52010300", "53010300", "0500",     "0700",
+             "0800",     "b2800000", "00010000", "ffffffff", "1000"}));
   add_format(targets, "pnm", pictures::pnm, 200,
              {"P1", "P2",  "P3",  "P4",    "P5",    "P6", "P7", "#",          "\n",
               " ",  "255", "256", "65535", "65536", "0",  "-1", "4294967296", "99999999999999999999",
@@ -169,8 +175,8 @@ void add_picture_targets(std::vector<Target>& targets) {
   targets.push_back({"image_folder",
                      {"listing"},
                      {{"plabeled/cat/1.png\nplabeled/dog/1.jpg\npunlabeled/1.ppm\n"},
-                      {"plabeled/a/b/1.png\nplabeled/b/2.PNG\nplabeled/b/3.gif\n"},
-                      {"plabeled/a/1.bmp\nplabeled/b/2.tga\ndunlabeled\n"}},
+                      {"plabeled/a/b/1.png\nplabeled/b/2.PNG\nplabeled/b/3.webp\n"},
+                      {"plabeled/a/1.bmp\nplabeled/b/2.tif\ndunlabeled\n"}},
                      {"\n",        "/",         "plabeled/",  "punlabeled/", "dlabeled/",    "llabeled/",
                       "clabeled/", "tlabeled/", "lunlabeled", ".png",        ".webp",        ".tiff",
                       ".jfif",     ".",         "@eaDir/",    "Thumbs.db",   "punlabelled/", "ptest/",

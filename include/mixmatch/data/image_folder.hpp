@@ -152,15 +152,11 @@ inline void leave_out_siblings(const char* loader, const std::filesystem::path& 
 /// options.strict(), the first of them throws (but for what is incidental).
 ///
 /// Throws c10::Error with one line: DIR or DIR/labeled missing, a directory that cannot be read, no class
-/// folder or only one, a class folder without readable pictures (named) or of a name that is no UTF-8, no
-/// stb_image (see decode_image).
+/// folder or only one, a class folder without readable pictures (named) or of a name that is no UTF-8.
 inline ImageFolder load_image_folder(const std::filesystem::path& dir, int64_t size,
                                      const ImageFolderOptions& options = {}) {
   using mixmatch::detail::printable;
   constexpr const char* loader = "load_image_folder";
-#ifndef MIXMATCH_HAS_STB_IMAGE
-  TORCH_CHECK(false, loader, ": cannot read ", printable(dir), ": ", detail::no_stb_image);
-#endif
   detail::check_decode_options(loader, size, options.max_pixels());
   TORCH_CHECK(detail::image_folder_exists(loader, dir), loader, ": no directory ", printable(dir));
   const auto labeled = dir / "labeled";

@@ -141,7 +141,7 @@ inline EntryKind classify_entry(const std::filesystem::path& path, LeftOut& why)
   if (mixmatch::detail::picture_format(begin).has_value()) {
     return EntryKind::picture;
   }
-  if (const auto format = mixmatch::detail::foreign_format(begin); !format.empty()) {
+  if (const auto format = mixmatch::detail::foreign_format(begin, extension); !format.empty()) {
     return left_out(std::string(format) + " file", "not a format that is read");
   }
   return left_out(extension.empty()        ? "file without extension"
@@ -192,9 +192,9 @@ inline ImageList list_folder(const char* caller, const std::filesystem::path& di
 /// The pictures under `dir`, at any depth, as paths relative to `dir` with '/' between, in the order of their
 /// bytes; and what else lies there, by kind.
 ///
-/// A picture is a file whose name ends in png, jpg, jpeg, jpe, jfif, bmp, dib, gif, tga, ppm, pgm or pnm (in
-/// upper or lower case), whatever it holds, and a file of another name that begins as one of these formats
-/// but TGA. Links are followed, but no directory is entered twice. What is hidden or made by a system (".x",
+/// A picture is a file whose name ends in png, jpg, jpeg, jpe, jfif, webp, tif, tiff, bmp, dib, ppm, pgm or
+/// pnm (in upper or lower case), whatever it holds, and a file of another name that begins as one of these
+/// formats. Links are followed, but no directory is entered twice. What is hidden or made by a system (".x",
 /// "@eaDir", "__MACOSX", "Thumbs.db") is left out with all that lies in it. Throws c10::Error if `dir` or a
 /// directory in it cannot be read.
 inline ImageList find_images(const std::filesystem::path& dir) {

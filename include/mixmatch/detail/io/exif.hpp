@@ -7,9 +7,15 @@
 
 namespace mixmatch::detail {
 
+/// What EXIF data may begin with, and a JPEG file's always do.
+inline constexpr std::string_view exif_begin{"Exif\0\0", 6};
+
 /// The orientation (1 to 8) in EXIF data, which are a TIFF file: how the stored picture is to be turned. 1,
 /// as it is, where they say nothing of it or make no sense.
 inline int exif_orientation(std::string_view tiff) {
+  if (tiff.starts_with(exif_begin)) {
+    tiff.remove_prefix(exif_begin.size());
+  }
   const ByteView view{tiff};
   const bool big = tiff.starts_with(std::string_view("MM\0*", 4));
   if (!big && !tiff.starts_with(std::string_view("II*\0", 4))) {

@@ -12,20 +12,17 @@
 
 namespace mixmatch::detail {
 
-enum class PictureFormat { jpeg, png, gif, bmp, tga, pnm };
+enum class PictureFormat { jpeg, png, webp, tiff, bmp, pnm };
 
-inline constexpr std::string_view picture_format_names = "JPEG, PNG, BMP, GIF, TGA, PPM and PGM";
-
-inline constexpr std::string_view picture_format_name(PictureFormat format) {
-  constexpr std::array<std::string_view, 6> names{"JPEG", "PNG", "GIF", "BMP", "TGA", "PPM or PGM"};
-  return names[static_cast<size_t>(format)];
-}
+inline constexpr std::string_view picture_format_names = "JPEG, PNG, WebP, TIFF, BMP, PPM and PGM";
 
 /// How many of a file's first bytes tell its format.
 inline constexpr size_t picture_magic_size = 32;
 
-/// The format of which a file with this beginning is a picture. A TGA file's beginning tells nothing: see
-/// is_tga().
+/// A TIFF file to all others.
+inline constexpr std::string_view canon_raw{"II*\0\x10\0\0\0CR", 10};
+
+/// The format of which a file with this beginning is a picture.
 inline std::optional<PictureFormat> picture_format(std::string_view begin) {
   using std::string_view_literals::operator""sv;
   if (begin.starts_with("\xFF\xD8\xFF"sv)) {
@@ -34,8 +31,12 @@ inline std::optional<PictureFormat> picture_format(std::string_view begin) {
   if (begin.starts_with("\x89PNG\r\n\x1A\n"sv)) {
     return PictureFormat::png;
   }
-  if (begin.starts_with("GIF87a"sv) || begin.starts_with("GIF89a"sv)) {
-    return PictureFormat::gif;
+  if (begin.starts_with("RIFF"sv) && begin.size() > 8 && begin.substr(8).starts_with("WEBP"sv)) {
+    return PictureFormat::webp;
+  }
+  if ((begin.starts_with("II*\0"sv) && !begin.starts_with(canon_raw)) || begin.starts_with("MM\0*"sv) ||
+      begin.starts_with("II+\0"sv) || begin.starts_with("MM\0+"sv)) {
+    return PictureFormat::tiff;
   }
   // Four bytes that are 0 in every file that is written today, and then the length of the next header.
   if (begin.starts_with("BM"sv) && begin.size() > 18 && begin[6] == 0 && begin[7] == 0 && begin[8] == 0 &&
@@ -49,29 +50,16 @@ inline std::optional<PictureFormat> picture_format(std::string_view begin) {
   return std::nullopt;
 }
 
-/// Whether the bytes of a whole file are a TGA picture: either they end as one, or the file is called so and
-/// its header could be one.
-inline bool is_tga(std::string_view bytes, bool named_tga) {
-  if (bytes.size() < 18 || (!named_tga && !bytes.ends_with(std::string_view("TRUEVISION-XFILE.\0", 18)))) {
-    return false;
-  }
-  const auto byte = [&](size_t i) { return static_cast<unsigned char>(bytes[i]); };
-  const int kind = byte(2) & 7;
-  return byte(1) <= 1 && kind >= 1 && kind <= 3 && (byte(2) & ~0xB) == 0;
-}
-
 /// The name of another format of pictures, or of one that pictures are taken for; "" if it is none of those.
-inline std::string_view foreign_format(std::string_view begin) {
+/// A TGA file is known by its name alone: its beginning tells nothing.
+inline std::string_view foreign_format(std::string_view begin, std::string_view extension) {
   using std::string_view_literals::operator""sv;
   struct Magic {
     size_t at;
     std::string_view bytes, name;
   };
-  static constexpr std::array magics{Magic{8, "WEBP"sv, "WebP"},
-                                     Magic{0, "II*\0"sv, "TIFF"},
-                                     Magic{0, "MM\0*"sv, "TIFF"},
-                                     Magic{0, "II+\0"sv, "TIFF"},
-                                     Magic{0, "MM\0+"sv, "TIFF"},
+  static constexpr std::array magics{Magic{0, "GIF8"sv, "GIF"},
+                                     Magic{0, canon_raw, "camera raw"},
                                      Magic{4, "ftypavif"sv, "AVIF"},
                                      Magic{4, "ftypavis"sv, "AVIF"},
                                      Magic{4, "ftyphei"sv, "HEIC"},
@@ -123,7 +111,7 @@ inline std::string_view foreign_format(std::string_view begin) {
         break;
     }
   }
-  return "";
+  return extension == ".tga" ? "TGA" : "";
 }
 
 /// The extension of a file's name in small letters, with its dot; "" if it has none.
@@ -139,14 +127,11 @@ inline std::string small_extension(std::string_view name) {
   return extension;
 }
 
-inline bool is_tga_extension(std::string_view extension) {
-  return extension == ".tga" || extension == ".vda" || extension == ".icb" || extension == ".vst";
-}
-
 /// Whether a file of such a name is a picture of one of the formats, if what it says is true.
 inline bool is_picture_extension(std::string_view extension) {
-  constexpr std::array<std::string_view, 12> extensions{".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp",
-                                                        ".dib", ".gif", ".tga",  ".ppm", ".pgm",  ".pnm"};
+  constexpr std::array<std::string_view, 13> extensions{".png",  ".jpg", ".jpeg", ".jpe", ".jfif",
+                                                        ".webp", ".tif", ".tiff", ".bmp", ".dib",
+                                                        ".ppm",  ".pgm", ".pnm"};
   return std::find(extensions.begin(), extensions.end(), extension) != extensions.end();
 }
 
