@@ -3,7 +3,7 @@
 // Small pictures of every kind that is read, from other encoders and by hand, as hexadecimal digits. JPEG:
 // grey, colour, progressive, with restart intervals, CMYK, with an orientation. PNG: grey of one bit, grey,
 // with alpha, RGB, RGBA, 16 bits, palettes of two and four bits, interlaced, RGB of 16 bits. WebP: lossy,
-// lossless, both with alpha, with an orientation, animated. BMP: 24, 8 and 1 bits, RGBA, 16 bits from the
+// lossless, both with alpha, with an orientation. BMP: 24, 8 and 1 bits, RGBA, 16 bits from the
 // top, with masks, the oldest header. TIFF: plain, LZW with an orientation, grey, palette, fax, RGBA, CMYK,
 // JPEG, 16 bits. PNM: P5 and P6 of 8 and more bits.
 
@@ -101,11 +101,6 @@ inline const std::vector<std::string_view> webp{
     "524946468a00000057454250565038580a000000080000000300000300005650384c4a0000002f03c000007f201048021b7f"
     "488140324efe34e3288d2449390ce44993fafcf3614b35ff21c987e2a8ca8d170ff5d447711b014603221004402c68f1a045"
     "9b03315a7444f43f40abcb01455849461a0000004d4d002a00000008000101120003000000010006000000000000",
-    "52494646d800000057454250565038580a00000002000000020000020000414e494d06000000000000000000414e4d464e00"
-    "0000000000000000020000020000000000025650384c350000002f028000004720164c7160036c50d40400d2b0e74904e85f"
-    "c91e5ef31ff17c880306ed0f8705b200d3e0b78593420a45f43fca7c0000414e4d4656000000000000000000020000020000"
-    "000000005650384c3d0000002f0280000047a0b66d1b167bac296adbb661b1c79aa2b66d1b167bac29f31f00b6d5565bbb6b"
-    "6690f4ffee0e143592c206afd09e78c21311fd8fd5e50f00",
 };
 
 inline const std::vector<std::string_view> bmp{
