@@ -32,7 +32,7 @@ struct Options : TrainingOptions {
     rampup_steps = 1000;
     eval_every = 500;
   }
-  int64_t size = 32;
+  int64_t size = 32, baseline_steps = -1;
   bool strict = false;
 };
 
@@ -116,6 +116,19 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::write_predictions(directory.predictions(),
                                   {files, probabilities, folder.class_names, confidence, paths});
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
+  if (o.method != "supervised" && o.baseline_steps != 0) {
+    mm::training::PairedComparison comparison;
+    if (data.validation.size() > 0) {
+      const Tensor classes = mm::training::predict_probabilities(
+                                 [&](const Tensor& images) { return state.ema.forward(images); },
+                                 data.validation.images, mm::training::evaluate_options(o, device))
+                                 .argmax(1);
+      const Tensor baseline = mm::training::baseline_predictions(
+          o, data, device, o.baseline_steps < 0 ? o.steps : o.baseline_steps);
+      comparison = mm::training::compare_predictions(data.validation.labels, classes, baseline);
+    }
+    mm::training::print_message(stdout, "{}\n", mm::training::verdict_text(o.method, comparison));
+  }
   return 0;
 }
 
@@ -133,6 +146,11 @@ int main(int argc, char** argv) {
   options.methods = mm::training::method_names();
   mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
+  mm::training::add_number<int64_t>(app, "--baseline-steps", options.baseline_steps,
+                                    "Steps of the supervised baseline that the verdict compares with, where "
+                                    "--validation holds pictures out; "
+                                    "-1 = --steps, 0 = no verdict",
+                                    -1);
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
   return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });

@@ -80,15 +80,14 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   TempDir dir;
   write_pictures(dir / "data");
   write_file(dir / "data" / "unlabeled" / "broken.jpg", "no picture");
-  const std::string webp("RIFF\x9A\0\0\0WEBPVP8 ", 16);
-  write_file(dir / "data" / "unlabeled" / "x.webp", webp);
+  write_file(dir / "data" / "unlabeled" / "x.gif", "GIF89a, and no more");
   fs::create_directories(dir / "data" / "unlabelled");
   const auto finished = run(own_images(dir / "data", dir / "run", {"--validation", "6"}));
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   CHECK_THAT(finished.err, contains("own_images: left out unlabeled/broken.jpg: not a picture"));
   CHECK_THAT(finished.err,
-             contains("own_images: left out: 1 WebP file (not a format that is read): unlabeled/x.webp"));
+             contains("own_images: left out: 1 GIF file (not a format that is read): unlabeled/x.gif"));
   CHECK_THAT(finished.err, contains("own_images: left out: 1 folder \"unlabelled\""));
   for (const std::string file : {"model.safetensors", "report.html", "predictions.csv", "checkpoint.pt",
                                  "metrics.csv", "summary.json", "config.json", "split.txt"}) {
@@ -136,10 +135,10 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   INFO(predicted.err);
   REQUIRE(predicted.status == 0);
   CHECK_THAT(predicted.err, contains("broken.jpg"));
-  CHECK_THAT(predicted.err, contains("left out: 1 WebP file (not a format that is read): x.webp"));
+  CHECK_THAT(predicted.err, contains("left out: 1 GIF file (not a format that is read): x.gif"));
   check_refused(run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--strict", "--threads", "1",
                      (dir / "data" / "unlabeled").string()}),
-                "left out: 1 WebP file");
+                "left out: 1 GIF file");
   // The same classes, file by file.
   const auto classes = [](const std::vector<std::string>& lines) {
     std::set<std::string> all;
@@ -168,6 +167,7 @@ TEST_CASE("own_images: held-out pictures calibrate confidences and say which to 
   REQUIRE(finished.status == 0);
   CHECK_THAT(finished.out, contains("confidences are calibrated on 24 validation images"));
   CHECK_THAT(finished.out, contains("precision 0.02 is shown from confidence "));
+  CHECK_THAT(lines_of(finished.out).back(), contains("verdict: ") && contains(" on 24 held-out images, "));
   CHECK(summary_of(dir / "run", "confidence") == "calibrated on 24 validation images");
   const std::string temperature = summary_of(dir / "run", "temperature");
   CHECK(temperature != "1");

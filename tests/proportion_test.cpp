@@ -4,6 +4,7 @@
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/program/error_text.hpp>
+#include <mixmatch/program/verdict.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -177,4 +178,33 @@ TEST_CASE("newcombe_paired_interval covers the true difference about as often as
   CHECK(covered > sets * .93);
   CHECK(covered < sets * .98);
   CHECK(rejected_by_test < sets / 50);  // test and interval hardly ever disagree
+}
+
+TEST_CASE("verdict: which is better, by how much, or that it cannot be told") {
+  using mixmatch::training::verdict_text;
+  const auto compared = [](int64_t both, int64_t first, int64_t second, int64_t neither) {
+    std::vector<int64_t> labels, a, b;
+    const auto add = [&](int64_t count, int64_t first_class, int64_t second_class) {
+      labels.insert(labels.end(), static_cast<size_t>(count), 0);
+      a.insert(a.end(), static_cast<size_t>(count), first_class);
+      b.insert(b.end(), static_cast<size_t>(count), second_class);
+    };
+    add(both, 0, 0);
+    add(first, 0, 1);
+    add(second, 1, 0);
+    add(neither, 1, 1);
+    return mixmatch::training::compare_predictions(torch::tensor(labels), torch::tensor(a), torch::tensor(b));
+  };
+  // 2 (1 + 14 + 91) / 2^14
+  CHECK(verdict_text("mixmatch", compared(70, 12, 2, 16))
+            .find("verdict: mixmatch is better than supervised training: error 18.0 % against 28.0 % on 100 "
+                  "held-out images, -10.0 points [") == 0);
+  CHECK(verdict_text("mixmatch", compared(70, 12, 2, 16)).find("p = 0.013") != std::string::npos);
+  CHECK(verdict_text("uda", compared(70, 2, 12, 16))
+            .find("verdict: uda is worse than supervised training, so train with --method supervised: error "
+                  "28.0 % "
+                  "against 18.0 % on 100 held-out images, +10.0 points [") == 0);
+  CHECK(verdict_text("uda", compared(8, 3, 1, 2)).find("verdict: no difference between uda and supervised") ==
+        0);
+  CHECK(verdict_text("uda", {}).find("verdict: whether the unlabeled images helped cannot be told") == 0);
 }

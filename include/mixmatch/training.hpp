@@ -15,6 +15,7 @@
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>
 #include <mixmatch/program/training_options.hpp>
+#include <mixmatch/program/verdict.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/report/html.hpp>
 #include <mixmatch/report/line_chart.hpp>

@@ -87,6 +87,12 @@ inline std::string printable_quoted(std::string_view text) {
   return '"' + printable(std::string_view(escaped)) + '"';
 }
 
+/// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
+inline std::string quote_for_message(std::string_view text) {
+  const std::string_view shown = beginning_of(text, 120);
+  return printable_quoted(shown) + (shown.size() < text.size() ? "…" : "");
+}
+
 inline std::string printable(const std::filesystem::path& path) {
   return printable(std::string_view(path.native()));
 }

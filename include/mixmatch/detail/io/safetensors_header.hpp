@@ -88,12 +88,6 @@ struct SafetensorsHeader {
   std::map<std::string, std::string> metadata;
 };
 
-/// Text from a file in a message: quoted, on one line, and not longer than is read with pleasure.
-inline std::string quote_for_message(std::string_view text) {
-  const std::string_view shown = beginning_of(text, 120);
-  return printable_quoted(shown) + (shown.size() < text.size() ? "…" : "");
-}
-
 /// "F8_E4M3 [10, 128]"
 inline std::string describe_tensor(const SafetensorsEntry& entry) {
   const bool known = find_safetensors_type(entry.dtype) != nullptr;
