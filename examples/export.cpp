@@ -31,7 +31,8 @@ std::map<std::string, std::string> metadata_of(const mm::models::Classifier& cla
       {"input",
        "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size (bilinear, "
        "antialiased), the middle of the longer side"},
-      {"output", "float32 [N, classes]: probabilities"}};
+      {"output", "float32 [N, classes]: probabilities, calibrated where pictures were held out"}};
+  mm::training::add_confidence_rule(metadata, classifier.confidence);
   for (size_t i = 0; i < classifier.class_names.size(); ++i) {
     metadata.emplace("class_" + std::to_string(i), classifier.class_names[i]);
   }
@@ -41,9 +42,10 @@ std::map<std::string, std::string> metadata_of(const mm::models::Classifier& cla
 void export_classifier(const Options& o) {
   auto classifier = mm::models::load_classifier(mm::training::weights_file(o.model));
   auto& network = classifier.model;
-  // Normalisation and softmax travel in the file.
-  const auto forward = [&network](const Tensor& pixels) {
-    return network->forward(pixels.to(at::kFloat).mul(2.0 / 255).sub(1)).softmax(1);
+  // Normalisation, temperature and softmax travel in the file.
+  const auto forward = [&](const Tensor& pixels) {
+    const Tensor logits = network->forward(pixels.to(at::kFloat).mul(2.0 / 255).sub(1));
+    return logits.div(classifier.confidence.temperature).softmax(1);
   };
   // Two images: a size that is 1 could be taken for one that never changes.
   const Tensor example = torch::zeros({2, 3, classifier.image_size, classifier.image_size}, at::kByte);

@@ -377,6 +377,10 @@ class OnnxWriter {
     } else if (op == "div") {
       TORCH_CHECK(node.inputs().size() == 2, "save_onnx: only the exact division is written");
       binary(node, "Div");
+    } else if (op == "addcmul") {
+      const auto type = type_of(out);
+      const auto product = emit("Mul", {name(in(1), type), name(in(2), type)});
+      emit("Add", {name(in(0), type), emit("Mul", {product, scalar(real(in(3)), type)})}, out);
     } else if (op == "relu") {
       emit("Relu", {name(in(0))}, out);
     } else if (op == "leaky_relu") {
