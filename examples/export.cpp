@@ -32,7 +32,10 @@ std::map<std::string, std::string> metadata_of(const mm::models::Classifier& cla
        "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size (bilinear, "
        "antialiased), the middle of the longer side"},
       {"output", "float32 [N, classes]: probabilities, calibrated where pictures were held out"}};
-  mm::training::add_confidence_rule(metadata, classifier.confidence);
+  mm::SafetensorsMetadata rule;
+  mm::training::add_confidence_rule(rule, classifier.confidence);
+  rule.erase("temperature");  // the probabilities have it
+  metadata.merge(rule);
   for (size_t i = 0; i < classifier.class_names.size(); ++i) {
     metadata.emplace("class_" + std::to_string(i), classifier.class_names[i]);
   }

@@ -42,6 +42,11 @@ void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
   visit(mm::training::OptionText{"size", "Pixels of the square that pictures are resized and cropped to"},
         o.size, mm::training::Range<int64_t>{8, 1024});
+  visit(mm::training::OptionText{"baseline-steps",
+                                 "Steps of the supervised baseline that the verdict compares with, where "
+                                 "--validation holds pictures out; -1 = --steps, 0 = no verdict",
+                                 mm::training::OptionRole::how},
+        o.baseline_steps, mm::training::Range<int64_t>{-1});
 }
 
 /// Of the pictures with a label, `--validation` are held out, and the others train with it, or `--labels` of
@@ -57,6 +62,29 @@ mm::data::SslSplit split_pictures(const Options& o, const mm::data::ImageFolder&
     split.unlabeled = split.unlabeled.masked_select(known.logical_not());
   }
   return split;
+}
+
+/// The run against a supervised one, by the held-out pictures.
+template <class State>
+std::string verdict(const Options& o, const TrainingData& data, State& state, torch::Device device) {
+  if (o.method == "supervised" || o.baseline_steps == 0) {
+    return mm::training::verdict_without(o.method == "supervised" ? "training was supervised"
+                                                                  : "--baseline-steps is 0");
+  }
+  if (data.validation.size() == 0) {
+    return mm::training::verdict_text(o.method, {});
+  }
+  const Tensor classes =
+      mm::training::predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
+                                          data.validation.images, mm::training::evaluate_options(o, device))
+          .argmax(1);
+  const Tensor baseline =
+      mm::training::baseline_predictions(o, data, device, o.baseline_steps < 0 ? o.steps : o.baseline_steps);
+  if (!baseline.defined()) {
+    return mm::training::verdict_without("the supervised baseline diverged");
+  }
+  return mm::training::verdict_text(
+      o.method, mm::training::compare_predictions(data.validation.labels, classes, baseline));
 }
 
 int train_run(CLI::App& app, Options& o) {
@@ -116,19 +144,7 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::write_predictions(directory.predictions(),
                                   {files, probabilities, folder.class_names, confidence, paths});
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
-  if (o.method != "supervised" && o.baseline_steps != 0) {
-    mm::training::PairedComparison comparison;
-    if (data.validation.size() > 0) {
-      const Tensor classes = mm::training::predict_probabilities(
-                                 [&](const Tensor& images) { return state.ema.forward(images); },
-                                 data.validation.images, mm::training::evaluate_options(o, device))
-                                 .argmax(1);
-      const Tensor baseline = mm::training::baseline_predictions(
-          o, data, device, o.baseline_steps < 0 ? o.steps : o.baseline_steps);
-      comparison = mm::training::compare_predictions(data.validation.labels, classes, baseline);
-    }
-    mm::training::print_message(stdout, "{}\n", mm::training::verdict_text(o.method, comparison));
-  }
+  mm::training::print_message(stdout, "{}\n", verdict(o, data, state, device));
   return 0;
 }
 
@@ -146,11 +162,6 @@ int main(int argc, char** argv) {
   options.methods = mm::training::method_names();
   mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
-  mm::training::add_number<int64_t>(app, "--baseline-steps", options.baseline_steps,
-                                    "Steps of the supervised baseline that the verdict compares with, where "
-                                    "--validation holds pictures out; "
-                                    "-1 = --steps, 0 = no verdict",
-                                    -1);
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
   return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });

@@ -77,13 +77,13 @@ struct Exported {
       }
     }
     mm::EmaModel ema(model);
-    mm::models::save_classifier(weights(), model, ema, {"cat", "dög", "cow"}, 24);
+    mm::models::save_classifier(weights(), model, ema, {"cat", "dög", "cow"}, 24, {2.5, 0.7, 0.9});
   }
   fs::path weights() const { return dir / "model.safetensors"; }
   Tensor probabilities() const {
     auto classifier = mm::models::load_classifier(weights());
     torch::NoGradGuard no_grad;
-    return classifier.model->forward(mm::augment::normalize(images)).softmax(1);
+    return (classifier.model->forward(mm::augment::normalize(images)) / 2.5).softmax(1);
   }
 
   TempDir dir;
@@ -138,10 +138,11 @@ TEST_CASE("export --to torchscript: from pixels to probabilities, and what a use
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   CHECK(finished.out.find("uint8 [N, 3, 24, 24] to the probabilities of 3 classes") != std::string::npos);
-  torch::jit::ExtraFilesMap files{{"class_1", ""}, {"image_size", ""}};
+  torch::jit::ExtraFilesMap files{{"class_1", ""}, {"image_size", ""}, {"abstain_below", ""}};
   auto module = torch::jit::load(out.string(), torch::kCPU, files);
   CHECK(files["class_1"] == "dög");
   CHECK(files["image_size"] == "24");
+  CHECK(files["abstain_below"] == "0.7");
   const torch::NoGradGuard no_grad;
   const Tensor found = module.forward({made.images}).toTensor();
   CHECK(largest_difference(found, made.probabilities()) < 1e-6);
@@ -243,6 +244,7 @@ TEST_CASE("exported networks in onnxruntime and in Python's PyTorch") {
   check_network(models::EfficientNetLite(models::EfficientNetLiteOptions(7)), 65);
   const auto transformer = models::VisionTransformerOptions(7).image_size(32).width(32).depth(2).heads(2);
   check_network(models::VisionTransformer(transformer), 32);
+  check_network(models::VisionTransformer(transformer), 48);  // another size than its positions are for
   check_network(
       models::VisionTransformer(models::VisionTransformerOptions(transformer).layer_scale(1e-1).registers(2)),
       32);

@@ -15,7 +15,13 @@
 
 #if defined(MIXMATCH_HAS_JPEG) && defined(MIXMATCH_HAS_PNG) && defined(MIXMATCH_HAS_WEBP) && \
     defined(MIXMATCH_HAS_TIFF)
+#include <tiffio.h>
+#if TIFFLIB_VERSION >= 20221213  // as detail/io/tiff.hpp wants it
 #define MIXMATCH_TEST_ENCODERS 1
+#endif
+#endif
+
+#ifdef MIXMATCH_TEST_ENCODERS
 
 #include <webp/encode.h>
 

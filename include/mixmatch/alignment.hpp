@@ -23,9 +23,10 @@ struct DistributionAlignmentOptions {
 ///     p~ = Normalize(p (p_data + 1e-6) / (p_model + 1e-6))
 ///
 /// p_data is `prior`, the classes' shares among the labeled images or where one knows better; p_model is the
-/// mean of the last `window` batches' mean predictions, those before this one, and uniform until there were
-/// any (all as in the authors' code). Where unlabeled classes are as unequal as the prior says, it keeps a
-/// method from guessing the frequent ones alone; a prior that the unlabeled images do not have does harm.
+/// mean of the last `window` batches' mean predictions, those before this one, uniform for those that have
+/// not been yet (all as in the authors' code). Where unlabeled classes are as unequal as the prior says, it
+/// keeps a method from guessing the frequent ones alone; a prior that the unlabeled images do not have does
+/// harm.
 ///
 /// Its state is tensors that it changes in place, as a method's step() needs for a CUDA graph; save() and
 /// load() store it. Draws nothing. Throws unless `prior` is floating-point [L], finite, >= 0 and not all 0;

@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/types.h>
 #include <mixmatch/detail/io/proto_message.hpp>
+#include <mixmatch/detail/version.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 
 #include <cmath>
@@ -122,7 +123,8 @@ class OnnxWriter {
   }
   static std::vector<int64_t> sizes_of(const Value* value) {
     const auto type = value->type()->cast<c10::TensorType>();
-    const auto sizes = type == nullptr ? c10::nullopt : type->sizes().concrete_sizes();
+    TORCH_CHECK(type != nullptr, "save_onnx: a value without a size");
+    const auto sizes = type->sizes().concrete_sizes();
     TORCH_CHECK(sizes.has_value(), "save_onnx: a value without a size");
     return *sizes;
   }
@@ -136,6 +138,38 @@ class OnnxWriter {
     TORCH_CHECK(known.has_value(), "save_onnx: ", value->node()->kind().toQualString(),
                 " computes a number or a size, expected a constant");
     return *known;
+  }
+  /// What is known without the images: a constant, or a list of such.
+  AtenOptional<c10::IValue> known(const Value* value) const {
+    if (const auto found = attributes_.find(value); found != attributes_.end()) {
+      return found->second.value;
+    }
+    if (value->node()->kind() != c10::prim::ListConstruct) {
+      return torch::jit::toIValue(value);
+    }
+    c10::impl::GenericList list(value->type()->expectRef<c10::ListType>().getElementType());
+    for (const auto* element : value->node()->inputs()) {
+      const auto item = known(element);
+      if (!item.has_value()) {
+        return {};
+      }
+      list.push_back(*item);
+    }
+    return c10::IValue(list);
+  }
+  /// Does a call of weights and constants alone now, as of a position embedding for another size.
+  bool fold(const torch::jit::Node& node) {
+    torch::jit::Stack stack;
+    for (const auto* input : node.inputs()) {
+      const auto value = known(input);
+      if (!value.has_value()) {
+        return false;
+      }
+      stack.push_back(*value);
+    }
+    node.getOperation()(stack);
+    attributes_[node.output()] = {"", stack.at(0)};
+    return true;
   }
   std::vector<int64_t> numbers(const Value* value) const {
     if (value->node()->kind() != c10::prim::ListConstruct) {
@@ -173,7 +207,7 @@ class OnnxWriter {
   std::string scalar(double value, at::ScalarType type) { return add_tensor(torch::tensor(value, type), ""); }
 
   /// The tensor's name in the file; constants are written there, those of a calculation in its dtype.
-  std::string name(const Value* value, c10::optional<at::ScalarType> type = c10::nullopt) {
+  std::string name(const Value* value, AtenOptional<at::ScalarType> type = {}) {
     if (const auto found = names_.find(value); found != names_.end()) {
       return found->second;
     }
@@ -249,7 +283,7 @@ class OnnxWriter {
                                     owner.value.toObject()->getAttr(field)};
     } else if (kind != "prim::Constant" && kind != "prim::ListConstruct") {
       TORCH_CHECK(kind.rfind("aten::", 0) == 0 && node.outputs().size() == 1 &&
-                      call(node, std::string_view(kind).substr(6)),
+                      ((kind != "aten::t" && fold(node)) || call(node, std::string_view(kind).substr(6))),
                   "save_onnx: the network calls ", kind, ", which is not written as ONNX");
     }
   }
@@ -290,8 +324,8 @@ class OnnxWriter {
   /// To the sizes that the example had, but for the number of images.
   void reshape(const torch::jit::Node& node) {
     auto sizes = sizes_of(node.output());
-    if (!sizes.empty() && sizes_of(node.input(0)).at(0) == batch_ && sizes[0] == batch_) {
-      sizes[0] = 0;  // stays
+    if (!sizes.empty() && sizes_of(node.input(0)).at(0) == batch_ && sizes[0] % batch_ == 0) {
+      sizes[0] = -1;  // by the number of images
     }
     emit("Reshape", {name(node.input(0)), integers(sizes)}, node.output());
   }
@@ -315,6 +349,10 @@ class OnnxWriter {
 
   /// softmax(q k^T / sqrt(d)) v of [N, heads, T, d]
   void attention(const torch::jit::Node& node) {
+    const size_t given = node.inputs().size();  // LibTorch 2.1 adds scale, 2.5 enable_gqa
+    TORCH_CHECK(
+        (given < 7 || constant(node.input(6)).isNone()) && (given < 8 || !constant(node.input(7)).toBool()),
+        "save_onnx: attention is written with its usual scale and as many keys as queries alone");
     TORCH_CHECK(constant(node.input(3)).isNone() && constant(node.input(4)).toDouble() == 0 &&
                     !constant(node.input(5)).toBool(),
                 "save_onnx: attention is written without a mask and without dropout");

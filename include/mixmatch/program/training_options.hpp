@@ -135,8 +135,7 @@ inline Choice model_names() {
 /// visit(text, value, limits) for each option of the training programs, in the order of --help. All that is
 /// said of an option is said here: the command line, config.json, what may change on resuming and the command
 /// that resumes a run follow from it. A program with more options has an overload for its own type that
-/// visits these first. `limits`: Range, Choice, Off, or nothing for texts
-/// and booleans. `Options` is a
+/// visits these first. `limits`: Range, Choice, Off, or nothing for texts and booleans. `Options` is a
 /// TrainingOptions, const or not.
 template <class Options, class Visit>
 void visit_training_options(Options& o, Visit&& visit) {
@@ -173,8 +172,7 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"model", "Network"}, o.model, detail::model_names());
   visit(OptionText{"weights",
                    "Published weights of that network to start from, as safetensors "
-                   "(examples/python/convert_weights.py); a head for other classes starts anew",
-                   R::place},
+                   "(examples/python/convert_weights.py); a head for other classes starts anew"},
         o.weights);
   visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers"}, o.depth, Whole{1});
   visit(OptionText{"widen", "wide_resnet: widen factor"}, o.widen, Whole{1});
@@ -231,9 +229,7 @@ void visit_training_options(Options& o, Visit&& visit) {
                    "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", R::how},
         o.recalibrate, Whole{0});
   visit(OptionText{"target-precision",
-                   "Share of the predictions that are not abstained from that held-out images must show to "
-                   "be right",
-                   R::how},
+                   "Precision that held-out images must show for predictions that do not abstain", R::how},
         o.target_precision, Real{0, 1});
 }
 

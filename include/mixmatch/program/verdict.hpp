@@ -16,14 +16,18 @@
 
 namespace mixmatch::training {
 
+/// The line where there is nothing to compare.
+inline std::string verdict_without(const std::string& reason) {
+  return "verdict: whether the unlabeled images helped cannot be told: " + reason;
+}
+
 /// Whether the unlabeled images helped, in a line that begins with "verdict:": the first classifier of the
 /// comparison was trained by `method`, the second on the labeled images alone. One is called better where the
 /// exact McNemar test says so at 5 %.
 inline std::string verdict_text(const std::string& method, const PairedComparison& c) {
   const int64_t images = c.both + c.first_only + c.second_only + c.neither;
   if (images == 0) {
-    return "verdict: whether the unlabeled images helped cannot be told, as no image was held out "
-           "(--validation)";
+    return verdict_without("no image was held out (--validation)");
   }
   const auto percent = [images](int64_t wrong) {
     return 100 * static_cast<double>(wrong) / static_cast<double>(images);
@@ -44,18 +48,21 @@ inline std::string verdict_text(const std::string& method, const PairedCompariso
 }
 
 /// The classes, int64 [N], that the supervised baseline of a run predicts for the validation images: the same
-/// network, options and seed, `steps` steps on the labeled images alone, averaged weights. Keeps nothing; an
-/// interrupt ends the process.
+/// network, options and seed, `steps` steps on the labeled images alone, averaged weights. Undefined where
+/// it diverges. Keeps nothing; an interrupt ends the process.
 template <class Options>
 Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device device, int64_t steps) {
   o.method = "supervised";
+  o.schedule_steps = o.schedule_steps == o.steps ? steps : o.schedule_steps;
   o.steps = steps;
   TrainState state(make_network(o, data.pool.num_classes(), device), train_state_options(o));
   Trainer trainer(state, methods::Supervised(), data, trainer_options(o));
   Progress progress("supervised baseline", steps);
   while (state.step < steps) {
     const auto means = trainer.run(std::min<int64_t>(o.log_every, steps - state.step));
-    TORCH_CHECK(means.finite, "the supervised baseline diverged at step ", state.step);
+    if (!means.finite) {
+      return {};
+    }
     progress.update(state.step, "");
   }
   progress.finish();

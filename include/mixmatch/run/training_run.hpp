@@ -78,7 +78,7 @@ struct TrainingRunOptions {
 /// Knows no method, model or data set. From its construction to finish(), Ctrl-C, SIGTERM and SIGHUP end the
 /// loop between two steps. A resumed run's metrics.csv equals that of a run never stopped. Values by the
 /// names guess_class_entropy and guess_confidence are watched: where the guesses collapse (GuessCollapse),
-/// one line on stderr says so, once.
+/// one line on stderr says so, once a process.
 class TrainingRun {
  public:
   /// `step` counts the optimiser steps done; the caller's loop increments it, `resume` sets it.

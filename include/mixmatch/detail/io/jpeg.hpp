@@ -58,7 +58,7 @@ struct JpegDecoder {
 };
 
 /// By libjpeg-turbo. A picture much larger than it is to become is decoded at a part of its size, which takes
-/// a part of the time: the smallest number of eighths that leaves its shorter side twice as long.
+/// a part of the time: the smallest of 1/8, 1/4 and 1/2 that leaves its shorter side twice as long.
 inline std::string decode_jpeg(std::string_view bytes, Picture& picture) {
   constexpr const char* format = "JPEG";
   JpegDecoder decoder;
