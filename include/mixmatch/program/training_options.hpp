@@ -172,7 +172,8 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"model", "Network"}, o.model, detail::model_names());
   visit(OptionText{"weights",
                    "Published weights of that network to start from, as safetensors "
-                   "(examples/python/convert_weights.py); a head for other classes starts anew"},
+                   "(examples/python/convert_weights.py); a head for other classes starts anew, batch-norm "
+                   "statistics go on from the file's"},
         o.weights);
   visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers"}, o.depth, Whole{1});
   visit(OptionText{"widen", "wide_resnet: widen factor"}, o.widen, Whole{1});
@@ -311,7 +312,8 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
                 .augmentation(augment_options(o))
                 .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
                                                        : augment::RandAugmentOptions::fixmatch()))
-      .learner(LearnerOptions().warmup(o.debias))
+      // Published statistics are no random start to be forgotten.
+      .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
       .precision(parse_precision(o.precision))
       .graph(o.graph)
       .prefetch(o.prefetch);
