@@ -7,6 +7,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
@@ -156,10 +157,8 @@ class EfficientNetLiteImpl : public torch::nn::Cloneable<EfficientNetLiteImpl> {
 
   explicit EfficientNetLiteImpl(const EfficientNetLiteOptions& options) : options_(options) {
     detail::efficientnet_lite_scale(options.variant());
-    TORCH_CHECK(options.num_classes() >= 1, "EfficientNetLite: num_classes must be >= 1, got ",
-                options.num_classes());
-    TORCH_CHECK(options.in_channels() >= 1, "EfficientNetLite: in_channels must be >= 1, got ",
-                options.in_channels());
+    detail::check_positive("EfficientNetLite", "num_classes", options.num_classes());
+    detail::check_positive("EfficientNetLite", "in_channels", options.in_channels());
     TORCH_CHECK(dropout() >= 0 && dropout() < 1, "EfficientNetLite: dropout must be in [0, 1), got ",
                 dropout());
     TORCH_CHECK(options.drop_connect() >= 0 && options.drop_connect() < 1,
@@ -215,9 +214,7 @@ class EfficientNetLiteImpl : public torch::nn::Cloneable<EfficientNetLiteImpl> {
   }
 
   Tensor forward(const Tensor& images) {
-    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(),
-                "EfficientNetLite: input must be [N, ", options_.in_channels(), ", H, W], got ",
-                images.sizes());
+    detail::check_images("EfficientNetLite", images, options_.in_channels());
     Tensor x = at::clamp_max(bn0(detail::same_convolution(conv_stem, images)), 6);
     x = blocks->forward(x);
     x = at::clamp_max(bn1(conv_head(x)), 6).mean({2, 3});

@@ -114,26 +114,49 @@ class NetworkImpl : public torch::nn::Module {
 };
 TORCH_MODULE(Network);
 
-/// The names that named_network() knows.
-inline const std::vector<std::string>& network_names() {
-  static const std::vector<std::string> names{"resnet18",
-                                              "resnet34",
-                                              "resnet50",
-                                              "efficientnet_lite0",
-                                              "efficientnet_lite1",
-                                              "efficientnet_lite2",
-                                              "efficientnet_lite3",
-                                              "efficientnet_lite4",
-                                              "vit_s16",
-                                              "vit_b16"};
-  return names;
-}
-
 namespace detail {
+
+using MakeNetwork = std::function<Network(int64_t num_classes, const NetworkDescription& description)>;
+
+/// What named_network() knows: a line a network.
+inline const std::vector<std::pair<std::string, MakeNetwork>>& named_networks() {
+  const auto resnet = [](int64_t depth) -> MakeNetwork {
+    return [depth](int64_t num_classes, const NetworkDescription& description) {
+      // From [-1, 1]: ((x + 1) / 2 - mean) / deviation.
+      const Tensor deviation = torch::tensor({0.229F, 0.224F, 0.225F}).view({3, 1, 1});
+      const Tensor mean = torch::tensor({0.485F, 0.456F, 0.406F}).view({3, 1, 1});
+      return Network(ResNet(ResNetOptions(num_classes).depth(depth)).ptr(), description, 0.5 / deviation,
+                     (0.5 - mean) / deviation);
+    };
+  };
+  const auto lite = [](int64_t variant) -> MakeNetwork {
+    return [variant](int64_t num_classes, const NetworkDescription& description) {
+      return Network(EfficientNetLite(EfficientNetLiteOptions(num_classes).variant(variant)).ptr(),
+                     description);
+    };
+  };
+  const auto transformer = [](VisionTransformerOptions (*options)(int64_t)) -> MakeNetwork {
+    return [options](int64_t num_classes, const NetworkDescription& description) {
+      return Network(VisionTransformer(options(num_classes)).ptr(), description);
+    };
+  };
+  static const std::vector<std::pair<std::string, MakeNetwork>> networks{
+      {"resnet18", resnet(18)},
+      {"resnet34", resnet(34)},
+      {"resnet50", resnet(50)},
+      {"efficientnet_lite0", lite(0)},
+      {"efficientnet_lite1", lite(1)},
+      {"efficientnet_lite2", lite(2)},
+      {"efficientnet_lite3", lite(3)},
+      {"efficientnet_lite4", lite(4)},
+      {"vit_s16", transformer(VisionTransformerOptions::small)},
+      {"vit_b16", transformer(VisionTransformerOptions::base)}};
+  return networks;
+}
 
 inline std::string list_of_networks() {
   std::string list;
-  for (const auto& name : network_names()) {
+  for (const auto& [name, make] : named_networks()) {
     list += (list.empty() ? "" : ", ") + name;
   }
   return list;
@@ -141,30 +164,26 @@ inline std::string list_of_networks() {
 
 }  // namespace detail
 
+/// The names that named_network() knows.
+inline const std::vector<std::string>& network_names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> list;
+    for (const auto& [name, make] : detail::named_networks()) {
+      list.push_back(name);
+    }
+    return list;
+  }();
+  return names;
+}
+
 /// A network of the field by its name, for colour images in [-1, 1]; a ResNet gets them normalised by
 /// ImageNet's mean and deviation, as torchvision's weights expect. Throws on a name that is none of
 /// network_names().
 inline Network named_network(const std::string& name, int64_t num_classes) {
-  const NetworkDescription description{{"architecture", name}, {"num_classes", std::to_string(num_classes)}};
-  if (name == "resnet18" || name == "resnet34" || name == "resnet50") {
-    // From [-1, 1]: ((x + 1) / 2 - mean) / deviation.
-    const Tensor deviation = torch::tensor({0.229F, 0.224F, 0.225F}).view({3, 1, 1});
-    const Tensor mean = torch::tensor({0.485F, 0.456F, 0.406F}).view({3, 1, 1});
-    const auto options = ResNetOptions(num_classes)
-                             .depth(name == "resnet18"   ? 18
-                                    : name == "resnet34" ? 34
-                                                         : 50);
-    return Network(ResNet(options).ptr(), description, 0.5 / deviation, (0.5 - mean) / deviation);
-  }
-  if (name.size() == 18 && name.substr(0, 17) == "efficientnet_lite" && name[17] >= '0' && name[17] <= '4') {
-    const auto options = EfficientNetLiteOptions(num_classes).variant(name[17] - '0');
-    return Network(EfficientNetLite(options).ptr(), description);
-  }
-  if (name == "vit_s16") {
-    return Network(VisionTransformer(VisionTransformerOptions::small(num_classes)).ptr(), description);
-  }
-  if (name == "vit_b16") {
-    return Network(VisionTransformer(VisionTransformerOptions::base(num_classes)).ptr(), description);
+  for (const auto& [known, make] : detail::named_networks()) {
+    if (known == name) {
+      return make(num_classes, {{"architecture", name}, {"num_classes", std::to_string(num_classes)}});
+    }
   }
   TORCH_CHECK(false, "there is no network ", mixmatch::detail::quote_for_message(name), "; there are ",
               detail::list_of_networks());

@@ -7,6 +7,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
@@ -104,8 +105,8 @@ class ResNetImpl : public torch::nn::Cloneable<ResNetImpl> {
   explicit ResNetImpl(const ResNetOptions& options) : options_(options) {
     TORCH_CHECK(options.depth() == 18 || options.depth() == 34 || options.depth() == 50,
                 "ResNet: depth must be 18, 34 or 50, got ", options.depth());
-    TORCH_CHECK(options.num_classes() >= 1, "ResNet: num_classes must be >= 1, got ", options.num_classes());
-    TORCH_CHECK(options.in_channels() >= 1, "ResNet: in_channels must be >= 1, got ", options.in_channels());
+    detail::check_positive("ResNet", "num_classes", options.num_classes());
+    detail::check_positive("ResNet", "in_channels", options.in_channels());
     reset();
   }
 
@@ -130,8 +131,7 @@ class ResNetImpl : public torch::nn::Cloneable<ResNetImpl> {
   }
 
   Tensor forward(const Tensor& images) {
-    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(), "ResNet: input must be [N, ",
-                options_.in_channels(), ", H, W], got ", images.sizes());
+    detail::check_images("ResNet", images, options_.in_channels());
     Tensor x = at::max_pool2d(bn1(conv1(images)), 3, 2, 1);
     for (auto& layer : layers) {
       x = layer->forward(x);

@@ -11,6 +11,7 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 #include <mixmatch/detail/version.hpp>
+#include <mixmatch/models/detail/checks.hpp>
 
 #include <cstdint>
 #include <vector>
@@ -150,16 +151,13 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
   static constexpr const char* head_name = "head";
 
   explicit VisionTransformerImpl(const VisionTransformerOptions& options) : options_(options) {
-    const auto positive = [](const char* name, int64_t value) {
-      TORCH_CHECK(value >= 1, "VisionTransformer: ", name, " must be >= 1, got ", value);
-    };
-    positive("num_classes", options.num_classes());
-    positive("patch_size", options.patch_size());
-    positive("image_size", options.image_size());
-    positive("depth", options.depth());
-    positive("heads", options.heads());
-    positive("width", options.width());
-    positive("in_channels", options.in_channels());
+    detail::check_positive("VisionTransformer", "num_classes", options.num_classes());
+    detail::check_positive("VisionTransformer", "patch_size", options.patch_size());
+    detail::check_positive("VisionTransformer", "image_size", options.image_size());
+    detail::check_positive("VisionTransformer", "depth", options.depth());
+    detail::check_positive("VisionTransformer", "heads", options.heads());
+    detail::check_positive("VisionTransformer", "width", options.width());
+    detail::check_positive("VisionTransformer", "in_channels", options.in_channels());
     TORCH_CHECK(options.image_size() % options.patch_size() == 0,
                 "VisionTransformer: image_size must be a multiple of patch_size ", options.patch_size(),
                 ", got ", options.image_size());
@@ -203,9 +201,7 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
 
   Tensor forward(const Tensor& images) {
     const int64_t patch = options_.patch_size();
-    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(),
-                "VisionTransformer: input must be [N, ", options_.in_channels(), ", H, W], got ",
-                images.sizes());
+    detail::check_images("VisionTransformer", images, options_.in_channels());
     TORCH_CHECK(images.size(2) > 0 && images.size(2) % patch == 0 && images.size(3) > 0 &&
                     images.size(3) % patch == 0,
                 "VisionTransformer: height and width of the images must be multiples of the patch size ",

@@ -8,6 +8,7 @@
 #include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 
@@ -150,14 +151,11 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   explicit WideResNetImpl(const WideResNetOptions& options) : options_(options) {
     TORCH_CHECK(options.depth() >= 10 && (options.depth() - 4) % 6 == 0,
                 "WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, …), got ", options.depth());
-    TORCH_CHECK(options.widen_factor() >= 1, "WideResNet: widen_factor must be >= 1, got ",
-                options.widen_factor());
+    detail::check_positive("WideResNet", "widen_factor", options.widen_factor());
     TORCH_CHECK(options.filters() >= 0, "WideResNet: filters must be >= 0, got ", options.filters());
-    TORCH_CHECK(options.scales() >= 1, "WideResNet: scales must be >= 1, got ", options.scales());
-    TORCH_CHECK(options.num_classes() >= 1, "WideResNet: num_classes must be >= 1, got ",
-                options.num_classes());
-    TORCH_CHECK(options.in_channels() >= 1, "WideResNet: in_channels must be >= 1, got ",
-                options.in_channels());
+    detail::check_positive("WideResNet", "scales", options.scales());
+    detail::check_positive("WideResNet", "num_classes", options.num_classes());
+    detail::check_positive("WideResNet", "in_channels", options.in_channels());
     reset();
   }
 
@@ -181,8 +179,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   }
 
   Tensor forward(const Tensor& images) {
-    TORCH_CHECK(images.dim() == 4 && images.size(1) == options_.in_channels(),
-                "WideResNet: input must be [N, ", options_.in_channels(), ", H, W], got ", images.sizes());
+    detail::check_images("WideResNet", images, options_.in_channels());
     ResidualSum x{conv1(images), Tensor()};
     for (auto& group : groups) {
       x = group->forward_parts(x);
