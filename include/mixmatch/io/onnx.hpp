@@ -62,7 +62,7 @@ inline int64_t onnx_type(at::ScalarType type) {
 }
 
 /// Writes the nodes of a traced graph as ONNX's. Each of LibTorch's calls that the library's networks make is
-/// a line or two in node().
+/// a line or two in call().
 class OnnxWriter {
  public:
   OnnxWriter(const torch::jit::Module& module, const Tensor& example, const OnnxOptions& options)
@@ -129,16 +129,6 @@ class OnnxWriter {
     return *sizes;
   }
 
-  // What a node is told besides tensors.
-  c10::IValue constant(const Value* value) const {
-    if (const auto found = attributes_.find(value); found != attributes_.end()) {
-      return found->second.value;
-    }
-    const auto known = torch::jit::toIValue(value);
-    TORCH_CHECK(known.has_value(), "save_onnx: ", value->node()->kind().toQualString(),
-                " computes a number or a size, expected a constant");
-    return *known;
-  }
   /// What is known without the images: a constant, or a list of such.
   AtenOptional<c10::IValue> known(const Value* value) const {
     if (const auto found = attributes_.find(value); found != attributes_.end()) {
@@ -157,6 +147,17 @@ class OnnxWriter {
     }
     return c10::IValue(list);
   }
+  // What a node is told besides tensors.
+  c10::IValue constant(const Value* value) const {
+    auto result = known(value);
+    TORCH_CHECK(result.has_value(), "save_onnx: ", value->node()->kind().toQualString(),
+                " computes a number or a size, expected a constant");
+    return *result;
+  }
+  std::vector<int64_t> numbers(const Value* value) const { return constant(value).toIntVector(); }
+  int64_t number(const Value* value) const { return constant(value).toInt(); }
+  float real(const Value* value) const { return constant(value).toScalar().toFloat(); }
+
   /// Does a call of weights and constants alone now, as of a position embedding for another size.
   bool fold(const torch::jit::Node& node) {
     torch::jit::Stack stack;
@@ -171,18 +172,6 @@ class OnnxWriter {
     attributes_[node.output()] = {"", stack.at(0)};
     return true;
   }
-  std::vector<int64_t> numbers(const Value* value) const {
-    if (value->node()->kind() != c10::prim::ListConstruct) {
-      return constant(value).toIntVector();
-    }
-    std::vector<int64_t> list;
-    for (const auto* element : value->node()->inputs()) {
-      list.push_back(constant(element).toInt());
-    }
-    return list;
-  }
-  int64_t number(const Value* value) const { return constant(value).toInt(); }
-  float real(const Value* value) const { return constant(value).toScalar().toFloat(); }
 
   // Tensors.
   std::string add_tensor(const Tensor& values, std::string called) {
