@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <torch/serialize.h>
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 
 #include <cstdint>
 #include <string>
@@ -36,8 +37,7 @@ class DistributionAlignment {
   explicit DistributionAlignment(const Tensor& prior, const DistributionAlignmentOptions& options = {}) {
     TORCH_CHECK(
         prior.defined() && prior.dim() == 1 && prior.size(0) >= 1 && at::isFloatingType(prior.scalar_type()),
-        "DistributionAlignment: prior must be floating-point [L], got ",
-        prior.defined() ? c10::str(prior.scalar_type(), " ", prior.sizes()) : std::string("undefined"));
+        "DistributionAlignment: prior must be floating-point [L], got ", detail::type_and_sizes(prior));
     TORCH_CHECK(prior.isfinite().all().item<bool>() && prior.ge(0).all().item<bool>() &&
                     prior.sum().item<double>() > 0,
                 "DistributionAlignment: prior must hold finite shares >= 0 that are not all 0");
@@ -56,8 +56,7 @@ class DistributionAlignment {
                     probabilities.size(1) == prior_.size(0) &&
                     at::isFloatingType(probabilities.scalar_type()),
                 "DistributionAlignment: probabilities must be floating-point [N, ", prior_.size(0), "], got ",
-                probabilities.defined() ? c10::str(probabilities.scalar_type(), " ", probabilities.sizes())
-                                        : std::string("undefined"));
+                detail::type_and_sizes(probabilities));
     const torch::NoGradGuard no_grad;
     const Tensor ratio = (prior_ + 1e-6) / (means_.mean(0) + 1e-6);
     const Tensor aligned = probabilities * ratio.to(probabilities.scalar_type());

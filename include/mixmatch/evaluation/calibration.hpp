@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 
 #include <algorithm>
@@ -23,8 +24,7 @@ inline KnownRows known_rows(const char* function, const char* name, const Tensor
                             const Tensor& labels) {
   TORCH_CHECK(
       values.defined() && values.dim() == 2 && values.size(1) > 0 && at::isFloatingType(values.scalar_type()),
-      function, ": ", name, " must be floating-point [N, L], got ",
-      values.defined() ? c10::str(values.scalar_type(), " ", values.sizes()) : "undefined");
+      function, ": ", name, " must be floating-point [N, L], got ", mixmatch::detail::type_and_sizes(values));
   check_class_indices(function, "labels", labels);
   TORCH_CHECK(labels.size(0) == values.size(0), function, ": ", name, " has ", values.size(0),
               " rows, labels ", labels.size(0));
@@ -221,8 +221,7 @@ inline Tensor scale_temperature(const Tensor& probabilities, double temperature)
   TORCH_CHECK(
       probabilities.defined() && probabilities.dim() == 2 && at::isFloatingType(probabilities.scalar_type()),
       "scale_temperature: probabilities must be floating-point [N, L], got ",
-      probabilities.defined() ? c10::str(probabilities.scalar_type(), " ", probabilities.sizes())
-                              : "undefined");
+      mixmatch::detail::type_and_sizes(probabilities));
   TORCH_CHECK(temperature > 0 && std::isfinite(temperature),
               "scale_temperature: temperature must be a finite number > 0, got ", temperature);
   const Tensor p = probabilities.to(at::kDouble);

@@ -17,8 +17,7 @@ inline Tensor most_confident_errors(const Tensor& probabilities, const Tensor& l
   TORCH_CHECK(probabilities.defined() && probabilities.dim() == 2 && probabilities.size(1) > 0 &&
                   at::isFloatingType(probabilities.scalar_type()),
               "most_confident_errors: probabilities must be floating-point [N, L], got ",
-              probabilities.defined() ? c10::str(probabilities.scalar_type(), " ", probabilities.sizes())
-                                      : "undefined");
+              mixmatch::detail::type_and_sizes(probabilities));
   detail::check_class_indices("most_confident_errors", "labels", labels);
   TORCH_CHECK(labels.size(0) == probabilities.size(0), "most_confident_errors: probabilities has ",
               probabilities.size(0), " rows, labels ", labels.size(0));

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 
 #include <limits>
 #include <string>
@@ -14,15 +15,14 @@ namespace detail {
 
 inline void check_class_indices(const char* function, const char* name, const Tensor& indices) {
   TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong, function, ": ",
-              name, " must be int64 [N], got ",
-              indices.defined() ? c10::str(indices.scalar_type(), " ", indices.sizes()) : "undefined");
+              name, " must be int64 [N], got ", mixmatch::detail::type_and_sizes(indices));
 }
 
 inline void check_confusion(const char* function, const Tensor& confusion) {
   TORCH_CHECK(confusion.defined() && confusion.dim() == 2 && confusion.size(0) == confusion.size(1) &&
                   confusion.scalar_type() == at::kLong,
               function, ": confusion must be int64 [L, L], got ",
-              confusion.defined() ? c10::str(confusion.scalar_type(), " ", confusion.sizes()) : "undefined");
+              mixmatch::detail::type_and_sizes(confusion));
 }
 
 }  // namespace detail

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/describe.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 
 namespace mixmatch::training {
@@ -40,7 +41,7 @@ inline GuessQuality guess_quality(const Tensor& guessed, const Tensor& labels) {
   TORCH_CHECK(guessed.defined() && guessed.dim() == 2 && guessed.numel() > 0 &&
                   at::isFloatingType(guessed.scalar_type()),
               "guess_quality: guessed must be a non-empty floating-point [N, L], got ",
-              guessed.defined() ? c10::str(guessed.scalar_type(), " ", guessed.sizes()) : "undefined");
+              mixmatch::detail::type_and_sizes(guessed));
   detail::check_class_indices("guess_quality", "labels", labels);
   TORCH_CHECK(labels.size(0) == guessed.size(0), "guess_quality: guessed has ", guessed.size(0),
               " rows, labels ", labels.size(0));

@@ -163,6 +163,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                      .set("seconds_per_step", run.seconds_per_step());
   Report report;
   Tensor probabilities;
+  double balanced = 0, calibration_error = 0, scaled_calibration_error = 0;  // in percent
   if (judged.size() > 0) {
     probabilities = has_test ? predict(judged) : held_out;
     report.confusion = confusion_matrix(judged.labels, probabilities.argmax(1), classes);
@@ -170,12 +171,14 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     report.reliability_scaled =
         reliability_bins(scale_temperature(probabilities, confidence.rule.temperature), judged.labels);
     report.temperature = confidence.rule.temperature;
-    const double balanced = 100 * balanced_accuracy(report.confusion);
+    balanced = 100 * balanced_accuracy(report.confusion);
+    calibration_error = 100 * expected_calibration_error(report.reliability);
+    scaled_calibration_error = 100 * expected_calibration_error(report.reliability_scaled);
     summary.set(judged_error_name + "_low", interval.low)
         .set(judged_error_name + "_high", interval.high)
         .set(kind + "_balanced_accuracy", balanced)
-        .set(kind + "_calibration_error", 100 * expected_calibration_error(report.reliability))
-        .set(kind + "_calibration_error_scaled", 100 * expected_calibration_error(report.reliability_scaled));
+        .set(kind + "_calibration_error", calibration_error)
+        .set(kind + "_calibration_error_scaled", scaled_calibration_error);
   }
   summary.set("temperature", confidence.rule.temperature)
       .set("confidence", detail::confidence_text(confidence))
@@ -206,11 +209,9 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     }
     print_message(stdout, line + "\n");
     print_message(stdout, "balanced accuracy {:.2f} %, calibration error {:.2f} %{}; confidences are {}\n",
-                  100 * balanced_accuracy(report.confusion),
-                  100 * expected_calibration_error(report.reliability),
+                  balanced, calibration_error,
                   confidence.temperature.fitted
-                      ? fmt::format(", {:.2f} % at temperature {:.3f}",
-                                    100 * expected_calibration_error(report.reliability_scaled),
+                      ? fmt::format(", {:.2f} % at temperature {:.3f}", scaled_calibration_error,
                                     confidence.rule.temperature)
                       : std::string(),
                   detail::confidence_text(confidence));
@@ -233,8 +234,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
   if (!std::isnan(judged_error)) {
     report.summary.emplace_back(kind + " error, averaged weights [95 % interval]",
                                 error_text(judged_error, judged.size()));
-    report.summary.emplace_back("balanced accuracy",
-                                fmt::format("{:.2f} %", 100 * balanced_accuracy(report.confusion)));
+    report.summary.emplace_back("balanced accuracy", fmt::format("{:.2f} %", balanced));
   }
   percent("test error, raw weights", test_error);
   percent("median of the last 20 evaluations", median);

@@ -60,7 +60,7 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
   Progress progress("supervised baseline", steps);
   while (state.step < steps) {
     const auto means = trainer.run(std::min<int64_t>(o.log_every, steps - state.step));
-    if (!means.finite) {
+    if (!means.problem().empty()) {
       return {};
     }
     progress.update(state.step, "");
