@@ -80,13 +80,14 @@ void emulated_flat_step(const FlatParameters& f, const FlatScalars& s, const Fla
       if (const auto* adam = std::get_if<AdamRule>(&c.rule)) {
         emulated::launch(2, 1, 4, emulated::adam_step<Scalar>, at(f.parameters), gradients,
                          at(f.first_moment), at(f.second_moment), at(f.average), is_kernel,
+                         static_cast<const Scalar*>(nullptr),
                          emulated::pointer<const long long>(s.steps_done), rate, decay, apply, adam->beta1,
                          adam->beta2, adam->eps, c.weight_decay, c.l2, kFlatSize);
       } else {
         const auto& sgd = std::get<SgdRule>(c.rule);
         emulated::launch(2, 1, 4, emulated::sgd_step<Scalar>, at(f.parameters), gradients, at(f.first_moment),
-                         at(f.average), is_kernel, rate, decay, apply, sgd.momentum,
-                         static_cast<long long>(sgd.nesterov), c.weight_decay, c.l2, kFlatSize);
+                         at(f.average), is_kernel, static_cast<const Scalar*>(nullptr), rate, decay, apply,
+                         sgd.momentum, static_cast<long long>(sgd.nesterov), c.weight_decay, c.l2, kFlatSize);
       }
     }
   };

@@ -364,6 +364,44 @@ TEST_CASE("Optimizer: a device's kernels and ATen's calls do the same") {
   }
 }
 
+TEST_CASE("Optimizer: a factor on a parameter's learning rate is that learning rate") {
+  const auto factor = [](const std::string& name) {
+    return name.rfind("0.", 0) == 0 ? 0.1 : name == "2.weight" ? 3.0 : name == "2.bias" ? 0.0 : 1.0;
+  };
+  for (const auto path : kAllPaths) {
+    for (const auto type : {at::kFloat, at::kDouble}) {
+      for (const UpdateRule& rule : kBothRules) {
+        INFO(name_of(rule) << ", " << type << ", path " << static_cast<int>(path));
+        const auto options = OptimizerOptions(0.01).rule(rule).weight_decay(0.3).l2(0.2);
+        const auto averaging = mm::EmaModelOptions(0.25);
+        const auto train = [&](const OptimizerOptions& own) {
+          auto model = optimizer_model(4, /*large=*/true);
+          model->to(type);
+          mm::EmaModel ema(model, averaging);
+          const auto optimizer = make_optimizer(path, model, ema, own);
+          for (int64_t step = 0; step < 4; ++step) {
+            fill_optimizer_gradients(model, step);
+            CHECK(step_on(path, *optimizer));
+          }
+          return optimizer_results(model, ema);
+        };
+        const auto mine = train(OptimizerOptions(options).rate_factor(factor));
+        auto model = optimizer_model(4, /*large=*/true);
+        const auto names = model->named_parameters().keys();
+        REQUIRE(mine.size() == 2 * names.size());
+        for (const double value : {0.1, 3.0, 0.0, 1.0}) {
+          const auto theirs = train(OptimizerOptions(options).learning_rate(0.01 * value));
+          for (size_t i = 0; i < mine.size(); ++i) {
+            if (factor(names[i % names.size()]) == value) {
+              CHECK(at::allclose(mine[i], theirs[i], 0, type == at::kDouble ? 1e-12 : 5e-6));
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("Optimizer: a network's own gradients") {
   for (const auto path : {OptimizerPath::cpu, OptimizerPath::aten}) {
     for (const UpdateRule& rule : kBothRules) {
@@ -1019,6 +1057,10 @@ TEST_CASE("Optimizer: names what does not fit") {
              contains("weight_decay must be >= 0 and at most 1 / learning_rate, got -1"));
   CHECK_THAT(refused(OptimizerOptions(0.5).weight_decay(3)), contains("weight_decay"));
   CHECK_THAT(refused(OptimizerOptions().l2(-0.5)), contains("l2 must be finite and >= 0, got -0.5"));
+  CHECK_THAT(
+      refused(OptimizerOptions().rate_factor([](const std::string&) { return -1.0; })),
+      contains("rate_factor must be finite, >= 0 and at most 1 / (learning_rate weight_decay), got -1 for "
+               "0.weight"));
   CHECK_THAT(refused(OptimizerOptions().rule(AdamRule{1})), contains("beta1 must be in [0, 1), got 1"));
   CHECK_THAT(refused(OptimizerOptions().rule(AdamRule{0.9, -0.1})),
              contains("beta2 must be in [0, 1), got -0.1"));

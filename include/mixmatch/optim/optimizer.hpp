@@ -37,12 +37,15 @@ struct OptimizerOptions {
   /// Factor on the learning rate, a function of the steps taken, int64 [], to float64 [] on the device, such
   /// as cosine_decay(); none: what learning_rate() holds.
   TORCH_ARG(std::function<Tensor(const Tensor&)>, schedule) = nullptr;
+  /// Factor on the learning rate of a parameter, by its name, >= 0: smaller for a backbone with published
+  /// weights than for a new head; none: 1.
+  TORCH_ARG(std::function<double(const std::string&)>, rate_factor) = nullptr;
 };
 
 /// One update in the papers' order, after loss.backward(): the rule's step, decay of kernels (see
 /// decay_weights()) and the moving average, in one pass over memory:
 ///
-///     w <- rule(w, g),   w <- w (1 - lr weight_decay) for kernels
+///     w <- rule(w, g),   w <- w (1 - lr weight_decay) for kernels,   lr = learning_rate rate_factor
 ///     average <- decay average + (1 - decay) w
 ///
 /// what torch::optim::Adam or SGD, decay_weights() and EmaModel::update() do one after the other, equal to
@@ -193,6 +196,7 @@ class Optimizer {
     std::string name;
     Tensor tensor, average;  // the model's and the EmaModel's own handles
     bool is_kernel;
+    double rate_factor;
     int64_t offset, size;  // in the blocks; `size` is rounded up
     std::vector<int64_t> strides;
   };
@@ -264,7 +268,13 @@ class Optimizer {
     }
     const int64_t size = (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
     const Tensor dense = tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
-    parameters_.push_back({name, tensor, average, is_kernel, total_, size, dense.strides().vec()});
+    const double factor = options_.rate_factor() ? options_.rate_factor()(name) : 1;
+    TORCH_CHECK(
+        factor >= 0 && std::isfinite(factor) &&
+            factor * options_.learning_rate() * options_.weight_decay() <= 1,
+        "Optimizer: rate_factor must be finite, >= 0 and at most 1 / (learning_rate weight_decay), got ",
+        factor, " for ", name);
+    parameters_.push_back({name, tensor, average, is_kernel, factor, total_, size, dense.strides().vec()});
     total_ += size;
   }
 
@@ -307,6 +317,13 @@ class Optimizer {
         }
       }
       zeros_ = at::zeros({largest}, options);
+      if (options_.rate_factor()) {
+        flat_.rate_factors = at::ones({total_ / kAlignment}, options);
+        for (const Parameter& parameter : parameters_) {
+          flat_.rate_factors.narrow(0, parameter.offset / kAlignment, parameter.size / kAlignment)
+              .fill_(parameter.rate_factor);
+        }
+      }
     }
   }
 
@@ -355,7 +372,8 @@ class Optimizer {
       tasks.push_back({at(flat_.parameters, parameter), gradient.data_ptr(),
                        at(flat_.first_moment, parameter), at(flat_.second_moment, parameter),
                        decay == 1 ? nullptr : at(flat_.average, parameter), parameter.tensor.numel(),
-                       parameter.is_kernel ? 1 - rate * options_.weight_decay() : 1.0,
+                       parameter.rate_factor,
+                       parameter.is_kernel ? 1 - rate * options_.weight_decay() * parameter.rate_factor : 1.0,
                        parameter.is_kernel ? options_.l2() : 0.0});
       gradients.push_back(std::move(gradient));
     }

@@ -18,12 +18,12 @@ namespace mixmatch::detail {
 using torch::Tensor;
 
 /// One tensor's part of a step: its memory, all of one layout. `second_moment` is Adam's; `average` may be
-/// null, and then nothing is averaged. `l2` w joins the gradient; `shrink` is the decoupled weight decay's
-/// factor.
+/// null, and then nothing is averaged. `rate_factor` times the step's learning rate is the tensor's; `l2` w
+/// joins the gradient; `shrink` is the decoupled weight decay's factor.
 struct UpdateTask {
   void *weight, *gradient, *first_moment, *second_moment, *average;
   int64_t size;
-  double shrink, l2;
+  double rate_factor, shrink, l2;
 };
 
 #if MIXMATCH_SIMD
@@ -61,6 +61,8 @@ struct RuleStep<AdamRule, Scalar> {
         size(static_cast<Scalar>(rate / (1 - std::pow(rule.beta1, t)))),
         correction(static_cast<Scalar>(1 / std::sqrt(1 - std::pow(rule.beta2, t)))) {}
 
+  void scale_rate(double factor) { size *= static_cast<Scalar>(factor); }
+
   template <class V>
   MIXMATCH_INLINE void move(V& w, const V& g, V& m, V& v) const {
     m = m * keep1 + g * take1;
@@ -83,6 +85,8 @@ struct RuleStep<SgdRule, Scalar> {
         gradient(static_cast<Scalar>(rule.nesterov ? 1 : 0)),
         moved(static_cast<Scalar>(rule.nesterov ? rule.momentum : 1)) {}
 
+  void scale_rate(double factor) { rate *= static_cast<Scalar>(factor); }
+
   template <class V>
   MIXMATCH_INLINE void move(V& w, const V& g, V& m, V&) const {
     m = m * momentum + g;
@@ -97,7 +101,8 @@ struct UpdateKernel {
   static MIXMATCH_INLINE void run(Scalar* weight, const UpdateTask* task, const Step* numbers, double decay,
                                   int64_t begin, int64_t end) {
     using L = Lanes<Scalar, std::is_same_v<Scalar, float> ? Bytes : 0>;
-    const Step step = *numbers;
+    Step step = *numbers;
+    step.scale_rate(task->rate_factor);
     const auto* gradient = static_cast<const Scalar*>(task->gradient);
     auto* first = static_cast<Scalar*>(task->first_moment);
     auto* second = static_cast<Scalar*>(task->second_moment);

@@ -11,25 +11,30 @@ namespace mixmatch::detail {
 
 inline constexpr CudaSource cuda_optimizer_source{"mixmatch_optimizer.cu", R"cuda(
 // What is common to the rules: decoupled decay of the elements that `is_kernel` marks, and the moving average
-// (where `average` is given). What changes from step to step is read from the device. Nothing is done where
-// *apply is 0.
+// (where `average` is given). What changes from step to step is read from the device. Each 64 elements have a
+// factor on the learning rate (where `rate_factors` is given). Nothing is done where *apply is 0.
 struct FlatNumbers {
-  double shrink, keep;
+  double decay, keep;
 };
 
 __device__ inline FlatNumbers flat_numbers(const double* learning_rate, const double* average_decay,
                                            double weight_decay) {
   FlatNumbers numbers;
-  numbers.shrink = 1 - *learning_rate * weight_decay;
+  numbers.decay = *learning_rate * weight_decay;
   numbers.keep = average_decay != nullptr ? *average_decay : 1.0;
   return numbers;
 }
 
 template <class Scalar>
+__device__ inline Scalar rate_factor(const Scalar* rate_factors, i64 i) {
+  return rate_factors != nullptr ? rate_factors[i / 64] : static_cast<Scalar>(1);
+}
+
+template <class Scalar>
 __device__ inline void finish_element(Scalar parameter, Scalar* parameters, Scalar* average, const u8* is_kernel,
-                                      Scalar shrink, Scalar keep, Scalar take, i64 i) {
+                                      double decay, Scalar factor, Scalar keep, Scalar take, i64 i) {
   if (is_kernel[i] != 0) {
-    parameter *= shrink;
+    parameter *= static_cast<Scalar>(1 - decay * factor);
   }
   parameters[i] = parameter;
   if (average != nullptr) {
@@ -39,7 +44,8 @@ __device__ inline void finish_element(Scalar parameter, Scalar* parameters, Scal
 
 template <class Scalar>
 __global__ void adam_step(Scalar* parameters, const Scalar* gradients, Scalar* first_moment,
-                          Scalar* second_moment, Scalar* average, const u8* is_kernel, const i64* steps_done,
+                          Scalar* second_moment, Scalar* average, const u8* is_kernel,
+                          const Scalar* rate_factors, const i64* steps_done,
                           const double* learning_rate, const double* average_decay, const u8* apply,
                           double beta1, double beta2, double eps, double weight_decay, double l2, i64 size) {
   __shared__ double numbers[2];
@@ -55,7 +61,6 @@ __global__ void adam_step(Scalar* parameters, const Scalar* gradients, Scalar* f
   const FlatNumbers flat = flat_numbers(learning_rate, average_decay, weight_decay);
   const Scalar step_size = static_cast<Scalar>(numbers[0]);
   const Scalar root_correction = static_cast<Scalar>(numbers[1]);
-  const Scalar shrink = static_cast<Scalar>(flat.shrink);
   const Scalar keep = static_cast<Scalar>(flat.keep), take = static_cast<Scalar>(1 - flat.keep);
   const Scalar keep1 = static_cast<Scalar>(beta1), take1 = static_cast<Scalar>(1 - beta1);
   const Scalar keep2 = static_cast<Scalar>(beta2), take2 = static_cast<Scalar>(1 - beta2);
@@ -70,20 +75,22 @@ __global__ void adam_step(Scalar* parameters, const Scalar* gradients, Scalar* f
     first_moment[i] = first;
     second_moment[i] = second;
     const Scalar root = square_root(second) / root_correction + static_cast<Scalar>(eps);
-    finish_element(parameters[i] - step_size * first / root, parameters, average, is_kernel, shrink, keep, take, i);
+    const Scalar factor = rate_factor(rate_factors, i);
+    finish_element(parameters[i] - step_size * factor * first / root, parameters, average, is_kernel, flat.decay,
+                   factor, keep, take, i);
   }
 }
 
 template <class Scalar>
 __global__ void sgd_step(Scalar* parameters, const Scalar* gradients, Scalar* first_moment, Scalar* average,
-                         const u8* is_kernel, const double* learning_rate, const double* average_decay,
+                         const u8* is_kernel, const Scalar* rate_factors, const double* learning_rate,
+                         const double* average_decay,
                          const u8* apply, double momentum, i64 nesterov, double weight_decay, double l2, i64 size) {
   if (apply != nullptr && *apply == 0) {
     return;
   }
   const FlatNumbers flat = flat_numbers(learning_rate, average_decay, weight_decay);
   const Scalar rate = static_cast<Scalar>(*learning_rate), kept = static_cast<Scalar>(momentum);
-  const Scalar shrink = static_cast<Scalar>(flat.shrink);
   const Scalar keep = static_cast<Scalar>(flat.keep), take = static_cast<Scalar>(1 - flat.keep);
   const i64 stride = static_cast<i64>(gridDim.x) * blockDim.x;
   for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < size; i += stride) {
@@ -94,7 +101,9 @@ __global__ void sgd_step(Scalar* parameters, const Scalar* gradients, Scalar* fi
     const Scalar first = kept * first_moment[i] + gradient;
     first_moment[i] = first;
     const Scalar move = nesterov != 0 ? gradient + kept * first : first;
-    finish_element(parameters[i] - rate * move, parameters, average, is_kernel, shrink, keep, take, i);
+    const Scalar factor = rate_factor(rate_factors, i);
+    finish_element(parameters[i] - rate * factor * move, parameters, average, is_kernel, flat.decay, factor, keep,
+                   take, i);
   }
 }
 )cuda"};
@@ -105,6 +114,7 @@ struct FlatParameters {
   at::Tensor second_moment;  ///< Adam's; undefined with SGD
   at::Tensor average;        ///< of the parameters; may be undefined
   at::Tensor is_kernel;      ///< bool [P]: what weight decay shrinks
+  at::Tensor rate_factors;   ///< [P / 64], of the parameters' dtype: on the learning rate; may be undefined
 };
 
 /// What a step may change without a new graph: 0-dimensional, on the parameters' device.
@@ -132,6 +142,11 @@ inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& 
       constants.l2 == 0
           ? flat.gradients
           : at::where(flat.is_kernel, flat.gradients + flat.parameters * constants.l2, flat.gradients);
+  // Undefined factors are 1, without a multiplication.
+  const at::Tensor factors = flat.rate_factors.defined()
+                                 ? flat.rate_factors.unsqueeze(1).expand({-1, 64}).reshape({-1})
+                                 : at::Tensor();
+  const auto scaled = [&](const at::Tensor& rate) { return factors.defined() ? rate * factors : rate; };
   at::Tensor moved, first;
   if (const auto* adam = std::get_if<AdamRule>(&constants.rule)) {
     const at::Tensor step = (scalars.steps_done + 1).to(at::kDouble);
@@ -141,15 +156,15 @@ inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& 
     first = flat.first_moment * adam->beta1 + gradients * (1 - adam->beta1);
     const at::Tensor second = flat.second_moment * adam->beta2 + gradients * gradients * (1 - adam->beta2);
     const at::Tensor root = second.sqrt().div_(root_correction).add_(adam->eps);
-    moved = flat.parameters - step_size * first / root;
+    moved = flat.parameters - scaled(step_size) * first / root;
     assign(flat.second_moment, second);
   } else {
     const auto& sgd = std::get<SgdRule>(constants.rule);
     first = flat.first_moment * sgd.momentum + gradients;
     const at::Tensor move = sgd.nesterov ? gradients + first * sgd.momentum : first;
-    moved = flat.parameters - scalars.learning_rate.to(type) * move;
+    moved = flat.parameters - scaled(scalars.learning_rate.to(type)) * move;
   }
-  const at::Tensor shrink = (1 - scalars.learning_rate * constants.weight_decay).to(type);
+  const at::Tensor shrink = (1 - scaled(scalars.learning_rate * constants.weight_decay)).to(type);
   const at::Tensor parameters = at::where(flat.is_kernel, moved * shrink, moved);
   if (flat.average.defined()) {
     const at::Tensor keep = scalars.average_decay.to(type);
@@ -164,7 +179,7 @@ inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& 
 /// One step of the rule, t = steps_done + 1, with l2 w in the gradient where is_kernel, then decoupled weight
 /// decay and the moving average, in the papers' order:
 ///
-///     w <- w (1 - lr weight_decay)    where is_kernel
+///     w <- w (1 - lr weight_decay)    where is_kernel; lr includes the rate factor
 ///     average <- average_decay average + (1 - average_decay) w
 ///
 /// In place, without gradient, in one kernel on CUDA. Nothing waits for the device; steps_done is not moved.
@@ -198,15 +213,16 @@ inline void flat_step_(const FlatParameters& flat, const FlatScalars& scalars,
     launch_cuda_kernel(
         cuda_optimizer_source, "adam_step" + scalar, parameters.device(), launch, data_or_null(parameters),
         data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.second_moment),
-        data_or_null(flat.average), data_or_null(flat.is_kernel), data_or_null(scalars.steps_done),
-        data_or_null(scalars.learning_rate), data_or_null(scalars.average_decay), data_or_null(scalars.apply),
-        adam->beta1, adam->beta2, adam->eps, constants.weight_decay, constants.l2, parameters.numel());
+        data_or_null(flat.average), data_or_null(flat.is_kernel), data_or_null(flat.rate_factors),
+        data_or_null(scalars.steps_done), data_or_null(scalars.learning_rate),
+        data_or_null(scalars.average_decay), data_or_null(scalars.apply), adam->beta1, adam->beta2, adam->eps,
+        constants.weight_decay, constants.l2, parameters.numel());
   } else {
     const auto& sgd = std::get<SgdRule>(constants.rule);
     launch_cuda_kernel(
         cuda_optimizer_source, "sgd_step" + scalar, parameters.device(), launch, data_or_null(parameters),
         data_or_null(flat.gradients), data_or_null(flat.first_moment), data_or_null(flat.average),
-        data_or_null(flat.is_kernel), data_or_null(scalars.learning_rate),
+        data_or_null(flat.is_kernel), data_or_null(flat.rate_factors), data_or_null(scalars.learning_rate),
         data_or_null(scalars.average_decay), data_or_null(scalars.apply), sgd.momentum,
         static_cast<int64_t>(sgd.nesterov), constants.weight_decay, constants.l2, parameters.numel());
   }
