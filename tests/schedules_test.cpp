@@ -30,6 +30,19 @@ TEST_CASE("cosine_decay: cos(7 pi t / 16)") {
   CHECK_THAT(error_of([] { cosine_decay(0, 0); }), contains("total_steps must be > 0, got 0"));
 }
 
+TEST_CASE("half_cosine_decay: (1 + cos(pi t)) / 2") {
+  CHECK(half_cosine_decay(0, 100) == 1.0);
+  CHECK(half_cosine_decay(25, 100) == Approx(0.8535533905932737).epsilon(1e-14));
+  CHECK(half_cosine_decay(50, 100) == Approx(0.5).epsilon(1e-14));
+  CHECK(half_cosine_decay(100, 100) == 0.0);
+  CHECK(half_cosine_decay(900, 100) == 0.0);
+  for (const int64_t step : {0, 2, 7, 9}) {
+    CHECK(half_cosine_decay(torch::full({}, step, at::kLong), 7).item<double>() ==
+          Approx(half_cosine_decay(step, 7)).margin(1e-15));
+  }
+  CHECK_THAT(error_of([] { half_cosine_decay(0, 0); }), contains("total_steps must be > 0, got 0"));
+}
+
 TEST_CASE("schedules: a ramp of a step counter that is a tensor") {
   for (const int64_t length : {0, 7}) {
     for (const int64_t step : {0, 2, 7, 9}) {

@@ -58,4 +58,20 @@ inline torch::Tensor cosine_decay(const torch::Tensor& step, int64_t total_steps
   return (step.to(at::kDouble) / static_cast<double>(total_steps)).clamp_(0, 1).mul_(7.0 * pi / 16.0).cos_();
 }
 
+/// (1 + cos(pi t)) / 2 with t = clamp(step / total_steps, 0, 1): from 1 to 0, as fine-tuning uses it (SGDR
+/// without restarts, arXiv 1608.03983).
+inline double half_cosine_decay(int64_t step, int64_t total_steps) {
+  constexpr double pi = 3.14159265358979323846;
+  TORCH_CHECK(total_steps > 0, "half_cosine_decay: total_steps must be > 0, got ", total_steps);
+  return (1.0 + std::cos(pi * detail::progress("half_cosine_decay", "total_steps", step, total_steps))) / 2;
+}
+
+/// The same of a step counter on a device, int64 []: float64 [] there, without waiting for it.
+inline torch::Tensor half_cosine_decay(const torch::Tensor& step, int64_t total_steps) {
+  constexpr double pi = 3.14159265358979323846;
+  TORCH_CHECK(total_steps > 0, "half_cosine_decay: total_steps must be > 0, got ", total_steps);
+  const torch::Tensor t = (step.to(at::kDouble) / static_cast<double>(total_steps)).clamp_(0, 1);
+  return t.mul_(pi).cos_().add_(1).div_(2);
+}
+
 }  // namespace mixmatch
