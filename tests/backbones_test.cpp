@@ -341,6 +341,77 @@ TEST_CASE(
              contains("there is no network \"resnet19\"; there are resnet18, resnet34, "));
 }
 
+TEST_CASE("Network: features and the head make the output, in every network") {
+  const torch::NoGradGuard no_grad;
+  torch::manual_seed(4);
+  const Tensor images = torch::randn({2, 3, 32, 32});
+  const auto check = [&](models::Network network, const std::string& head) {
+    network->eval();
+    CHECK(network->head_name == head);
+    CHECK(torch::equal(network->head()->forward(network->features(images)), network->forward(images)));
+    CHECK(network->features(images).size(1) == network->head()->options.in_features());
+  };
+  check(models::wide_resnet_network(models::WideResNetOptions(3).depth(10)), "fc");
+  for (const std::string name : {"resnet18", "efficientnet_lite0", "vit_s16"}) {
+    check(models::named_network(name, 3), models::head_name(name));
+  }
+}
+
+TEST_CASE("Network: layers that are frozen stay as they are, in a clone too") {
+  torch::manual_seed(5);
+  const Tensor images = torch::randn({3, 3, 32, 32});
+  const auto trained = [&](models::Network network) {
+    std::vector<std::string> moving;
+    network->train();
+    const auto before = network->clone();
+    network->forward(images).square().sum().backward();
+    for (const auto& parameter : network->named_parameters()) {
+      if (parameter.value().grad().defined()) {
+        moving.push_back(parameter.key());
+      }
+    }
+    for (const auto& buffer : network->named_buffers()) {
+      if (!torch::equal(buffer.value(), before->named_buffers()[buffer.key()])) {
+        moving.push_back(buffer.key());
+      }
+    }
+    return moving;
+  };
+  const auto make = [] { return models::named_network("resnet18", 3); };
+  const size_t all = 62 + 60;  // parameters and buffers
+  CHECK(trained(make()).size() == all);
+
+  auto probe = make();
+  probe->freeze({"backbone"});
+  CHECK(trained(probe) == std::vector<std::string>{"fc.weight", "fc.bias"});
+  CHECK_FALSE(probe->named_modules()["layer1.0.bn1"]->is_training());
+  CHECK(probe->named_modules()["fc"]->is_training());
+
+  auto partly = make();
+  partly->freeze({"conv1", "bn1", "layer1.0", "layer2.0.conv1.weight"});
+  for (const auto& network :
+       {partly, models::Network(std::dynamic_pointer_cast<models::NetworkImpl>(partly->clone()))}) {
+    const auto moving = trained(network);
+    CHECK(moving.size() == all - 3 - 6 - 1 - 3 - 6);
+    for (const auto& name : moving) {
+      CHECK(name.rfind("layer1.0.", 0) != 0);
+      CHECK(name.rfind("bn1.", 0) != 0);
+    }
+  }
+
+  auto statistics = make();
+  statistics->freeze_statistics();
+  CHECK(trained(statistics).size() == 62);
+  CHECK_FALSE(statistics->named_modules()["bn1"]->is_training());
+  CHECK(statistics->is_training());
+  statistics->freeze_statistics(false);
+  CHECK(statistics->named_modules()["bn1"]->is_training());
+
+  CHECK(error_of([&] { make()->freeze({"layer"}); }) ==
+        "freeze: the network has no layer with parameters \"layer\"; it has backbone, conv1, bn1, layer1, "
+        "layer2, layer3, layer4, fc");
+}
+
 TEST_CASE("EfficientNetLite: dropout and drop connect in training mode alone") {
   torch::manual_seed(4);
   EfficientNetLite model(EfficientNetLiteOptions(5));

@@ -214,11 +214,15 @@ class EfficientNetLiteImpl : public torch::nn::Cloneable<EfficientNetLiteImpl> {
   }
 
   Tensor forward(const Tensor& images) {
+    return fc(at::dropout(features(images), dropout(), is_training()));
+  }
+
+  /// What the last layer sees but for dropout, [N, 1280].
+  Tensor features(const Tensor& images) {
     detail::check_images("EfficientNetLite", images, options_.in_channels());
     Tensor x = at::clamp_max(bn0(detail::same_convolution(conv_stem, images)), 6);
     x = blocks->forward(x);
-    x = at::clamp_max(bn1(conv_head(x)), 6).mean({2, 3});
-    return fc(at::dropout(x, dropout(), is_training()));
+    return at::clamp_max(bn1(conv_head(x)), 6).mean({2, 3});
   }
 
   /// As WideResNetImpl's.

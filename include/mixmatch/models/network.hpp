@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/nn/module.h>
+#include <torch/nn/modules/linear.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 #include <mixmatch/detail/io/printable.hpp>
@@ -10,6 +11,7 @@
 #include <mixmatch/models/vision_transformer.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -51,11 +53,14 @@ class NetworkImpl : public torch::nn::Module {
         scale_(std::move(scale)),
         shift_(std::move(shift)),
         forward_([raw = network.get()](const Tensor& x) { return raw->forward(x); }),
+        features_([raw = network.get()](const Tensor& x) { return raw->features(x); }),
         set_groups_([raw = network.get()](int64_t groups) { raw->set_batch_norm_groups(groups); }),
         clone_([](const torch::nn::Module& module, const NetworkImpl& self,
                   const mixmatch::detail::AtenOptional<torch::Device>& device) {
           auto copy = std::dynamic_pointer_cast<Impl>(module.clone(device));
           auto clone = std::make_shared<NetworkImpl>(copy, self.description_, self.scale_, self.shift_);
+          clone->freeze(self.frozen_);
+          clone->freeze_statistics(self.frozen_statistics_);
           clone->train(self.is_training());
           return clone;
         }) {
@@ -71,15 +76,57 @@ class NetworkImpl : public torch::nn::Module {
     }
   }
 
-  Tensor forward(const Tensor& images) {
-    if (!scale_.defined()) {
-      return forward_(images);
+  Tensor forward(const Tensor& images) { return forward_(normalized(images)); }
+
+  /// What the last layer sees of the images, [N, D].
+  Tensor features(const Tensor& images) { return features_(normalized(images)); }
+  /// The last layer, a torch::nn::Linear of D inputs.
+  torch::nn::Linear head() const {
+    return torch::nn::Linear(std::dynamic_pointer_cast<torch::nn::LinearImpl>(named_children()[head_name]));
+  }
+
+  /// Takes layers out of the training: their parameters need no gradient, and they stay in evaluation mode
+  /// when the network is put into training mode, so that batch norms use their running statistics, which do
+  /// not move, and dropout is off. `names`: of modules and parameters, with what is in them; "backbone" is
+  /// all but the head. To be called before an optimiser is made. Throws on a name that the network does not
+  /// have.
+  void freeze(const std::vector<std::string>& names) {
+    for (const auto& name : names) {
+      bool found = false;
+      const auto is_frozen = [&](const std::string& other) {
+        const bool backbone = name == "backbone";
+        const std::string& prefix = backbone ? head_name : name;
+        const bool in = other == prefix || other.rfind(prefix + ".", 0) == 0;
+        return !other.empty() && in != backbone;
+      };
+      for (auto& parameter : named_parameters()) {
+        if (is_frozen(parameter.key())) {
+          parameter.value().set_requires_grad(false);
+          found = true;
+        }
+      }
+      for (const auto& module : named_modules()) {
+        if (is_frozen(module.key())) {
+          evaluating_.push_back(module.value());
+        }
+      }
+      if (!found) {
+        std::string children = "backbone";
+        for (const auto& child : named_children()) {
+          children += ", " + child.key();
+        }
+        TORCH_CHECK(false, "freeze: the network has no layer with parameters ",
+                    mixmatch::detail::quote_for_message(name), "; it has ", children);
+      }
+      frozen_.push_back(name);
     }
-    if (scale_.device() != images.device() || scale_.scalar_type() != images.scalar_type()) {
-      scale_ = scale_.to(images.options());
-      shift_ = shift_.to(images.options());
-    }
-    return forward_(at::addcmul(shift_, images, scale_));
+    train(is_training());
+  }
+
+  /// Keeps all batch norms in evaluation mode in the same way, while their scales and shifts are trained.
+  void freeze_statistics(bool on = true) {
+    frozen_statistics_ = on;
+    train(is_training());
   }
 
   /// As WideResNetImpl's.
@@ -88,6 +135,16 @@ class NetworkImpl : public torch::nn::Module {
   void train(bool on = true) override {
     Module::train(on);
     module_->train(on);
+    for (const auto& module : evaluating_) {
+      module->eval();
+    }
+    if (frozen_statistics_) {
+      apply([](torch::nn::Module& module) {
+        if (auto* norm = module.as<BatchNormLeakyReLU>()) {
+          norm->eval();
+        }
+      });
+    }
   }
 
   std::shared_ptr<torch::nn::Module> clone(
@@ -103,10 +160,25 @@ class NetworkImpl : public torch::nn::Module {
   std::string head_name;
 
  private:
+  /// As the published weights expect the images.
+  Tensor normalized(const Tensor& images) {
+    if (!scale_.defined()) {
+      return images;
+    }
+    if (scale_.device() != images.device() || scale_.scalar_type() != images.scalar_type()) {
+      scale_ = scale_.to(images.options());
+      shift_ = shift_.to(images.options());
+    }
+    return at::addcmul(shift_, images, scale_);
+  }
+
   std::shared_ptr<torch::nn::Module> module_;
   NetworkDescription description_;
   Tensor scale_, shift_;  // [C, 1, 1]
-  std::function<Tensor(const Tensor&)> forward_;
+  std::vector<std::string> frozen_;
+  std::vector<std::shared_ptr<torch::nn::Module>> evaluating_;  // in every mode
+  bool frozen_statistics_ = false;
+  std::function<Tensor(const Tensor&)> forward_, features_;
   std::function<void(int64_t)> set_groups_;
   std::function<std::shared_ptr<torch::nn::Module>(const torch::nn::Module&, const NetworkImpl&,
                                                    const mixmatch::detail::AtenOptional<torch::Device>&)>
@@ -187,6 +259,23 @@ inline Network named_network(const std::string& name, int64_t num_classes) {
   }
   TORCH_CHECK(false, "there is no network ", mixmatch::detail::quote_for_message(name), "; there are ",
               detail::list_of_networks());
+}
+
+/// The name of the last layer of a network of that architecture.
+inline std::string head_name(const std::string& name) {
+  return name.rfind("vit_", 0) == 0                ? VisionTransformerImpl::head_name
+         : name.rfind("efficientnet_lite", 0) == 0 ? EfficientNetLiteImpl::head_name
+                                                   : ResNetImpl::head_name;  // and WideResNetImpl's
+}
+
+/// Height and width of the images that a network's published weights were trained on; 0 for a name that is
+/// none of network_names().
+inline int64_t published_image_size(const std::string& name) {
+  if (name.rfind("efficientnet_lite", 0) == 0) {
+    return detail::efficientnet_lite_scale(name.back() - '0').image_size;
+  }
+  const auto& names = network_names();
+  return std::find(names.begin(), names.end(), name) == names.end() ? 0 : 224;
 }
 
 /// What height and width of a network's images must be multiples of; 1 for those that take any.

@@ -130,13 +130,16 @@ class ResNetImpl : public torch::nn::Cloneable<ResNetImpl> {
     fc = register_module("fc", torch::nn::Linear(channels, options_.num_classes()));
   }
 
-  Tensor forward(const Tensor& images) {
+  Tensor forward(const Tensor& images) { return fc(features(images)); }
+
+  /// What the last layer sees, [N, 512 or 2048].
+  Tensor features(const Tensor& images) {
     detail::check_images("ResNet", images, options_.in_channels());
     Tensor x = at::max_pool2d(bn1(conv1(images)), 3, 2, 1);
     for (auto& layer : layers) {
       x = layer->forward(x);
     }
-    return fc(x.mean({2, 3}));
+    return x.mean({2, 3});
   }
 
   /// As WideResNetImpl's.

@@ -199,7 +199,10 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
     });
   }
 
-  Tensor forward(const Tensor& images) {
+  Tensor forward(const Tensor& images) { return head(features(images)); }
+
+  /// What the last layer sees, [N, width].
+  Tensor features(const Tensor& images) {
     const int64_t patch = options_.patch_size();
     detail::check_images("VisionTransformer", images, options_.in_channels());
     TORCH_CHECK(images.size(2) > 0 && images.size(2) % patch == 0 && images.size(3) > 0 &&
@@ -215,7 +218,7 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
       x = at::cat({x.narrow(1, 0, 1), at::zeros_like(one) + register_tokens, x.narrow(1, 1, x.size(1) - 1)},
                   1);
     }
-    return head(norm(blocks->forward(x).select(1, 0)));
+    return norm(blocks->forward(x).select(1, 0));
   }
 
   /// Each row is normalised by itself whatever the groups are (see forward_each()).

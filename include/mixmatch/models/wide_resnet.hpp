@@ -178,13 +178,16 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
     fc->bias.zero_();
   }
 
-  Tensor forward(const Tensor& images) {
+  Tensor forward(const Tensor& images) { return fc(features(images)); }
+
+  /// What the last layer sees, [N, filters of the last scale].
+  Tensor features(const Tensor& images) {
     detail::check_images("WideResNet", images, options_.in_channels());
     ResidualSum x{conv1(images), Tensor()};
     for (auto& group : groups) {
       x = group->forward_parts(x);
     }
-    return fc(bn1->forward_sum(x.residual, x.shortcut).activation.mean({2, 3}));
+    return bn1->forward_sum(x.residual, x.shortcut).activation.mean({2, 3});
   }
 
   /// Takes a batch as so many equal parts, each normalised by itself (see forward_each()).
