@@ -14,8 +14,6 @@ using torch::Tensor;
 
 namespace {
 
-constexpr int64_t kClasses = 10;
-
 /// The method: MixMatch's loss of one step, of one augmentation of labeled images and K of unlabeled ones
 /// (Algorithm 1, lines 2-6). Numbers that change from step to step are tensors, and nothing waits for a GPU.
 struct MixMatch {
@@ -70,7 +68,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   const auto data = load(o, device);
   mm::training::adopt_data(o, data);
   // Model, moving average, optimiser (Adam, with decay of the kernels), generators: what a step changes.
-  mm::training::TrainState state(mm::training::make_network(o, kClasses, device),
+  mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
 
   // Batches: endless reshuffled rows of both kinds, cropped and mirrored, as a function of seed and step.
@@ -149,6 +147,7 @@ int main(int argc, char** argv) {
       "MixMatch on CIFAR-10 (arXiv 1905.02249): WRN-28-2 by default, or its supervised-only baseline.",
       "cifar10");
   options.program = argv[0];
+  mm::training::use_weights_preset(argc, argv, options);
   mm::training::add_options(app, options);
   app.remove_option(app.get_option("--prefetch"));  // the images are in memory, where the step reads them
   return mm::training::run_program(app, argc, argv, [&] {

@@ -119,7 +119,7 @@ int train_run(CLI::App& app, Options& o) {
                           {},
                           folder.files};
   mm::training::adopt_data(o, data);
-  mm::training::TrainState state(mm::training::make_network(o, folder.num_classes(), device),
+  mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
   const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
   const int status = mm::training::train_classifier(o, data, state, directory);
@@ -159,6 +159,11 @@ int main(int argc, char** argv) {
   options.program = argv[0];
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
   mm::training::use_method_preset(options);
+  mm::training::use_weights_preset(argc, argv, options);
+  const auto model = mm::training::find_option(argc, argv, "--model", options.model);
+  if (const int64_t size = mm::models::published_image_size(model); size > 0) {
+    options.size = size;
+  }
   options.methods = mm::training::method_names();
   mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");

@@ -18,8 +18,6 @@ using mm::training::TrainingOptions;
 
 namespace {
 
-constexpr int64_t kClasses = 10;
-
 struct Options : TrainingOptions {
   Options() : TrainingOptions(mm::presets::stl10) {
     out = "runs/stl10";
@@ -61,7 +59,7 @@ int train_run(CLI::App& app, Options& o) {
   const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o);
   mm::training::adopt_data(o, data, /*every_class=*/o.fold < 0);
-  mm::training::TrainState state(mm::training::make_network(o, kClasses, device),
+  mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
 
   const auto train = [&](auto method) {
@@ -100,6 +98,7 @@ int main(int argc, char** argv) {
       "MixMatch on STL-10 (arXiv 1905.02249): WRN-28 with four scales, or its supervised-only baseline.",
       "stl10");
   options.program = argv[0];
+  mm::training::use_weights_preset(argc, argv, options);
   mm::training::add_options(app, options);
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {

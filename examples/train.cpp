@@ -90,7 +90,7 @@ int train_run(CLI::App& app, Options& o) {
   const auto device = mm::training::choose_device(o);
   const TrainingData data = load(o, device);
   mm::training::adopt_data(o, data);
-  mm::training::TrainState state(mm::training::make_network(o, data.pool.num_classes(), device),
+  mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
   return mm::training::train_classifier(o, data, state, mm::training::run_directory(o, resumed));
 }
@@ -152,6 +152,7 @@ int main(int argc, char** argv) {
     options.widen = mm::presets::cifar100_sgd_widen;
     options.l2 = mm::presets::cifar100_sgd_l2;
   }
+  mm::training::use_weights_preset(argc, argv, options);
   CLI::App app("Semi-supervised learning by one of several methods, with the papers' numbers.", "train");
   mm::training::add_options(app, options);
   app.get_option("--data")->required(false);  // shapes are drawn, not read

@@ -445,7 +445,7 @@ std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<s
     const auto device = mm::training::choose_device(o);
     const auto data = make_data(o, make_pool(1500, 1200));
     mm::training::adopt_data(o, data);
-    mm::training::TrainState state(mm::training::make_network(o, 3, device),
+    mm::training::TrainState state(mm::training::make_network(o, data, device),
                                    mm::training::train_state_options(o));
     CHECK(mm::training::train_classifier(o, data, state, mm::training::run_directory(o, resumed)) == 0);
   }
@@ -646,6 +646,25 @@ TEST_CASE("options: --model and --weights; a network with dropout that is resume
   const std::vector<std::string> options{"--model", "efficientnet_lite0", "--weights",
                                          (dir / "lite0.safetensors").string()};
   CHECK(run_in_parts(dir / "whole", 4, options) == run_in_parts(dir / "parts", 2, options));
+  std::vector<std::string> fine_tuning = options;
+  for (const std::string option : {"--head", "probe", "--freeze", "_conv_stem,_bn0,_blocks.0",
+                                   "--freeze-statistics", "true", "--backbone-rate", "0.1", "--warmup-steps",
+                                   "3", "--lr-schedule", "half_cosine", "--schedule-steps", "4"}) {
+    fine_tuning.push_back(option);
+  }
+  CHECK(run_in_parts(dir / "tuned", 4, fine_tuning) == run_in_parts(dir / "tuned parts", 2, fine_tuning));
+  // What is frozen is the file's still, to the bit; what is not has moved.
+  auto tuned = mm::models::load_classifier(dir / "tuned" / "model.safetensors").model;
+  const auto tensors = tuned->named_parameters();
+  for (const auto& item : published->named_parameters()) {
+    const bool frozen = item.key().rfind("_conv_stem", 0) == 0 || item.key().rfind("_bn0", 0) == 0 ||
+                        item.key().rfind("_blocks.0.", 0) == 0;
+    if (frozen || item.key() == "_conv_head.weight") {
+      CHECK(torch::equal(tensors[item.key()], item.value()) == frozen);
+    }
+  }
+  CHECK(torch::equal(tuned->named_buffers()["_bn1.running_mean"],
+                     published->named_buffers()["_bn1.running_mean"]));
 
   TrainingOptions o(mm::presets::cifar10);
   o.model = "efficientnet_lite0";
@@ -656,6 +675,23 @@ TEST_CASE("options: --model and --weights; a network with dropout that is resume
   CHECK(torch::equal(network->named_parameters()["_conv_stem.weight"],
                      published->named_parameters()["_conv_stem.weight"]));
   CHECK(network->named_parameters()["_fc.weight"].size(0) == 3);
+  // A linear probe as the head: on these images it is right from the start.
+  mm::training::use_fine_tuning_preset(o);
+  CHECK(o.head == "probe");
+  o.labels = 30;
+  const auto shades = make_data(o, make_pool(300, 300));
+  auto probed = mm::training::make_network(o, shades, torch::kCPU);
+  CHECK(probed->is_training());
+  probed->eval();
+  const Tensor classes =
+      mm::training::predict_probabilities([&](const Tensor& x) { return probed->forward(x); },
+                                          shades.pool.gather(shades.split.unlabeled))
+          .argmax(1);
+  const Tensor truth = shades.pool.labels_of(shades.split.unlabeled, torch::kCPU);
+  CHECK(classes.eq(truth).to(at::kFloat).mean().item<float>() > 0.95F);
+  o.resume = true;  // a checkpoint has a head of its own
+  CHECK(torch::equal(mm::training::make_network(o, shades, torch::kCPU)->head()->weight,
+                     network->head()->weight));
   auto data = make_data(small_options(dir / "none"), make_pool(60, 60));
   o.padding = 0;
   o.model = "vit_s16";

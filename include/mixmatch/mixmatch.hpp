@@ -53,6 +53,7 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/evaluation/linear_probe.hpp>
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/proportion.hpp>

@@ -38,6 +38,22 @@ void for_each_logits(const std::string& function, Predictor& predictor, const da
   }
 }
 
+/// transform(output) of every batch, one below the other, float32 [N, ...] on the CPU.
+template <class Predictor, class Transform>
+Tensor collect_outputs(const std::string& function, Predictor& predictor, const data::ImageDataset& dataset,
+                       const EvaluateOptions& options, Transform&& transform) {
+  Tensor all;
+  for_each_logits(function, predictor, dataset, options, [&](int64_t begin, const Tensor& output) {
+    if (!all.defined()) {
+      all = at::empty({dataset.size(), output.size(1)}, at::kFloat);
+    }
+    TORCH_CHECK(output.size(1) == all.size(1), function, ": the predictor returned ", all.size(1),
+                " columns for the first batch and ", output.size(1), " for a later one");
+    all.narrow(0, begin, output.size(0)).copy_(transform(output));
+  });
+  return all;
+}
+
 }  // namespace detail
 
 /// softmax(logits) of every image, float32 [N, L] on the CPU: row n sums to 1.
@@ -50,19 +66,9 @@ void for_each_logits(const std::string& function, Predictor& predictor, const da
 template <class Predictor>
 Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& dataset,
                              const EvaluateOptions& options = {}) {
-  Tensor probabilities;
-  detail::for_each_logits(
-      "predict_probabilities", predictor, dataset, options, [&](int64_t begin, const Tensor& logits) {
-        if (!probabilities.defined()) {
-          probabilities = at::empty({dataset.size(), logits.size(1)}, at::kFloat);
-        }
-        TORCH_CHECK(logits.size(1) == probabilities.size(1), "predict_probabilities: the predictor returned ",
-                    probabilities.size(1), " classes for the first batch and ", logits.size(1),
-                    " for a later one");
-        probabilities.narrow(0, begin, logits.size(0))
-            .copy_(torch::softmax(mixmatch::detail::float_logits(logits), 1));
-      });
-  return probabilities;
+  return detail::collect_outputs(
+      "predict_probabilities", predictor, dataset, options,
+      [](const Tensor& logits) { return torch::softmax(mixmatch::detail::float_logits(logits), 1); });
 }
 
 /// The same for images alone, uint8 [N, C, H, W].
@@ -70,6 +76,15 @@ template <class Predictor>
 Tensor predict_probabilities(Predictor&& predictor, const Tensor& images,
                              const EvaluateOptions& options = {}) {
   return predict_probabilities(predictor, data::ImageDataset{images, {}, {}}, options);
+}
+
+/// extract(images) of every image, float32 [N, D] on the CPU: a network's features, say, for
+/// fit_linear_probe(). Arguments as predict_probabilities'; `extract` returns [B, D].
+template <class Extractor>
+Tensor extract_features(Extractor&& extract, const data::ImageDataset& dataset,
+                        const EvaluateOptions& options = {}) {
+  return detail::collect_outputs("extract_features", extract, dataset, options,
+                                 [](const Tensor& features) { return features; });
 }
 
 }  // namespace mixmatch::training

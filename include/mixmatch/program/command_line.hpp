@@ -164,6 +164,12 @@ inline std::string find_option(int argc, char** argv, std::string_view name, std
   return usual;
 }
 
+/// The settings of fine-tuning as defaults where `--weights` is given, before the options are parsed.
+inline void use_weights_preset(int argc, char** argv, TrainingOptions& o) {
+  o.weights = find_option(argc, argv, "--weights", "");
+  use_fine_tuning_preset(o);
+}
+
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`
 /// returns, with their intervals, and the latter alone as the last line of output.
 template <class LoadTest>

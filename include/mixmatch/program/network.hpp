@@ -1,22 +1,56 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/evaluation/linear_probe.hpp>
+#include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
+#include <algorithm>
+#include <cstdint>
+#include <sstream>
 #include <string>
 #include <vector>
 
 namespace mixmatch::training {
 
+namespace detail {
+
+/// What of the published weights was not taken, on the standard output.
+inline void print_loaded(const std::string& file, const LoadSafetensorsResult& loaded) {
+  const auto report = [&file](const std::vector<std::string>& names, const char* what) {
+    if (!names.empty()) {
+      print_message(stdout, "{}: {} {}{}\n", mixmatch::detail::printable(file), what, names.front(),
+                    names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : std::string());
+    }
+  };
+  report(loaded.kept_head, "no head of these classes; initial weights in");
+  report(loaded.missing, "not in the file:");
+}
+
+/// Frozen last, so that what was loaded is what stays.
+inline void freeze_layers(models::Network& network, const TrainingOptions& o) {
+  std::vector<std::string> names;
+  std::istringstream list(o.freeze);
+  for (std::string name; std::getline(list, name, ',');) {
+    names.push_back(name);
+  }
+  network->freeze(names);
+  network->freeze_statistics(o.freeze_statistics);
+}
+
+}  // namespace detail
+
 /// The programs' network, chosen here alone (o.model): what is around it takes any. With weights drawn from
-/// the seed, and then those of o.weights, which says on the standard output what of them was not taken;
+/// the seed, and then those of o.weights, of which `loaded` tells what was not taken; o.freeze frozen;
 /// channels-last on the device.
-inline models::Network make_network(const TrainingOptions& o, int64_t num_classes, torch::Device device) {
+inline models::Network make_network(const TrainingOptions& o, int64_t num_classes, torch::Device device,
+                                    LoadSafetensorsResult* loaded = nullptr) {
   torch::manual_seed(o.seed);
   auto network = o.model == "wide_resnet" ? models::wide_resnet_network(models::WideResNetOptions(num_classes)
                                                                             .depth(o.depth)
@@ -25,18 +59,53 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
                                                                             .scales(o.scales))
                                           : models::named_network(o.model, num_classes);
   if (!o.weights.empty()) {
-    const auto loaded = models::load_pretrained(o.weights, network);
-    const auto report = [&o](const std::vector<std::string>& names, const char* what) {
-      if (!names.empty()) {
-        print_message(stdout, "{}: {} {}{}\n", mixmatch::detail::printable(o.weights), what, names.front(),
-                      names.size() > 1 ? fmt::format(" and {} more", names.size() - 1) : std::string());
-      }
-    };
-    report(loaded.kept_head, "no head of these classes; initial weights in");
-    report(loaded.missing, "not in the file:");
+    const auto result = models::load_pretrained(o.weights, network);
+    if (loaded != nullptr) {
+      *loaded = result;
+    }
   }
+  detail::freeze_layers(network, o);
   network->to(device);
   to_channels_last(network);
+  return network;
+}
+
+/// The linear probe of the network on the labeled images as they are, in evaluation mode.
+inline LinearProbe probe_labeled(models::Network& network, const TrainingData& data,
+                                 const EvaluateOptions& options) {
+  const bool training = network->is_training();
+  network->eval();
+  std::vector<Tensor> features;
+  for (const Tensor& rows : data.split.labeled.split(options.batch_size())) {  // not all images at once
+    features.push_back(extract_features([&](const Tensor& images) { return network->features(images); },
+                                        {data.pool.gather(rows), {}, {}}, options));
+  }
+  network->train(training);
+  return fit_linear_probe(at::cat(features), data.pool.labels_of(data.split.labeled, torch::kCPU),
+                          data.pool.num_classes());
+}
+
+/// The network that a run starts from: make_network() and, where o.head says so and the weights have no head
+/// of these classes, the labeled images' linear probe as its head. Says on the standard output what of the
+/// weights was not taken, unless `quiet`.
+inline models::Network make_network(const TrainingOptions& o, const TrainingData& data, torch::Device device,
+                                    bool quiet = false) {
+  LoadSafetensorsResult loaded;
+  auto network = make_network(o, data.pool.num_classes(), device, &loaded);
+  if (!quiet) {
+    detail::print_loaded(o.weights, loaded);
+  }
+  const bool new_head = o.weights.empty() || !loaded.kept_head.empty();
+  if (o.head == "probe" && new_head && !o.resume) {  // a checkpoint has its own
+    const auto probe = probe_labeled(network, data, evaluate_options(o, device));
+    const torch::NoGradGuard no_grad;
+    network->head()->weight.copy_(probe.weight);
+    network->head()->bias.copy_(probe.bias);
+    if (!quiet) {
+      print_message(stdout, "the head starts as a linear probe on {} labeled images\n",
+                    data.split.labeled.size(0));
+    }
+  }
   return network;
 }
 

@@ -69,13 +69,15 @@ struct TrainingOptions {
   int64_t labels = 250, validation = 1;
   int64_t steps = 0, batch = 64, unlabeled_ratio = 1;
   uint64_t seed = 1;
-  std::string model = "wide_resnet";
+  std::string model = "wide_resnet", head = "random", freeze;
+  bool freeze_statistics = false;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
   int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
   std::string optimizer = "adam", lr_schedule = "constant";
   int64_t schedule_steps = -1;  ///< -1: check_options() puts the steps in its place
-  double learning_rate = 2e-3, weight_decay = 0.02, momentum = 0.9, l2 = 0;
+  double learning_rate = 2e-3, backbone_rate = 1, weight_decay = 0.02, momentum = 0.9, l2 = 0;
+  int64_t warmup_steps = 0;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;  ///< -1: check_options() puts 40 % of the steps in its place
   double threshold = 0.95;
@@ -175,6 +177,20 @@ void visit_training_options(Options& o, Visit&& visit) {
                    "(examples/python/convert_weights.py); a head for other classes starts anew, batch-norm "
                    "statistics go on from the file's"},
         o.weights);
+  visit(
+      OptionText{
+          "head",
+          "Last layer to start from, unless --weights has one of these classes: probe = a linear probe "
+          "on the labeled images"},
+      o.head, Choice{"random", "probe"});
+  visit(
+      OptionText{
+          "freeze",
+          "Layers that are not trained and keep their statistics, by their names, separated by commas; "
+          "backbone = all but the last"},
+      o.freeze);
+  visit(OptionText{"freeze-statistics", "Batch norms use their running statistics, which do not move"},
+        o.freeze_statistics);
   visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers"}, o.depth, Whole{1});
   visit(OptionText{"widen", "wide_resnet: widen factor"}, o.widen, Whole{1});
   visit(OptionText{"filters", "wide_resnet: filters of the first scale; 0 = 16 times the widen factor"},
@@ -183,8 +199,15 @@ void visit_training_options(Options& o, Visit&& visit) {
         Whole{1});
   visit(OptionText{"optimizer", "adam, or sgd with Nesterov momentum"}, o.optimizer, Choice{"adam", "sgd"});
   visit(OptionText{"lr", "Learning rate"}, o.learning_rate, Real{0});
-  visit(OptionText{"lr-schedule", "cosine: times cos(7/16 pi t), FixMatch's, with t from 0 to 1"},
-        o.lr_schedule, Choice{"constant", "cosine"});
+  visit(OptionText{"backbone-rate", "Times --lr for all layers but the last"}, o.backbone_rate, Real{0});
+  visit(
+      OptionText{
+          "lr-schedule",
+          "cosine: times cos(7/16 pi t), FixMatch's, with t from 0 to 1; half_cosine: times (1 + cos(pi "
+          "t)) / 2"},
+      o.lr_schedule, Choice{"constant", "cosine", "half_cosine"});
+  visit(OptionText{"warmup-steps", "Steps in which the learning rate rises from 0, linearly"}, o.warmup_steps,
+        Whole{0});
   visit(OptionText{"schedule-steps", "Length of that schedule, and of UDA's annealing; -1 = --steps"},
         o.schedule_steps, Whole{-1});
   visit(OptionText{"momentum", "Of sgd"}, o.momentum, Real{0, 1});
@@ -284,9 +307,18 @@ inline OptimizerOptions optimizer_options(const TrainingOptions& o) {
   const UpdateRule rule =
       o.optimizer == "sgd" ? UpdateRule(SgdRule{o.momentum, /*nesterov=*/true}) : UpdateRule(AdamRule{});
   auto options = OptimizerOptions(o.learning_rate).rule(rule).weight_decay(o.weight_decay).l2(o.l2);
-  if (o.lr_schedule == "cosine") {
-    options.schedule(
-        [length = schedule_length(o)](const Tensor& step) { return cosine_decay(step, length); });
+  if (o.backbone_rate != 1) {
+    options.rate_factor([factor = o.backbone_rate, head = models::head_name(o.model) + "."](
+                            const std::string& name) { return name.rfind(head, 0) == 0 ? 1.0 : factor; });
+  }
+  if (o.lr_schedule != "constant" || o.warmup_steps > 0) {
+    options.schedule([length = schedule_length(o), name = o.lr_schedule,
+                      warmup = o.warmup_steps](const Tensor& step) -> Tensor {
+      const Tensor decay = name == "cosine"        ? cosine_decay(step, length)
+                           : name == "half_cosine" ? half_cosine_decay(step, length)
+                                                   : at::ones_like(step, at::kDouble);
+      return warmup > 0 ? decay * linear_rampup(step + 1, warmup) : decay;
+    });
   }
   return options;
 }
@@ -445,6 +477,23 @@ inline void use_method_preset(TrainingOptions& o) {
   } else if (o.method == "fixmatch") {
     strong(presets::fixmatch_weight, presets::fixmatch_threshold);
   }
+}
+
+/// Puts the settings of fine-tuning in the place of those for random weights, where o.weights are given.
+inline void use_fine_tuning_preset(TrainingOptions& o) {
+  if (o.weights.empty()) {
+    return;
+  }
+  o.head = "probe";
+  o.freeze_statistics = true;
+  o.optimizer = "adam";
+  o.learning_rate = presets::fine_tuning_learning_rate;
+  o.backbone_rate = presets::fine_tuning_backbone_rate;
+  o.lr_schedule = "half_cosine";
+  o.warmup_steps = presets::fine_tuning_warmup;
+  o.weight_decay = presets::fine_tuning_weight_decay;
+  o.l2 = 0;
+  o.ema_decay = presets::fine_tuning_ema_decay;
 }
 
 /// Throws on options that do not fit together, before anything is read or written. Settles the ramp and the

@@ -53,9 +53,10 @@ inline std::string verdict_text(const std::string& method, const PairedCompariso
 template <class Options>
 Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device device, int64_t steps) {
   o.method = "supervised";
+  o.resume = false;
   o.schedule_steps = o.schedule_steps == o.steps ? steps : o.schedule_steps;
   o.steps = steps;
-  TrainState state(make_network(o, data.pool.num_classes(), device), train_state_options(o));
+  TrainState state(make_network(o, data, device, /*quiet=*/true), train_state_options(o));
   Trainer trainer(state, methods::Supervised(), data, trainer_options(o));
   Progress progress("supervised baseline", steps);
   while (state.step < steps) {
