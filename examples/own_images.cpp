@@ -64,29 +64,6 @@ mm::data::SslSplit split_pictures(const Options& o, const mm::data::ImageFolder&
   return split;
 }
 
-/// The run against a supervised one, by the held-out pictures.
-template <class State>
-std::string verdict(const Options& o, const TrainingData& data, State& state, torch::Device device) {
-  if (o.method == "supervised" || o.baseline_steps == 0) {
-    return mm::training::verdict_without(o.method == "supervised" ? "training was supervised"
-                                                                  : "--baseline-steps is 0");
-  }
-  if (data.validation.size() == 0) {
-    return mm::training::verdict_text(o.method, {});
-  }
-  const Tensor classes =
-      mm::training::predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
-                                          data.validation.images, mm::training::evaluate_options(o, device))
-          .argmax(1);
-  const Tensor baseline =
-      mm::training::baseline_predictions(o, data, device, o.baseline_steps < 0 ? o.steps : o.baseline_steps);
-  if (!baseline.defined()) {
-    return mm::training::verdict_without("the supervised baseline diverged");
-  }
-  return mm::training::verdict_text(
-      o.method, mm::training::compare_predictions(data.validation.labels, classes, baseline));
-}
-
 int train_run(CLI::App& app, Options& o) {
   const auto resumed = mm::training::adopt_run(app, o);
   mm::training::check_options(o);
@@ -144,7 +121,8 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::write_predictions(directory.predictions(),
                                   {files, probabilities, folder.class_names, confidence, paths});
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
-  mm::training::print_message(stdout, "{}\n", verdict(o, data, state, device));
+  mm::training::print_message(stdout, "{}\n",
+                              mm::training::verdict(o, data, state, device, o.baseline_steps));
   return 0;
 }
 

@@ -206,5 +206,7 @@ TEST_CASE("verdict: which is better, by how much, or that it cannot be told") {
                   "against 18.0 % on 100 held-out images, +10.0 points [") == 0);
   CHECK(verdict_text("uda", compared(8, 3, 1, 2)).find("verdict: no difference between uda and supervised") ==
         0);
+  CHECK(verdict_text("fine-tuning", compared(70, 2, 12, 16), {"a linear probe", "freeze more"})
+            .find("verdict: fine-tuning is worse than a linear probe, so freeze more: error ") == 0);
   CHECK(verdict_text("uda", {}).find("verdict: whether the unlabeled images helped cannot be told") == 0);
 }

@@ -271,11 +271,11 @@ inline std::string head_name(const std::string& name) {
 /// Height and width of the images that a network's published weights were trained on; 0 for a name that is
 /// none of network_names().
 inline int64_t published_image_size(const std::string& name) {
-  if (name.rfind("efficientnet_lite", 0) == 0) {
-    return detail::efficientnet_lite_scale(name.back() - '0').image_size;
-  }
   const auto& names = network_names();
-  return std::find(names.begin(), names.end(), name) == names.end() ? 0 : 224;
+  return std::find(names.begin(), names.end(), name) == names.end() ? 0
+         : name.rfind("efficientnet_lite", 0) == 0
+             ? detail::efficientnet_lite_scale(name.back() - '0').image_size
+             : 224;
 }
 
 /// What height and width of a network's images must be multiples of; 1 for those that take any.

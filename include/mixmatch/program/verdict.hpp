@@ -21,10 +21,16 @@ inline std::string verdict_without(const std::string& reason) {
   return "verdict: whether the unlabeled images helped cannot be told: " + reason;
 }
 
-/// Whether the unlabeled images helped, in a line that begins with "verdict:": the first classifier of the
-/// comparison was trained by `method`, the second on the labeled images alone. One is called better where the
-/// exact McNemar test says so at 5 %.
-inline std::string verdict_text(const std::string& method, const PairedComparison& c) {
+/// What a run is compared with, and what to do where that is better.
+struct Baseline {
+  std::string name = "supervised training", advice = "train with --method supervised";
+};
+
+/// Whether a run was worth it, in a line that begins with "verdict:": the first classifier of the comparison
+/// was trained by `method`, the second is the baseline. One is called better where the exact McNemar test
+/// says so at 5 %.
+inline std::string verdict_text(const std::string& method, const PairedComparison& c,
+                                const Baseline& baseline = {}) {
   const int64_t images = c.both + c.first_only + c.second_only + c.neither;
   if (images == 0) {
     return verdict_without("no image was held out (--validation)");
@@ -37,14 +43,12 @@ inline std::string verdict_text(const std::string& method, const PairedCompariso
       percent(c.second_only + c.neither), percent(c.first_only + c.neither), images, -100 * c.difference,
       -100 * c.interval.high, -100 * c.interval.low, c.p_value);
   if (c.p_value >= 0.05) {
-    return fmt::format("verdict: no difference between {} and supervised training is shown: {}", method,
+    return fmt::format("verdict: no difference between {} and {} is shown: {}", method, baseline.name,
                        numbers);
   }
-  return c.difference > 0
-             ? fmt::format("verdict: {} is better than supervised training: {}", method, numbers)
-             : fmt::format(
-                   "verdict: {} is worse than supervised training, so train with --method supervised: {}",
-                   method, numbers);
+  return c.difference > 0 ? fmt::format("verdict: {} is better than {}: {}", method, baseline.name, numbers)
+                          : fmt::format("verdict: {} is worse than {}, so {}: {}", method, baseline.name,
+                                        baseline.advice, numbers);
 }
 
 /// The classes, int64 [N], that the supervised baseline of a run predicts for the validation images: the same
@@ -70,6 +74,52 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
   return predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
                                data.validation.images, evaluate_options(o, device))
       .argmax(1);
+}
+
+/// The classes, int64 [N], that the linear probe of the network that a run starts from predicts for the
+/// validation images.
+inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, torch::Device device) {
+  o.head = "probe";
+  o.resume = false;
+  auto network = make_network(o, data, device, /*quiet=*/true);
+  network->eval();
+  return predict_probabilities([&](const Tensor& images) { return network->forward(images); },
+                               data.validation.images, evaluate_options(o, device))
+      .argmax(1);
+}
+
+/// The verdict on a finished run by its held-out images: against supervised training of `baseline_steps` (-1:
+/// of as many steps as the run), which tells whether the unlabeled images helped, and with published weights
+/// a linear probe's error beside it; a supervised run against the probe.
+template <class Options, class State>
+std::string verdict(const Options& o, const TrainingData& data, State& state, torch::Device device,
+                    int64_t baseline_steps) {
+  const bool supervised = o.method == "supervised", probes = o.head == "probe" && !o.weights.empty();
+  if ((supervised && !probes) || baseline_steps == 0) {
+    return verdict_without(supervised ? "training was supervised" : "--baseline-steps is 0");
+  }
+  if (data.validation.size() == 0) {
+    return verdict_text(o.method, {});
+  }
+  const Tensor truth = data.validation.labels;
+  const Tensor classes =
+      predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
+                            data.validation.images, evaluate_options(o, device))
+          .argmax(1);
+  const Tensor probe = probes ? probe_predictions(o, data, device) : Tensor();
+  if (supervised) {
+    return verdict_text("fine-tuning", compare_predictions(truth, classes, probe),
+                        {"a linear probe", "freeze more (--freeze backbone)"});
+  }
+  const Tensor baseline =
+      baseline_predictions(o, data, device, baseline_steps < 0 ? o.steps : baseline_steps);
+  if (!baseline.defined()) {
+    return verdict_without("the supervised baseline diverged");
+  }
+  const std::string text = verdict_text(o.method, compare_predictions(truth, classes, baseline));
+  return probe.defined() ? fmt::format("{}; a linear probe: {:.1f} %", text,
+                                       100 * probe.ne(truth).to(at::kDouble).mean().item<double>())
+                         : text;
 }
 
 }  // namespace mixmatch::training
