@@ -39,6 +39,7 @@
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/list_images.hpp>
+#include <mixmatch/data/picture_list.hpp>
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/stl10.hpp>

@@ -1,0 +1,231 @@
+#pragma once
+
+#include <torch/types.h>
+#include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/data/list_images.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/io/utf8.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::data {
+
+struct UnreadableFile {
+  std::string file;  ///< Relative to the folder that was loaded.
+  std::string reason;
+};
+
+/// "left out labeled/x.png: REASON", on one line.
+inline std::string describe(const UnreadableFile& file) {
+  return "left out " + mixmatch::detail::printable(file.file) + ": " + file.reason;
+}
+
+/// Which pictures there are, before any is decoded: those with a label, class by class, and then those
+/// without.
+struct PictureList {
+  std::filesystem::path root;
+  std::vector<std::string> files;        ///< relative to `root`: "labeled/cat/1.png"
+  Tensor labels;                         ///< int64 [N], -1 for a picture without a label
+  std::vector<std::string> class_names;  ///< of the labels
+  /// Rows that the pictures' own layout holds out: int64, ascending; may be empty.
+  Tensor validation = at::empty({0}, at::kLong);
+  std::vector<UnreadableFile> unreadable;  ///< pictures that were left out, and why
+  std::vector<LeftOut> left_out;           ///< everything else that was, by kind
+
+  int64_t size() const { return static_cast<int64_t>(files.size()); }
+  int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
+};
+
+namespace detail {
+
+/// Whether there is a directory of that name; throws if something else is, or it cannot be found out.
+inline bool image_folder_exists(const char* loader, const std::filesystem::path& path) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path, error);
+  TORCH_CHECK(error != std::errc::permission_denied, loader, ": cannot read ",
+              mixmatch::detail::printable(path), ": ", error.message());
+  TORCH_CHECK(!std::filesystem::exists(status) || std::filesystem::is_directory(status), loader, ": ",
+              mixmatch::detail::printable(path), " is not a directory");
+  return std::filesystem::exists(status);
+}
+
+inline bool is_dangling(const std::filesystem::path& path) {
+  std::error_code error;
+  return std::filesystem::is_symlink(std::filesystem::symlink_status(path, error)) &&
+         !std::filesystem::exists(path, error);
+}
+
+/// What lies beside "labeled" and "unlabeled": nothing of it is read.
+inline void leave_out_siblings(const char* loader, const std::filesystem::path& dir, PictureList& list) {
+  for (const auto& entry : sorted_entries(loader, dir)) {
+    const std::string name = entry.filename().string();
+    std::error_code error;
+    if (name == "labeled" || (name == "unlabeled" && !is_dangling(entry))) {
+      continue;
+    }
+    LeftOut why;
+    const auto kind = classify_entry(entry, why);
+    why.example = name;
+    if (kind == EntryKind::folder) {
+      // A run's directory may lie there; its name is its owner's matter.
+      const bool is_run = std::filesystem::exists(entry / "config.json", error);
+      std::string letters = name;
+      for (char& c : letters) {
+        c = c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+      }
+      const bool misspelt = letters.find("lab") != std::string::npos;
+      why.kind = is_run     ? "run directory"
+                 : misspelt ? "folder \"" + mixmatch::detail::printable(name) + "\""
+                            : "folder";
+      why.reason = is_run ? "no pictures of this folder" : R"(neither "labeled" nor "unlabeled")";
+      why.incidental = is_run;
+    } else if (kind == EntryKind::picture || !why.incidental) {
+      why.kind = kind == EntryKind::picture ? "picture" : why.kind;
+      why.reason = kind == EntryKind::picture ? "in neither \"labeled\" nor \"unlabeled\"" : why.reason;
+      why.incidental = false;
+    }
+    leave_out(list.left_out, std::move(why));
+  }
+}
+
+/// list_pictures() whose errors begin with `loader`.
+inline PictureList list_pictures(const char* loader, const std::filesystem::path& dir, bool strict) {
+  using mixmatch::detail::printable;
+  TORCH_CHECK(image_folder_exists(loader, dir), loader, ": no directory ", printable(dir));
+  const auto labeled = dir / "labeled";
+  PictureList list;
+  list.root = dir;
+  leave_out_siblings(loader, dir, list);
+  if (!image_folder_exists(loader, labeled)) {
+    TORCH_CHECK(!is_dangling(labeled), loader, ": ", printable(labeled), " is a link to nothing");
+    const auto similar = std::find_if(list.left_out.begin(), list.left_out.end(),
+                                      [](const LeftOut& item) { return item.kind.starts_with("folder \""); });
+    TORCH_CHECK(false, loader, ": ", printable(dir),
+                " has no directory \"labeled\", in which each class has a folder of pictures",
+                similar == list.left_out.end() ? "" : "; it has " + printable(similar->kind));
+  }
+  std::vector<std::string> names;
+  for (const auto& entry : sorted_entries(loader, labeled)) {
+    const std::string name = entry.filename().string();
+    LeftOut why;
+    switch (classify_entry(entry, why)) {
+      case EntryKind::folder:
+        TORCH_CHECK(mixmatch::detail::is_utf8(name), loader, ": class folder ", printable(entry),
+                    ": its name is not UTF-8; rename it");
+        names.push_back(name);
+        break;
+      case EntryKind::picture:
+        TORCH_CHECK(!strict, loader, ": ", printable(entry), " lies in no class folder");
+        list.unreadable.push_back({"labeled/" + name, "lies in no class folder"});
+        break;
+      case EntryKind::left_out:
+        why.example = "labeled/" + name;
+        leave_out(list.left_out, std::move(why));
+        break;
+    }
+  }
+  TORCH_CHECK(!names.empty(), loader, ": ", printable(labeled), " holds no class folder");
+  TORCH_CHECK(names.size() > 1, loader, ": ", printable(labeled), " holds one class folder, \"",
+              printable(names[0]), "\"; expected at least two");
+  std::vector<int64_t> labels;
+  const auto add = [&](const std::string& part, int64_t label) {
+    auto found = list_folder(loader, dir / part, part + "/");
+    if (found.files.empty() && label >= 0) {
+      TORCH_CHECK(false, loader, ": class folder ", printable(dir / part), " holds no pictures (",
+                  mixmatch::detail::picture_format_names, ")",
+                  found.left_out.empty() ? "" : "; " + describe(found.left_out.front()));
+    }
+    list.files.insert(list.files.end(), found.files.begin(), found.files.end());
+    labels.resize(list.files.size(), label);
+    for (auto& item : found.left_out) {
+      leave_out(list.left_out, std::move(item));
+    }
+  };
+  for (size_t i = 0; i < names.size(); ++i) {
+    add("labeled/" + names[i], static_cast<int64_t>(i));
+  }
+  if (image_folder_exists(loader, dir / "unlabeled")) {
+    add("unlabeled", -1);
+  }
+  for (const auto& item : list.left_out) {
+    TORCH_CHECK(!strict || item.incidental, loader, ": ", printable(dir), ": ", describe(item));
+  }
+  list.labels = at::tensor(labels, at::kLong);
+  list.class_names = std::move(names);
+  return list;
+}
+
+/// Takes out of `list` the pictures that cannot be read, those of `reasons` (one a picture, "" where it can),
+/// and lists them in its `unreadable`; if `strict`, the first throws. Returns the rows that stay, ascending.
+/// Throws where a class of `list` has none left.
+inline std::vector<int64_t> leave_out_unreadable(const char* loader, PictureList& list,
+                                                 const std::vector<std::string>& reasons, bool strict) {
+  using mixmatch::detail::printable;
+  std::vector<int64_t> kept, place(reasons.size(), -1);
+  std::vector<size_t> bad(list.class_names.size(), reasons.size());  // the first of each class
+  std::vector<bool> readable(list.class_names.size(), false);
+  const auto* label = list.labels.data_ptr<int64_t>();
+  for (size_t i = 0; i < reasons.size(); ++i) {
+    const auto c = static_cast<size_t>(label[i]);  // not used where it is -1
+    if (reasons[i].empty()) {
+      place[i] = static_cast<int64_t>(kept.size());
+      kept.push_back(static_cast<int64_t>(i));
+      if (label[i] >= 0) {
+        readable[c] = true;
+      }
+      continue;
+    }
+    TORCH_CHECK(!strict, loader, ": cannot read ", printable(list.root / list.files[i]), ": ", reasons[i]);
+    list.unreadable.push_back({list.files[i], reasons[i]});
+    if (label[i] >= 0) {
+      bad[c] = std::min(bad[c], i);
+    }
+  }
+  for (size_t c = 0; c < bad.size(); ++c) {
+    TORCH_CHECK(readable[c] || bad[c] == reasons.size(), loader, ": class folder ",
+                printable(list.root / "labeled" / list.class_names[c]), " holds no readable picture; ",
+                printable(list.root / list.files[bad[c]]), ": ", reasons[bad[c]]);
+  }
+  std::vector<std::string> files;
+  std::vector<int64_t> held_out;
+  files.reserve(kept.size());
+  for (const auto row : kept) {
+    files.push_back(std::move(list.files[static_cast<size_t>(row)]));
+  }
+  for (int64_t i = 0; i < list.validation.numel(); ++i) {
+    const auto row = place[static_cast<size_t>(list.validation.data_ptr<int64_t>()[i])];
+    if (row >= 0) {
+      held_out.push_back(row);
+    }
+  }
+  list.files = std::move(files);
+  list.labels = list.labels.index_select(0, at::tensor(kept, at::kLong));
+  list.validation = at::tensor(held_out, at::kLong);
+  return kept;
+}
+
+}  // namespace detail
+
+/// The pictures of a folder: DIR/labeled/<class>/… (at least two classes, at any depth below) and
+/// DIR/unlabeled/… (at any depth; may be missing or empty). None of them is decoded.
+///
+/// Class names are the folders' names in the order of their bytes; labeled pictures come class by class, each
+/// class and the unlabeled ones in find_images' order. Nothing is left out unsaid: pictures that lie in
+/// `labeled` beside the class folders are listed in `unreadable`, and every other entry is counted by its
+/// kind in `left_out`: files of other formats, links to nothing, what lies in DIR beside `labeled` and
+/// `unlabeled`, thumbnails and hidden files. If `strict`, the first of them throws (but for what is
+/// incidental).
+///
+/// Throws c10::Error with one line: DIR or DIR/labeled missing, a directory that cannot be read, no class
+/// folder or only one, a class folder without pictures (named) or of a name that is no UTF-8.
+inline PictureList list_pictures(const std::filesystem::path& dir, bool strict = false) {
+  return detail::list_pictures("list_pictures", dir, strict);
+}
+
+}  // namespace mixmatch::data
