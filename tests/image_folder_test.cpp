@@ -177,17 +177,19 @@ TEST_CASE("load_image_folder names all that it does not read") {
   SECTION("a folder's misspelt name") {
     fs::rename(dir / "unlabeled", dir / "unlabelled");
     fs::create_directory(dir / "test");
-    CHECK_THAT(left_out(),
-               contains(R"(1 folder "unlabelled" (neither "labeled" nor "unlabeled"): unlabelled)"));
-    CHECK_THAT(left_out(), contains(R"(1 folder (neither "labeled" nor "unlabeled"): test)"));
-    CHECK_THAT(folder_error(dir.path(), strict), contains(R"(neither "labeled" nor "unlabeled")"));
+    CHECK_THAT(
+        left_out(),
+        contains(R"(1 folder "unlabelled" (none of "labeled", "unlabeled", "validation", "train", "val"): )"
+                 "unlabelled"));
+    CHECK_THAT(left_out(), contains(R"(1 folder (none of "labeled", "unlabeled", )"));
+    CHECK_THAT(folder_error(dir.path(), strict), contains(R"(none of "labeled", "unlabeled")"));
     fs::rename(dir / "labeled", dir / "Labelled");
     CHECK_THAT(folder_error(dir.path()), contains(R"(it has folder "Labelled")"));
   }
   SECTION("files beside the folders") {
     write_file(dir / "a.png", png(1, 2, 3));
     write_file(dir / "readme.txt", "text");
-    CHECK_THAT(left_out(), contains(R"(1 picture (in neither "labeled" nor "unlabeled"): a.png)"));
+    CHECK_THAT(left_out(), contains(R"(1 picture (in none of "labeled", "unlabeled", )"));
     CHECK_THAT(left_out(), contains(R"(1 ".txt" file (not a picture): readme.txt)"));
     CHECK_THAT(folder_error(dir.path(), strict), contains("a.png"));
   }
@@ -224,6 +226,52 @@ TEST_CASE("load_image_folder names all that it does not read") {
   }
 }
 
+TEST_CASE("load_image_folder takes torchvision's names and pictures that are held out") {
+  const auto dir = temp_dir();
+  write_folder(dir.path());
+  const auto strict = ImageFolderOptions().strict(true);
+  CHECK(load_image_folder(dir.path(), 4).validation.numel() == 0);
+  for (const std::string held_out : {"validation", "val"}) {
+    write_picture(dir / held_out / "dog/9.png", png(21, 0, 0));
+    write_picture(dir / held_out / "cat/8.png", png(22, 0, 0));
+    write_picture(dir / held_out / "cat/7.png", "broken");
+    fs::create_directory(dir / held_out / "owl");
+    CHECK_THAT(folder_error(dir.path()),
+               contains("class folder " + (dir / held_out / "owl").string() + ": there is no " +
+                        (dir / "labeled/owl").string() + " to train with"));
+    fs::remove(dir / held_out / "owl");
+    const ImageFolder folder = load_image_folder(dir.path(), 4);
+    CHECK(folder.labels.equal(at::tensor({0, 0, 1, 1, 0, 1, -1, -1, -1}, at::kLong)));
+    CHECK(folder.validation.equal(at::tensor({4, 5}, at::kLong)));
+    CHECK(folder.files[4] == held_out + "/cat/8.png");
+    CHECK(color(folder.images[5]) == "21,0,0");
+    CHECK(folder.unreadable.front().file == held_out + "/cat/7.png");
+    CHECK(folder.left_out.empty());
+    if (held_out == "validation") {
+      fs::create_directory(dir / "val");
+      CHECK_THAT(folder_error(dir.path()), contains(R"(has both "validation" and "val")"));
+      fs::remove_all(dir / "val");
+      fs::remove_all(dir / "validation");
+    }
+  }
+  fs::remove(dir / "val/cat/7.png");
+  fs::create_directory(dir / "train");
+  CHECK_THAT(folder_error(dir.path()), contains(R"(has both "labeled" and "train")"));
+  fs::remove(dir / "train");
+  fs::rename(dir / "labeled", dir / "train");
+  fs::remove_all(dir / "unlabeled");
+  const ImageFolder folder = load_image_folder(dir.path(), 4, strict);
+  CHECK(folder.files == std::vector<std::string>{"train/cat/deep/x.PNG", "train/cat/y.png", "train/dog/a.png",
+                                                 "train/dog/b.png", "val/cat/8.png", "val/dog/9.png"});
+  CHECK(folder.validation.equal(at::tensor({4, 5}, at::kLong)));
+  // Files of those names are no layout.
+  fs::remove_all(dir / "val");
+  write_file(dir / "val", "text");
+  write_file(dir / "validation", "text");
+  REQUIRE(load_image_folder(dir.path(), 4).left_out.size() == 1);
+  CHECK(load_image_folder(dir.path(), 4).left_out[0].count == 2);
+}
+
 TEST_CASE("load_image_folder refuses in one line that says what to mend") {
   const auto dir = temp_dir();
   const auto labeled = dir / "labeled";
@@ -246,7 +294,7 @@ TEST_CASE("load_image_folder refuses in one line that says what to mend") {
              contains("class folder " + (labeled / "empty one").string() + " holds no pictures"));
   write_file(labeled / "empty one/bad.png", "no picture");
   CHECK_THAT(folder_error(dir.path()),
-             contains("class folder " + (labeled / "empty one").string() + " holds no readable picture; " +
+             contains("class \"empty one\" has no readable picture; " +
                       (labeled / "empty one/bad.png").string() + ": not a picture"));
   fs::remove_all(labeled / "empty one");
   if (make_unreadable(dir / "unlabeled")) {

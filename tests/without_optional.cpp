@@ -51,10 +51,10 @@ int main() {
   right = data::decode_image(dir / "x.ppm", 1)[2].item<int64_t>() == 3 && right;
   std::filesystem::create_directory(dir / "labeled/b");
   std::filesystem::copy(dir / "x.ppm", dir / "labeled/b");
-  right = says(error_of([&] { data::load_image_folder(dir.path(), 4); }),
-               "load_image_folder: class folder " + (dir / "labeled/a").string() +
-                   " holds no readable picture; " + (dir / "labeled/a/x.jpg").string(),
-               "libjpeg-dev") &&
-          right;
+  right =
+      says(error_of([&] { data::load_image_folder(dir.path(), 4); }),
+           "load_image_folder: class \"a\" has no readable picture; " + (dir / "labeled/a/x.jpg").string(),
+           "libjpeg-dev") &&
+      right;
   return right && data::list_images(dir.path()).size() == 6 ? 0 : 1;
 }

@@ -37,6 +37,7 @@
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/image_pool.hpp>
+#include <mixmatch/data/label_file.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/list_images.hpp>
 #include <mixmatch/data/picture_list.hpp>

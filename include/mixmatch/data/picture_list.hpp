@@ -2,6 +2,7 @@
 
 #include <torch/types.h>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/list_images.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/io/utf8.hpp>
@@ -61,14 +62,24 @@ inline bool is_dangling(const std::filesystem::path& path) {
          !std::filesystem::exists(path, error);
 }
 
-/// What lies beside "labeled" and "unlabeled": nothing of it is read.
+/// The directories of which a layout is made. A file of another name than "labeled" and "unlabeled" is none.
+inline bool is_layout_part(const std::filesystem::path& path) {
+  const std::string name = path.filename().string();
+  std::error_code error;
+  return name == "labeled" || (name == "unlabeled" && !is_dangling(path)) ||
+         ((name == "train" || name == "validation" || name == "val") &&
+          std::filesystem::is_directory(path, error));
+}
+
+/// What lies beside those directories: nothing of it is read.
 inline void leave_out_siblings(const char* loader, const std::filesystem::path& dir, PictureList& list) {
   for (const auto& entry : sorted_entries(loader, dir)) {
     const std::string name = entry.filename().string();
     std::error_code error;
-    if (name == "labeled" || (name == "unlabeled" && !is_dangling(entry))) {
+    if (is_layout_part(entry)) {
       continue;
     }
+    constexpr const char* parts = R"(none of "labeled", "unlabeled", "validation", "train", "val")";
     LeftOut why;
     const auto kind = classify_entry(entry, why);
     why.example = name;
@@ -83,35 +94,23 @@ inline void leave_out_siblings(const char* loader, const std::filesystem::path& 
       why.kind = is_run     ? "run directory"
                  : misspelt ? "folder \"" + mixmatch::detail::printable(name) + "\""
                             : "folder";
-      why.reason = is_run ? "no pictures of this folder" : R"(neither "labeled" nor "unlabeled")";
+      why.reason = is_run ? "no pictures of this folder" : parts;
       why.incidental = is_run;
     } else if (kind == EntryKind::picture || !why.incidental) {
       why.kind = kind == EntryKind::picture ? "picture" : why.kind;
-      why.reason = kind == EntryKind::picture ? "in neither \"labeled\" nor \"unlabeled\"" : why.reason;
+      why.reason = kind == EntryKind::picture ? std::string("in ") + parts : why.reason;
       why.incidental = false;
     }
     leave_out(list.left_out, std::move(why));
   }
 }
 
-/// list_pictures() whose errors begin with `loader`.
-inline PictureList list_pictures(const char* loader, const std::filesystem::path& dir, bool strict) {
+/// The class folders of `dir`/`part`, by name.
+inline std::vector<std::string> class_folders(const char* loader, const std::filesystem::path& dir,
+                                              const std::string& part, bool strict, PictureList& list) {
   using mixmatch::detail::printable;
-  TORCH_CHECK(image_folder_exists(loader, dir), loader, ": no directory ", printable(dir));
-  const auto labeled = dir / "labeled";
-  PictureList list;
-  list.root = dir;
-  leave_out_siblings(loader, dir, list);
-  if (!image_folder_exists(loader, labeled)) {
-    TORCH_CHECK(!is_dangling(labeled), loader, ": ", printable(labeled), " is a link to nothing");
-    const auto similar = std::find_if(list.left_out.begin(), list.left_out.end(),
-                                      [](const LeftOut& item) { return item.kind.starts_with("folder \""); });
-    TORCH_CHECK(false, loader, ": ", printable(dir),
-                " has no directory \"labeled\", in which each class has a folder of pictures",
-                similar == list.left_out.end() ? "" : "; it has " + printable(similar->kind));
-  }
   std::vector<std::string> names;
-  for (const auto& entry : sorted_entries(loader, labeled)) {
+  for (const auto& entry : sorted_entries(loader, dir / part)) {
     const std::string name = entry.filename().string();
     LeftOut why;
     switch (classify_entry(entry, why)) {
@@ -122,42 +121,93 @@ inline PictureList list_pictures(const char* loader, const std::filesystem::path
         break;
       case EntryKind::picture:
         TORCH_CHECK(!strict, loader, ": ", printable(entry), " lies in no class folder");
-        list.unreadable.push_back({"labeled/" + name, "lies in no class folder"});
+        list.unreadable.push_back({part + "/" + name, "lies in no class folder"});
         break;
       case EntryKind::left_out:
-        why.example = "labeled/" + name;
+        why.example = part + "/" + name;
         leave_out(list.left_out, std::move(why));
         break;
     }
   }
-  TORCH_CHECK(!names.empty(), loader, ": ", printable(labeled), " holds no class folder");
-  TORCH_CHECK(names.size() > 1, loader, ": ", printable(labeled), " holds one class folder, \"",
+  return names;
+}
+
+/// The one of two directories that there is, "" if there is neither.
+inline std::string one_part(const char* loader, const std::filesystem::path& dir, const std::string& name,
+                            const std::string& other) {
+  const bool first = is_layout_part(dir / name) && image_folder_exists(loader, dir / name);
+  const bool second = is_layout_part(dir / other);
+  TORCH_CHECK(!first || !second, loader, ": ", mixmatch::detail::printable(dir), " has both \"", name,
+              "\" and \"", other, "\", and only one of them can be meant");
+  return first ? name : second ? other : "";
+}
+
+/// Adds the pictures of `part`, with the label (-1: none), to `list`; `labels` grows with its files. Returns
+/// what else lay there.
+inline std::vector<LeftOut> add_part(const char* loader, const std::string& part, int64_t label,
+                                     PictureList& list, std::vector<int64_t>& labels) {
+  auto found = list_folder(loader, list.root / part, part + "/");
+  list.files.insert(list.files.end(), found.files.begin(), found.files.end());
+  labels.resize(list.files.size(), label);
+  for (const auto& item : found.left_out) {
+    leave_out(list.left_out, item);
+  }
+  return found.left_out;
+}
+
+inline void check_strict(const char* loader, const PictureList& list, bool strict) {
+  for (const auto& item : list.left_out) {
+    TORCH_CHECK(!strict || item.incidental, loader, ": ", mixmatch::detail::printable(list.root), ": ",
+                describe(item));
+  }
+}
+
+/// list_pictures() whose errors begin with `loader`.
+inline PictureList list_pictures(const char* loader, const std::filesystem::path& dir, bool strict) {
+  using mixmatch::detail::printable;
+  TORCH_CHECK(image_folder_exists(loader, dir), loader, ": no directory ", printable(dir));
+  PictureList list;
+  list.root = dir;
+  leave_out_siblings(loader, dir, list);
+  const std::string train = one_part(loader, dir, "labeled", "train");
+  if (train.empty()) {
+    TORCH_CHECK(!is_dangling(dir / "labeled"), loader, ": ", printable(dir / "labeled"),
+                " is a link to nothing");
+    const auto similar = std::find_if(list.left_out.begin(), list.left_out.end(),
+                                      [](const LeftOut& item) { return item.kind.starts_with("folder \""); });
+    TORCH_CHECK(false, loader, ": ", printable(dir),
+                " has no directory \"labeled\" or \"train\", in which each class has a folder of pictures",
+                similar == list.left_out.end() ? "" : "; it has " + similar->kind);
+  }
+  const auto names = class_folders(loader, dir, train, strict, list);
+  TORCH_CHECK(!names.empty(), loader, ": ", printable(dir / train), " holds no class folder");
+  TORCH_CHECK(names.size() > 1, loader, ": ", printable(dir / train), " holds one class folder, \"",
               printable(names[0]), "\"; expected at least two");
   std::vector<int64_t> labels;
-  const auto add = [&](const std::string& part, int64_t label) {
-    auto found = list_folder(loader, dir / part, part + "/");
-    if (found.files.empty() && label >= 0) {
-      TORCH_CHECK(false, loader, ": class folder ", printable(dir / part), " holds no pictures (",
-                  mixmatch::detail::picture_format_names, ")",
-                  found.left_out.empty() ? "" : "; " + describe(found.left_out.front()));
-    }
-    list.files.insert(list.files.end(), found.files.begin(), found.files.end());
-    labels.resize(list.files.size(), label);
-    for (auto& item : found.left_out) {
-      leave_out(list.left_out, std::move(item));
-    }
-  };
   for (size_t i = 0; i < names.size(); ++i) {
-    add("labeled/" + names[i], static_cast<int64_t>(i));
+    const auto before = list.size();
+    const auto part = train + "/" + names[i];
+    const auto left_out = add_part(loader, part, static_cast<int64_t>(i), list, labels);
+    TORCH_CHECK(list.size() > before, loader, ": class folder ", printable(dir / part),
+                " holds no pictures (", mixmatch::detail::picture_format_names, ")",
+                left_out.empty() ? std::string() : c10::str("; ", describe(left_out.front())));
   }
+  const auto held_out_begin = list.size();
+  if (const auto part = one_part(loader, dir, "validation", "val"); !part.empty()) {
+    for (const auto& name : class_folders(loader, dir, part, strict, list)) {
+      const auto known = std::find(names.begin(), names.end(), name);
+      TORCH_CHECK(known != names.end(), loader, ": class folder ", printable(dir / part / name),
+                  ": there is no ", printable(dir / train / name), " to train with");
+      add_part(loader, part + "/" + name, known - names.begin(), list, labels);
+    }
+  }
+  list.validation = at::arange(held_out_begin, list.size(), at::kLong);
   if (image_folder_exists(loader, dir / "unlabeled")) {
-    add("unlabeled", -1);
+    add_part(loader, "unlabeled", -1, list, labels);
   }
-  for (const auto& item : list.left_out) {
-    TORCH_CHECK(!strict || item.incidental, loader, ": ", printable(dir), ": ", describe(item));
-  }
+  check_strict(loader, list, strict);
   list.labels = at::tensor(labels, at::kLong);
-  list.class_names = std::move(names);
+  list.class_names = names;
   return list;
 }
 
@@ -188,9 +238,9 @@ inline std::vector<int64_t> leave_out_unreadable(const char* loader, PictureList
     }
   }
   for (size_t c = 0; c < bad.size(); ++c) {
-    TORCH_CHECK(readable[c] || bad[c] == reasons.size(), loader, ": class folder ",
-                printable(list.root / "labeled" / list.class_names[c]), " holds no readable picture; ",
-                printable(list.root / list.files[bad[c]]), ": ", reasons[bad[c]]);
+    TORCH_CHECK(readable[c] || bad[c] == reasons.size(), loader, ": class ", class_text(c, list.class_names),
+                " has no readable picture; ", printable(list.root / list.files[bad[c]]), ": ",
+                reasons[bad[c]]);
   }
   std::vector<std::string> files;
   std::vector<int64_t> held_out;
@@ -213,17 +263,19 @@ inline std::vector<int64_t> leave_out_unreadable(const char* loader, PictureList
 }  // namespace detail
 
 /// The pictures of a folder: DIR/labeled/<class>/… (at least two classes, at any depth below) and
-/// DIR/unlabeled/… (at any depth; may be missing or empty). None of them is decoded.
+/// DIR/unlabeled/… (at any depth; may be missing or empty), and DIR/validation/<class>/… that are held out,
+/// if it is there. "train" and "val" are "labeled" and "validation" by the names that torchvision's users
+/// have. None of the pictures is decoded.
 ///
-/// Class names are the folders' names in the order of their bytes; labeled pictures come class by class, each
-/// class and the unlabeled ones in find_images' order. Nothing is left out unsaid: pictures that lie in
-/// `labeled` beside the class folders are listed in `unreadable`, and every other entry is counted by its
-/// kind in `left_out`: files of other formats, links to nothing, what lies in DIR beside `labeled` and
-/// `unlabeled`, thumbnails and hidden files. If `strict`, the first of them throws (but for what is
-/// incidental).
+/// Class names are the folders' names in the order of their bytes; labeled pictures come class by class, then
+/// those held out, then the unlabeled ones, each in find_images' order. Nothing is left out unsaid: pictures
+/// that lie beside the class folders are listed in `unreadable`, and every other entry is counted by its
+/// kind in `left_out`: files of other formats, links to nothing, what lies in DIR beside those directories,
+/// thumbnails and hidden files. If `strict`, the first of them throws (but for what is incidental).
 ///
-/// Throws c10::Error with one line: DIR or DIR/labeled missing, a directory that cannot be read, no class
-/// folder or only one, a class folder without pictures (named) or of a name that is no UTF-8.
+/// Throws c10::Error with one line: DIR or DIR/labeled missing, two names for one part, a directory that
+/// cannot be read, no class folder or only one, a class folder without pictures (named) or of a name that is
+/// no UTF-8, a class that is held out and does not train.
 inline PictureList list_pictures(const std::filesystem::path& dir, bool strict = false) {
   return detail::list_pictures("list_pictures", dir, strict);
 }

@@ -1,0 +1,482 @@
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/picture_list.hpp>
+#include <mixmatch/detail/io/csv.hpp>
+#include <mixmatch/detail/io/parse_number.hpp>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/io/read_file.hpp>
+#include <mixmatch/io/atomic_file.hpp>
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <numeric>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::data {
+
+/// What a row of a label file says of one picture.
+struct PictureLabel {
+  std::string where;  ///< for messages: "labels.csv line 7"
+  std::string file;
+  /// A class, or "" for a picture that is to have none. Without a value the row says nothing of it.
+  std::optional<std::string> label = std::nullopt;
+  std::optional<bool> held_out = std::nullopt;  ///< whether training must not see it
+  /// What a model said, in a file that began as a list of predictions.
+  std::optional<std::string> predicted = std::nullopt;
+  std::optional<double> confidence = std::nullopt;  ///< in `predicted`
+  std::string path = "";                            ///< where it was when that list was written
+};
+
+struct LabelFile {
+  std::string name;  ///< for messages
+  std::vector<PictureLabel> rows;
+};
+
+namespace detail {
+
+/// Without the blanks that spreadsheets and people leave around a word.
+inline std::string_view trimmed(std::string_view text) {
+  constexpr std::string_view blanks = " \t\r\n";
+  const size_t begin = std::min(text.find_first_not_of(blanks), text.size());
+  const size_t last = text.find_last_not_of(blanks);
+  return text.substr(begin, last == text.npos ? 0 : last + 1 - begin);
+}
+
+/// The delimiter of a CSV by its first line: a spreadsheet writes semicolons where the comma is decimal.
+inline char csv_delimiter(std::string_view text) {
+  const size_t found = text.find_first_of(",;\t\r\n");
+  return found == text.npos || text[found] == '\r' || text[found] == '\n' ? ',' : text[found];
+}
+
+/// Columns of a label file; -1 for one that it does not have.
+struct LabelColumns {
+  int64_t file = -1, label = -1, split = -1, predicted = -1, confidence = -1, path = -1;
+
+  LabelColumns(const std::string& shown, const mixmatch::detail::CsvRecord& header) {
+    const std::array<std::pair<std::string_view, int64_t*>, 6> known{{{"file", &file},
+                                                                      {"label", &label},
+                                                                      {"split", &split},
+                                                                      {"class", &predicted},
+                                                                      {"confidence", &confidence},
+                                                                      {"path", &path}}};
+    for (size_t i = 0; i < header.cells.size(); ++i) {
+      const auto name = trimmed(header.cells[i]);
+      for (const auto& [column, place] : known) {
+        if (name == column) {
+          TORCH_CHECK(*place < 0, shown, " line ", header.line, ": two columns are named \"", column, "\"");
+          *place = static_cast<int64_t>(i);
+        }
+      }
+    }
+    TORCH_CHECK(
+        file >= 0 && (label >= 0 || predicted >= 0), shown, " line ", header.line,
+        ": expected a header that names the columns file and label (file,label or file,label,split), "
+        "got ",
+        mixmatch::detail::quote_for_message(std::accumulate(
+            header.cells.begin(), header.cells.end(), std::string(),
+            [](const std::string& all, const auto& cell) { return all.empty() ? cell : all + "," + cell; })));
+  }
+};
+
+}  // namespace detail
+
+/// Reads which labels pictures have from a CSV (RFC 4180), the least of which is
+///
+///     file,label
+///     cats/1.jpg,cat
+///     holiday.jpg,
+///
+/// The first line names the columns, in any order; others than these are not looked at:
+///
+/// - `file`: the picture;
+/// - `label`: its class. Empty: it is to have none, or, where there is a column `class`, nothing is said;
+/// - `split`: train, validation (or val) for a picture that is held out, or empty;
+/// - `class`, `confidence`, `path`: as the programs write them in predictions.csv, which is such a file with
+/// its column
+///   `label` filled in.
+///
+/// In UTF-8, with or without a byte order mark, and lines that end in LF, CRLF or CR; where the header has
+/// semicolons or tabs, these are the delimiters. Blanks around a label are taken away, unless there is such a
+/// class. Throws c10::Error with one line that names the file and the line: no such header, a row of another
+/// number of cells, without a file, with another split, a label that is no UTF-8 or longer than 255 bytes, a
+/// cell that does not end.
+inline LabelFile read_label_file(const std::filesystem::path& path) {
+  const std::string shown = mixmatch::detail::printable(path);
+  const std::string bytes = mixmatch::detail::read_whole_file(path);
+  std::string_view text = bytes;
+  TORCH_CHECK(!text.starts_with("\xFF\xFE") && !text.starts_with("\xFE\xFF"), shown,
+              " is written in UTF-16: save it as CSV in UTF-8");
+  if (text.starts_with("\xEF\xBB\xBF")) {
+    text.remove_prefix(3);
+  }
+  TORCH_CHECK(text.find('\0') == text.npos, shown, " is no CSV: it holds a zero byte");
+  const auto records = mixmatch::detail::parse_csv(text, detail::csv_delimiter(text), shown);
+  TORCH_CHECK(!records.empty(), shown, " is empty: expected a header, file,label, and a line a picture");
+  const detail::LabelColumns columns(shown, records.front());
+  LabelFile file{shown, {}};
+  file.rows.reserve(records.size() - 1);
+  for (size_t i = 1; i < records.size(); ++i) {
+    const auto& cells = records[i].cells;
+    PictureLabel row;
+    row.where = c10::str(shown, " line ", records[i].line);
+    TORCH_CHECK(cells.size() == records.front().cells.size(), row.where, " has ", cells.size(),
+                cells.size() == 1 ? " cell" : " cells", ", the header ", records.front().cells.size());
+    const auto cell = [&](int64_t column) -> const std::string& {
+      static const std::string none;
+      return column < 0 ? none : cells[static_cast<size_t>(column)];
+    };
+    row.file = cell(columns.file);
+    row.path = cell(columns.path);
+    TORCH_CHECK(!row.file.empty(), row.where, ": no file is named");
+    const std::string& label = cell(columns.label);
+    const bool labeled = !detail::trimmed(label).empty();
+    TORCH_CHECK(mixmatch::detail::is_utf8(label), row.where,
+                ": the label is not UTF-8: ", mixmatch::detail::quote_for_message(label));
+    constexpr size_t longest = 255;  // as a folder's name
+    TORCH_CHECK(label.size() <= longest, row.where, ": a label of ", label.size(),
+                " bytes, expected at most ", longest);
+    if (columns.predicted >= 0) {
+      row.predicted = cell(columns.predicted);
+      std::string number = cell(columns.confidence);
+      std::replace(number.begin(), number.end(), ',', '.');  // as spreadsheets may have written it
+      row.confidence = mixmatch::detail::parse_number<double>(number);
+    }
+    if (columns.label >= 0 && (labeled || columns.predicted < 0)) {
+      row.label = labeled ? label : "";
+    }
+    if (const auto split = detail::trimmed(cell(columns.split)); !split.empty()) {
+      TORCH_CHECK(split == "train" || split == "validation" || split == "val", row.where,
+                  ": split must be train or validation, got ", mixmatch::detail::quote_for_message(split));
+      row.held_out = split != "train";
+    }
+    file.rows.push_back(std::move(row));
+  }
+  return file;
+}
+
+/// Pictures with the labels of label files.
+struct LabeledPictures {
+  PictureList list;
+  std::vector<std::string> changes;  ///< what each file changed, a line for each kind, for people
+};
+
+namespace detail {
+
+/// Puts label files on the pictures of a folder, one after the other.
+class LabelPictures {
+ public:
+  LabelPictures(const char* loader, const std::filesystem::path& root, bool strict)
+      : loader_(loader), root_(root), strict_(strict) {
+    using mixmatch::detail::printable;
+    TORCH_CHECK(image_folder_exists(loader, root), loader, ": no directory ", printable(root));
+    std::error_code error;
+    real_root_ = std::filesystem::canonical(root, error);
+    TORCH_CHECK(!error, loader, ": cannot read ", printable(root), ": ", error.message());
+    named_root_ = (std::filesystem::absolute(root) / "").lexically_normal().parent_path();
+    list_.root = root;
+    if (std::filesystem::is_directory(root / "labeled", error) ||
+        std::filesystem::is_directory(root / "train", error)) {
+      list_ = list_pictures(loader, root, strict);
+      const auto* label = list_.labels.data_ptr<int64_t>();
+      for (size_t i = 0; i < list_.files.size(); ++i) {
+        const auto name = label[i] < 0 ? "" : list_.class_names[static_cast<size_t>(label[i])];
+        pictures_[add(list_.files[i])].label = name;
+      }
+      for (int64_t i = 0; i < list_.validation.numel(); ++i) {
+        pictures_[static_cast<size_t>(list_.validation.data_ptr<int64_t>()[i])].held_out = true;
+      }
+    }
+  }
+
+  void apply(const LabelFile& file) {
+    const bool said = !pictures_.empty();
+    const auto before = count_classes();
+    for (auto& picture : pictures_) {
+      picture.row = nullptr;
+      picture.before = picture.label;
+      picture.was_held_out = picture.held_out;
+    }
+    for (const auto& row : file.rows) {
+      if (row.label.has_value() || row.held_out.has_value()) {
+        ++rows_;
+        if (const auto found = find(row); found.has_value()) {
+          put(row, pictures_[*found], before);
+        }
+      }
+    }
+    if (said) {
+      describe_changes(file.name, before);
+    }
+  }
+
+  LabeledPictures result() && {
+    using mixmatch::detail::quote_for_message;
+    check_strict(loader_, list_, strict_);
+    const auto hint = [this] {
+      return list_.left_out.empty() ? std::string() : c10::str("; ", describe(list_.left_out.front()));
+    };
+    const std::string root = mixmatch::detail::printable(root_);
+    TORCH_CHECK(!pictures_.empty(), loader_, ": none of ", rows_, " rows names a picture in ", root, hint());
+    const auto classes = count_classes();
+    TORCH_CHECK(classes.size() > 1, loader_, ": the pictures in ", root, " have ",
+                classes.empty() ? std::string("no label")
+                                : c10::str("one label, ", quote_for_message(classes.begin()->first)),
+                "; expected at least two", hint());
+    std::map<std::string, int64_t> number;
+    list_.class_names.clear();
+    for (const auto& [name, count] : classes) {
+      TORCH_CHECK(count.train > 0, loader_, ": all pictures of class ", quote_for_message(name),
+                  " are held out: none is left to train with");
+      number.emplace(name, list_.num_classes());
+      list_.class_names.push_back(name);
+    }
+    // In an order that is not the rows'.
+    const auto rank = [](const Picture& p) { return p.label.empty() ? 2 : p.held_out ? 1 : 0; };
+    std::sort(pictures_.begin(), pictures_.end(), [&](const Picture& a, const Picture& b) {
+      const int first = rank(a), second = rank(b);
+      return first != second ? first < second : std::tie(a.label, a.file) < std::tie(b.label, b.file);
+    });
+    std::vector<int64_t> labels, held_out;
+    list_.files.clear();
+    for (auto& picture : pictures_) {
+      if (picture.held_out) {
+        held_out.push_back(list_.size());
+      }
+      labels.push_back(picture.label.empty() ? -1 : number.at(picture.label));
+      list_.files.push_back(std::move(picture.file));
+    }
+    list_.labels = at::tensor(labels, at::kLong);
+    list_.validation = at::tensor(held_out, at::kLong);
+    return {std::move(list_), std::move(changes_)};
+  }
+
+ private:
+  struct Picture {
+    std::string file, label;  // "" = none
+    bool held_out = false;
+    // While a file is put on: what there was before, and its row that spoke of the picture.
+    std::string before;
+    bool was_held_out = false;
+    const PictureLabel* row = nullptr;
+  };
+  struct ClassCount {
+    int64_t train = 0, held_out = 0;
+  };
+  using ClassCounts = std::map<std::string, ClassCount>;
+
+  ClassCounts count_classes() const {
+    ClassCounts counts;
+    for (const auto& picture : pictures_) {
+      if (!picture.label.empty()) {
+        auto& count = counts[picture.label];
+        ++(picture.held_out ? count.held_out : count.train);
+      }
+    }
+    return counts;
+  }
+
+  /// The place of the picture of that name, which joins the others where it is not among them.
+  size_t add(const std::string& file) {
+    const auto [place, fresh] = index_.emplace(file, pictures_.size());
+    if (fresh) {
+      pictures_.push_back({});
+      pictures_.back().file = file;
+    }
+    return place->second;
+  }
+
+  std::optional<size_t> known(const std::filesystem::path& name) const {
+    const auto found = index_.find(name.lexically_normal().generic_string());
+    return found == index_.end() ? std::nullopt : std::optional(found->second);
+  }
+
+  std::optional<size_t> find(const PictureLabel& row) {
+    namespace fs = std::filesystem;
+    const fs::path name = row.file, in_unlabeled = fs::path("unlabeled") / name;
+    const bool predicted = row.predicted.has_value();
+    const auto first = known(predicted ? in_unlabeled : name);
+    const auto found = first.has_value() ? first : known(predicted ? name : in_unlabeled);
+    if (found.has_value()) {
+      return found;
+    }
+    std::string reason, ignored;
+    auto joined = join(root_ / name, reason);
+    if (!joined.has_value() && !row.path.empty()) {
+      joined = join(row.path, ignored);
+    }
+    if (!joined.has_value()) {
+      leave_out(list_.left_out, {"row of a CSV", reason, 1, row.where + ": " + row.file, false});
+    }
+    return joined;
+  }
+
+  /// The picture at `path`, if it lies below the root.
+  std::optional<size_t> join(const std::filesystem::path& path, std::string& reason) {
+    namespace fs = std::filesystem;
+    const auto below = [](const fs::path& inner, const fs::path& outer) {
+      const auto [end, rest] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
+      return end == outer.end() && rest != inner.end();
+    };
+    std::error_code error;
+    const fs::path named = fs::absolute(path).lexically_normal();
+    const bool named_below = below(named, named_root_);
+    if (named_below) {
+      if (const auto found = known(named.lexically_relative(named_root_)); found.has_value()) {
+        return found;
+      }
+    }
+    const fs::path real =
+        fs::weakly_canonical(named_below ? root_ / named.lexically_relative(named_root_) : path, error);
+    if (error || !below(real, real_root_)) {
+      reason = error ? error.message() : c10::str("not in ", mixmatch::detail::printable(root_));
+    } else if (!fs::is_regular_file(real, error)) {
+      reason = fs::exists(real, error) ? "not a file" : "there is no such file";
+    } else {
+      // A link is called as it was called.
+      const auto file =
+          named_below ? named.lexically_relative(named_root_) : real.lexically_relative(real_root_);
+      return add(file.generic_string());
+    }
+    return std::nullopt;
+  }
+
+  void put(const PictureLabel& row, Picture& picture, const ClassCounts& classes) {
+    using mixmatch::detail::printable;
+    std::optional<std::string> label = row.label;
+    if (label.has_value() && classes.find(*label) == classes.end()) {
+      label = std::string(trimmed(*label));
+    }
+    if (picture.row != nullptr) {
+      const auto text = [](const std::string& name) {
+        return name.empty() ? std::string("no label") : mixmatch::detail::quote_for_message(name);
+      };
+      TORCH_CHECK(!label.has_value() || *label == picture.label, row.where, ": ", printable(picture.file),
+                  " has ", text(label.value_or("")), ", and ", text(picture.label), " in ",
+                  picture.row->where);
+      TORCH_CHECK(row.held_out.value_or(picture.held_out) == picture.held_out, row.where, ": ",
+                  printable(picture.file), " is in another split in ", picture.row->where);
+    }
+    picture.row = &row;
+    picture.label = label.value_or(picture.label);
+    picture.held_out = row.held_out.value_or(picture.held_out && !picture.label.empty());
+    TORCH_CHECK(!picture.held_out || !picture.label.empty(), row.where,
+                ": a picture that is held out needs a label");
+  }
+
+  void describe_changes(const std::string& name, const ClassCounts& before) {
+    using mixmatch::detail::printable;
+    using mixmatch::detail::quote_for_message;
+    constexpr std::array<const char*, 5> what{"a label for ", "another label for ", "no label any more for ",
+                                              "held out from training: ", "not held out any more: "};
+    std::array<int64_t, what.size()> count{};
+    std::array<std::string, what.size()> example;
+    for (const auto& p : pictures_) {
+      const auto note = [&](size_t kind, const std::string& text) {
+        example[kind] = count[kind]++ == 0 ? text : example[kind];
+      };
+      if (p.label != p.before) {
+        const std::string now =
+            printable(p.file) + ": " + (p.label.empty() ? std::string("none") : quote_for_message(p.label));
+        p.before.empty() ? note(0, now)
+                         : note(p.label.empty() ? 2 : 1, now + ", was " + quote_for_message(p.before));
+      }
+      if (p.held_out != p.was_held_out) {
+        note(p.held_out ? 3 : 4, printable(p.file));
+      }
+    }
+    for (size_t i = 0; i < what.size(); ++i) {
+      if (count[i] > 0) {
+        changes_.push_back(c10::str(name, ": ", what[i], count[i],
+                                    count[i] == 1 ? " picture, " : " pictures, e.g. ", example[i]));
+      }
+    }
+    const auto after = count_classes();
+    const auto list_missing = [](const ClassCounts& from, const ClassCounts& in) {
+      std::string names;
+      size_t more = 0;
+      for (const auto& [label, pictures] : from) {
+        if (in.find(label) != in.end()) {
+          continue;
+        }
+        if (names.size() > 500) {
+          ++more;
+          continue;
+        }
+        const auto total = pictures.train + pictures.held_out;
+        names += c10::str(names.empty() ? "" : ", ", quote_for_message(label), " (", total,
+                          total == 1 ? " picture)" : " pictures)");
+      }
+      return more > 0 ? c10::str(names, " and ", more, " more") : names;
+    };
+    if (const auto fresh = list_missing(after, before); !fresh.empty()) {
+      changes_.push_back(name + ": new classes: " + fresh);
+    }
+    if (const auto gone = list_missing(before, after); !gone.empty()) {
+      changes_.push_back(name + ": classes that no picture has any more: " + gone);
+    }
+  }
+
+  const char* loader_;
+  std::filesystem::path root_, named_root_, real_root_;
+  bool strict_;
+  PictureList list_;
+  std::vector<Picture> pictures_;
+  std::unordered_map<std::string, size_t> index_;
+  std::vector<std::string> changes_;
+  int64_t rows_ = 0;  // that say something
+};
+
+}  // namespace detail
+
+/// The pictures of a folder with the labels of `files` (read_label_file), each of which counts above those
+/// before it.
+///
+/// Where DIR has "labeled" or "train", its pictures are those of list_pictures(), and what a row says counts
+/// above that; elsewhere the rows are all pictures that there are. A row names a file relative to DIR or to
+/// DIR/unlabeled, wherever below DIR that is, or by an absolute path; one that is not found so, by the row's
+/// `path`. Rows that name a file outside DIR (links are what they lead to, but for those of the layout
+/// itself) or none are left out, counted in `left_out`; if `strict`, the first of them throws.
+///
+/// Classes are those that a picture has, in the order of their bytes; pictures come class by class, then
+/// those held out, then the unlabeled ones, in the order of their names. Throws c10::Error with one line as
+/// list_pictures(), and where two rows of a file disagree about a picture, a held-out one has no label,
+/// fewer than two classes have a picture, or all of a class are held out.
+inline LabeledPictures label_pictures(const std::filesystem::path& dir, const std::vector<LabelFile>& files,
+                                      bool strict = false) {
+  detail::LabelPictures pictures("label_pictures", dir, strict);
+  for (const auto& file : files) {
+    pictures.apply(file);
+  }
+  return std::move(pictures).result();
+}
+
+/// Writes all pictures of `list` as a label file, file,label,split. Throws "cannot write PATH: REASON".
+inline void write_label_file(const std::filesystem::path& path, const PictureList& list) {
+  using mixmatch::detail::csv_cell;
+  std::vector<bool> held_out(list.files.size(), false);
+  for (int64_t i = 0; i < list.validation.numel(); ++i) {
+    held_out[static_cast<size_t>(list.validation.data_ptr<int64_t>()[i])] = true;
+  }
+  std::string text = "file,label,split\n";
+  const auto* label = list.labels.data_ptr<int64_t>();
+  for (size_t i = 0; i < list.files.size(); ++i) {
+    text += csv_cell(list.files[i]) + ",";
+    text += label[i] < 0 ? "" : csv_cell(list.class_names[static_cast<size_t>(label[i])]);
+    text += held_out[i] ? ",validation\n" : ",train\n";
+  }
+  write_file_atomically(path, text);
+}
+
+}  // namespace mixmatch::data
