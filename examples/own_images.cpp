@@ -1,5 +1,5 @@
-// Your own pictures: DIR/labeled/<class>/… and DIR/unlabeled/… to a trained classifier, a report, and
-// predictions for the unlabeled pictures, without writing code.
+// Your own pictures: DIR/labeled/<class>/… and DIR/unlabeled/…, or a CSV of labels, to a trained classifier,
+// a report, and predictions for the unlabeled pictures, without writing code.
 
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
@@ -7,16 +7,12 @@
 #include <mixmatch/training.hpp>
 
 #include <concepts>
-#include <filesystem>
-#include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 namespace mm = mixmatch;
 using mm::training::TrainingData;
 using mm::training::TrainingOptions;
-using torch::Tensor;
 
 namespace {
 
@@ -33,6 +29,7 @@ struct Options : TrainingOptions {
     eval_every = 500;
   }
   int64_t size = 32, baseline_steps = -1;
+  mm::training::LabelSources sources;
   bool strict = false;
 };
 
@@ -42,6 +39,11 @@ void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
   visit(mm::training::OptionText{"size", "Pixels of the square that pictures are resized and cropped to"},
         o.size, mm::training::Range<int64_t>{8, 1024});
+  visit(mm::training::OptionText{"from",
+                                 "Run to start from: its weights, its network and size unless given, its "
+                                 "labels, and what it held out",
+                                 mm::training::OptionRole::place},
+        o.sources.from);
   visit(mm::training::OptionText{"baseline-steps",
                                  "Steps of the supervised baseline that the verdict compares with, where "
                                  "--validation holds pictures out; -1 = --steps, 0 = no verdict",
@@ -49,34 +51,26 @@ void visit_options(O& o, Visit&& visit) {
         o.baseline_steps, mm::training::Range<int64_t>{-1});
 }
 
-/// Of the pictures with a label, `--validation` are held out, and the others train with it, or `--labels` of
-/// them; the rest are unlabeled. Or as `--split` names them.
-mm::data::SslSplit split_pictures(const Options& o, const mm::data::ImageFolder& folder) {
-  if (!o.split.empty()) {
-    return mm::training::read_split(o, mm::data::ImagePool({folder}), folder.files);
-  }
-  auto split = mm::data::split_labels(folder.labels, o.labels, o.validation, o.seed, folder.class_names);
-  if (o.labels == 0) {
-    const Tensor known = folder.labels.index_select(0, split.unlabeled).ge(0);
-    split.labeled = split.unlabeled.masked_select(known);
-    split.unlabeled = split.unlabeled.masked_select(known.logical_not());
-  }
-  return split;
-}
-
 int train_run(CLI::App& app, Options& o) {
+  TORCH_CHECK(
+      !o.resume || (o.sources.files.empty() && o.sources.from.empty()),
+      "--resume: the run keeps the labels and the start that it has, without --labels FILE and --from");
   const auto resumed = mm::training::adopt_run(app, o);
+  if (!o.sources.from.empty()) {
+    mm::training::start_from(app, o.sources.from, o);
+  }
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
+  const auto pictures = mm::training::find_pictures(o, o.sources, resumed, o.strict, "own_images").list;
   const auto folder =
-      mm::data::load_image_folder(o.data, o.size, mm::data::ImageFolderOptions().strict(o.strict));
+      mm::data::load_pictures(pictures, o.size, mm::data::ImageFolderOptions().strict(o.strict));
   for (const auto& file : folder.unreadable) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(file));
   }
   for (const auto& entries : folder.left_out) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(entries));
   }
-  auto split = split_pictures(o, folder);
+  auto split = mm::training::split_pictures(o, folder);
   const int64_t known = split.labeled.size(0) + split.validation.size(0);
   mm::training::print_message(
       stdout, "{} picture{} with a label in {} classes ({} of them for validation), {} without\n", known,
@@ -99,27 +93,14 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
   const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
+  if (!resumed.has_value() && (!o.sources.files.empty() || !o.sources.from.empty())) {
+    mm::data::write_label_file(directory.labels(), pictures);
+  }
   const int status = mm::training::train_classifier(o, data, state, directory);
   if (status != 0) {
     return status;
   }
 
-  const Tensor rows = folder.labels.eq(-1).nonzero().view(-1);
-  const Tensor probabilities =
-      rows.size(0) == 0 ? torch::empty({0, folder.num_classes()})
-                        : mm::training::predict_probabilities(
-                              [&](const Tensor& images) { return state.ema.forward(images); },
-                              mm::data::take(folder, rows), mm::training::evaluate_options(o, device));
-  const auto confidence = mm::training::confidence_rule_of(mm::read_safetensors_metadata(directory.weights()),
-                                                           directory.weights().string());
-  std::vector<std::string> files, paths;
-  for (int64_t i = 0; i < rows.size(0); ++i) {
-    const auto& file = folder.files[static_cast<size_t>(rows[i].item<int64_t>())];
-    files.push_back(file.substr(10));  // relative to unlabeled/
-    paths.push_back((std::filesystem::path(o.data) / file).string());
-  }
-  mm::training::write_predictions(directory.predictions(),
-                                  {files, probabilities, folder.class_names, confidence, paths});
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   mm::training::print_message(stdout, "{}\n",
                               mm::training::verdict(o, data, state, device, o.baseline_steps));
@@ -131,8 +112,8 @@ int train_run(CLI::App& app, Options& o) {
 int main(int argc, char** argv) {
   Options options;
   CLI::App app(
-      "Trains on DIR/labeled/<class>/… and DIR/unlabeled/…: model.safetensors, report.html and "
-      "predictions.csv.",
+      "Trains on DIR/labeled/<class>/… and DIR/unlabeled/…, or train/<class>/…, or what a CSV says: "
+      "model.safetensors, report.html, predictions.csv.",
       "own_images");
   options.program = argv[0];
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
@@ -146,6 +127,6 @@ int main(int argc, char** argv) {
   mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
-  app.get_option("--labels")->description("Pictures that keep their label, class-balanced; 0 = all");
+  mm::training::add_labels_option(app, options.labels, options.sources.files);
   return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });
 }

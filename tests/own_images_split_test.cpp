@@ -3,7 +3,6 @@
 
 #include <mixmatch/data/image_folder.hpp>
 #include <mixmatch/data/split_file.hpp>
-#include <mixmatch/run/png.hpp>
 
 #include <algorithm>
 #include <filesystem>
@@ -11,35 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "program_util.hpp"
+#include "own_pictures.hpp"
 
 namespace fs = std::filesystem;
 
 namespace {
-
-/// `count` pictures of noise in a folder, after `first` ones that no other picture equals.
-void write_noise(const fs::path& folder, int64_t first, int64_t count, const std::string& suffix = "") {
-  fs::create_directories(folder);
-  for (int64_t i = first; i < first + count; ++i) {
-    torch::manual_seed(static_cast<uint64_t>(i));
-    write_file(folder / (std::to_string(i) + suffix + ".png"),
-               mixmatch::training::encode_png(torch::randint(0, 256, {3, 16, 16}, torch::kByte)));
-  }
-}
-
-/// Two classes of eight, names that need care among them, and ten pictures without a label.
-void write_folder(const fs::path& dir) {
-  write_noise(dir / "labeled" / "c a t", 0, 8, " \"x\"");
-  write_noise(dir / "labeled" / "dög", 20, 7);
-  write_noise(dir / "labeled" / "dög", 27, 1, "line\nbreak");
-  write_noise(dir / "unlabeled", 40, 10);
-}
-
-Finished train_on(const fs::path& data, const fs::path& out, const std::vector<std::string>& more = {}) {
-  return ::run(with({MIXMATCH_OWN_IMAGES, "--data", data.string(), "--out", out.string(), "--widen", "1",
-                     "--steps", "2", "--batch", "4", "--size", "16", "--log-every", "1", "--threads", "1"},
-                    more));
-}
 
 /// The lines of a split, without its header, as a set: their order is that of the rows.
 std::set<std::string> lines_of_split(const fs::path& path) {

@@ -90,26 +90,31 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
              contains("own_images: left out: 1 GIF file (not a format that is read): unlabeled/x.gif"));
   CHECK_THAT(finished.err, contains("own_images: left out: 1 folder \"unlabelled\""));
   for (const std::string file : {"model.safetensors", "report.html", "predictions.csv", "checkpoint.pt",
-                                 "metrics.csv", "summary.json", "config.json", "split.txt"}) {
+                                 "metrics.csv", "summary.json", "config.json", "split.txt",
+                                 "label_errors.csv"}) {
     INFO(file);
     CHECK(fs::exists(dir / "run" / file));
   }
   const auto predictions = lines_of(read_file(dir / "run" / "predictions.csv"));
-  CHECK(predictions[0] == "file,class,confidence,second_class,margin,abstain,path");
+  CHECK(predictions[0] == "file,class,confidence,second_class,margin,abstain,path,label");
   CHECK(predictions.size() == static_cast<size_t>(pictures(dir / "data" / "unlabeled")) + 1);
-  double before = 0;
+  // The least certain comes first; after a hundred that differ, it is certainty that orders.
+  double least = 1, before = 0;
   for (size_t i = 1; i < predictions.size(); ++i) {
     const auto cells = cells_of(predictions[i]);
-    REQUIRE(cells.size() == 7);
+    REQUIRE(cells.size() == 8);
     const double confidence = std::stod(cells[2]);
-    CHECK(confidence >= before);
+    least = std::min(least, confidence);
+    CHECK((i <= 100 || confidence >= before));
     before = confidence;
+    CHECK(cells[7].empty());
     CHECK(cells[3] != cells[1]);
     CHECK(std::stod(cells[4]) <= confidence);
     CHECK(cells[5] == "yes");
     CHECK(fs::exists(cells[6]));
     CHECK(fs::equivalent(cells[6], dir / "data" / "unlabeled" / cells[0]));
   }
+  CHECK(std::stod(cells_of(predictions[1])[2]) == least);
   CHECK_THAT(finished.out, contains("precision 0.95 cannot be shown with 6 held-out images: every prediction "
                                     "abstains"));
   CHECK_THAT(finished.out, contains("confidences are not calibrated: 6 held-out images, it takes 20"));
@@ -208,7 +213,7 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   CHECK_THAT(refused.err, contains("--method fixmatch needs unlabeled pictures"));
   CHECK_FALSE(fs::exists(dir / "x"));
   CHECK(read_file(dir / "run" / "predictions.csv") ==
-        "file,class,confidence,second_class,margin,abstain,path\n");
+        "file,class,confidence,second_class,margin,abstain,path,label\n");
   CHECK(summary_of(dir / "run", "confidence") == "not calibrated: there are no held-out images with a label");
   const auto resumed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5"}));
   INFO(resumed.err);

@@ -32,10 +32,10 @@ TEST_CASE("predictions: confidence at a temperature, abstentions below a thresho
                 {.5, .7, .9},
                 std::vector<std::string>{"up/a", "up, and/b", "up/c"}};
   const auto lines = lines_of(format_predictions(p));
-  CHECK(lines[0] == "file,class,confidence,second_class,margin,abstain,path");
-  CHECK(lines[1] == "a,x,0.692308,y,0.384615,yes,up/a");
-  CHECK(lines[2] == "b,z,0.907407,x,0.833333,no,\"up, and/b\"");
-  CHECK(lines[3] == "c,x,0.5,y,0,yes,up/c");
+  CHECK(lines[0] == "file,class,confidence,second_class,margin,abstain,path,label");
+  CHECK(lines[1] == "a,x,0.692308,y,0.384615,yes,up/a,");
+  CHECK(lines[2] == "b,z,0.907407,x,0.833333,no,\"up, and/b\",");
+  CHECK(lines[3] == "c,x,0.5,y,0,yes,up/c,");
   // Files, paths and rows are put in order together.
   TempDir dir;
   write_predictions(dir / "p.csv", p);
@@ -44,10 +44,13 @@ TEST_CASE("predictions: confidence at a temperature, abstentions below a thresho
   CHECK(sorted[1] == lines[3]);
   CHECK(sorted[2] == lines[1]);
   CHECK(sorted[3] == lines[2]);
+  write_predictions(dir / "p.csv", p, torch::tensor({1, 2, 0}, torch::kLong));
+  CHECK(lines_of(read_file(dir / "p.csv")) ==
+        std::vector<std::string>{lines[0], lines[2], lines[3], lines[1]});
   p.rule = {1, .6, .9};  // what reaches it is accepted
-  CHECK(lines_of(format_predictions(p))[1] == "a,x,0.6,y,0.2,no,up/a");
+  CHECK(lines_of(format_predictions(p))[1] == "a,x,0.6,y,0.2,no,up/a,");
   p.rule.threshold = std::numeric_limits<double>::infinity();
-  CHECK(lines_of(format_predictions(p))[2] == "b,z,0.7,x,0.5,yes,\"up, and/b\"");
+  CHECK(lines_of(format_predictions(p))[2] == "b,z,0.7,x,0.5,yes,\"up, and/b\",");
   p.paths->pop_back();
   CHECK_THAT(error_of([&] { format_predictions(p); }),
              contains("paths must be one a file or none, got 2 for 3"));
@@ -67,7 +70,7 @@ TEST_CASE("predictions: equals keep their order, a NaN comes first, none is a he
   CHECK(format_predictions({{}, torch::empty({0, 2}), {"x", "y"}, {2, .5, .9}}) ==
         "file,class,confidence,second_class,margin,abstain\n");
   CHECK(format_predictions({{}, torch::empty({0, 2}), {"x", "y"}, {}, std::vector<std::string>()}) ==
-        "file,class,confidence,second_class,margin,abstain,path\n");
+        "file,class,confidence,second_class,margin,abstain,path,label\n");
   write_predictions(dir / "none.csv", {{}, torch::empty({0, 2}), {"x", "y"}});
   CHECK(lines_of(read_file(dir / "none.csv")).size() == 1);
   CHECK_THAT(error_of([] {

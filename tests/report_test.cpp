@@ -143,6 +143,39 @@ TEST_CASE("report: parts without data are left out, and named") {
   CHECK_THAT(page, contains("<title>Training run</title>"));
 }
 
+TEST_CASE("report: pictures worth a label and suspected label errors, with names to copy") {
+  Report report;
+  report.class_names = {"cat", "<dog>"};
+  report.uncertain = {{torch::zeros({3, 16, 16}, torch::kByte), "unlabeled/a <b>.png", 1, .51, -1}};
+  report.label_errors = {{torch::zeros({3, 16, 16}, torch::kByte), "labeled/cat/1.png", 1, .987, 0}};
+  const std::string page = render_report(report);
+  CHECK(count_of(page, "<section id=\"uncertain\">") == 1);
+  CHECK(count_of(page, "<section id=\"label-errors\">") == 1);
+  CHECK_THAT(page,
+             contains("<code>unlabeled/a &lt;b&gt;.png</code><br>predicted: <b>&lt;dog&gt;</b>, 51.0 %"));
+  CHECK_THAT(page, contains("<code>labeled/cat/1.png</code><br>label: <b>cat</b><br>predicted: "
+                            "<b>&lt;dog&gt;</b>, 98.7 %"));
+  report.label_errors[0].predicted = 2;
+  CHECK_THAT(error_of([&] { render_report(report); }),
+             contains("a picture's class must be in [0, 2), got 2"));
+}
+
+TEST_CASE("report: pictures of photographs' size become small, in proportion") {
+  Report report;
+  torch::manual_seed(1);
+  for (int i = 0; i < 24; ++i) {
+    report.uncertain.push_back({torch::randint(256, {3, 384, 512}, torch::kByte), "x.png", 0, .5, -1});
+    report.wrong_examples.push_back({torch::randint(256, {3, 512, 4}, torch::kByte), 0, 1, .5, ""});
+  }
+  const std::string page = render_report(report);
+  CHECK(count_of(page, "width=\"128\" height=\"96\"") == 24);
+  CHECK(count_of(page, "width=\"1\" height=\"128\"") == 24);
+  // Noise does not shrink: what a page can be.
+  CHECK(page.size() < 24 * (4 * 128 * 96 + 2000) + 100000);
+  report.uncertain = {{torch::full({1, 300, 300}, .5), "x.png", 0, .5, -1}};
+  CHECK_THAT(render_report(report), contains("width=\"128\" height=\"128\""));
+}
+
 TEST_CASE("report: a page of moderate size for long runs and many classes") {
   CHECK(render_report(sample_report(20480)).size() < 400000);
   const std::string hundred = render_report(sample_report_100());

@@ -55,10 +55,12 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/evaluation/label_errors.hpp>
 #include <mixmatch/evaluation/linear_probe.hpp>
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
+#include <mixmatch/evaluation/review_order.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 
 #include <mixmatch/io/atomic_file.hpp>

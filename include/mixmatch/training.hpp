@@ -10,7 +10,9 @@
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/predictions_file.hpp>
+#include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>

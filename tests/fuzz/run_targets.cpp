@@ -1,6 +1,7 @@
 // What a run directory holds as text, and the command line.
 
 #include <fmt/format.h>
+#include <mixmatch/data/label_file.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/report/html.hpp>
@@ -85,6 +86,47 @@ std::string saved_named_split() {
   const auto rows = [](std::vector<int64_t> values) { return at::tensor(values, at::kLong); };
   mm::data::save_split(scratch() / "seed.txt", {rows({0, 2}), rows({1, 4}), rows({3})}, images);
   return read(scratch() / "seed.txt");
+}
+
+/// A folder with a layout, and a file outside it.
+const fs::path& labeled_folder() {
+  static const fs::path root = [] {
+    for (const char* file : {"labeled/a/1.png", "labeled/b/2.png", "validation/a/3.png", "unlabeled/4.png",
+                             "5.png", "../outside.png"}) {
+      write(std::string("layout/folder/") + file, "x");
+    }
+    return scratch() / "layout" / "folder";
+  }();
+  return root;
+}
+
+void read_labels(const fs::path& dir, const Input&) {
+  const auto& root = labeled_folder();
+  const auto labeled = mm::data::label_pictures(root, {mm::data::read_label_file(dir / "labels.csv")});
+  const auto& list = labeled.list;
+  for (const auto& file : list.files) {
+    expect(file.rfind("..", 0) != 0 && fs::exists(root / file), "a picture that is not in the folder");
+    digest_text(file);
+  }
+  const auto* label = list.labels.data_ptr<int64_t>();
+  for (int64_t i = 0; i < list.size(); ++i) {
+    expect(label[i] >= -1 && label[i] < list.num_classes(), "a label out of range");
+  }
+  for (int64_t i = 0; i < list.validation.numel(); ++i) {
+    const int64_t row = list.validation.data_ptr<int64_t>()[i];
+    expect(row >= 0 && row < list.size() && label[row] >= 0, "a held-out picture without a label");
+  }
+  for (const auto& change : labeled.changes) {
+    expect_clean(change, "what a label file changes");
+  }
+  for (const auto& item : list.left_out) {
+    expect_clean(mm::data::describe(item), "a row left out");
+  }
+  mm::data::write_label_file(dir / "again.csv", list);
+  const auto again = mm::data::label_pictures(root, {mm::data::read_label_file(dir / "again.csv")}).list;
+  expect(again.files == list.files && again.labels.equal(list.labels) &&
+             again.validation.equal(list.validation) && again.class_names == list.class_names,
+         "labels that are written and read are others");
 }
 
 const std::vector<std::string> metric_columns{"step", "loss", "test_error"};
@@ -184,6 +226,33 @@ void add_run_targets(std::vector<Target>& targets) {
        {"mixmatch split of pictures", "labeled ", "validation ", "unlabeled ", "all others", "crc32c ",
         "\"labeled/a/1.png\"", "\\x0a", "\\\"", "\\\\", "\"", "\n", " ", "\x1b", "\xff"},
        read_named_split});
+  targets.push_back({"label_file",
+                     {"labels.csv"},
+                     {{"file,label,split\nlabeled/a/1.png,b,\n5.png,\"c, d\",train\nunlabeled/4.png,a,val\n"},
+                      {"\xEF\xBB\xBF"
+                       "file;class;confidence;path;label\r\n4.png;a;0,5;;b\r\n"}},
+                     {"file",
+                      "label",
+                      "split",
+                      "class",
+                      "path",
+                      "train",
+                      "validation",
+                      "unlabeled/4.png",
+                      "../outside.png",
+                      "/",
+                      "..",
+                      ",",
+                      ";",
+                      "\t",
+                      "\"",
+                      "\"\"",
+                      "\n",
+                      "\r\n",
+                      " ",
+                      "\x1b",
+                      "\xff"},
+                     read_labels});
   const std::vector<std::string> json_words{"{",         "}",
                                             "[",         "]",
                                             ",",         ":",

@@ -6,12 +6,15 @@
 #include <signal.h>
 #include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/memory.hpp>
+#include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
 #include <CLI/CLI.hpp>
@@ -25,6 +28,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 namespace mixmatch::training {
 
@@ -99,17 +103,24 @@ void add_options(CLI::App& app, Options& o, bool all = false) {
   app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
 }
 
-/// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest,
-/// but for what may change.
-template <class Options>
-void adopt_config(CLI::App& app, const Config& stored, const Options& o) {
+/// Takes the stored settings that the command line leaves open; with `names`, of these alone.
+inline void adopt_settings(CLI::App& app, const Config& stored,
+                           const std::optional<std::vector<std::string>>& names = std::nullopt) {
   for (const auto& [name, value] : stored) {
-    CLI::Option* option = app.get_option_no_throw("--" + name);
+    const bool wanted = !names.has_value() || std::find(names->begin(), names->end(), name) != names->end();
+    CLI::Option* option = wanted ? app.get_option_no_throw("--" + name) : nullptr;
     if (option != nullptr && option->count() == 0) {
       option->add_result(value);
       option->run_callback();
     }
   }
+}
+
+/// Takes what the command line leaves open from a run's own configuration, and refuses to change the rest,
+/// but for what may change.
+template <class Options>
+void adopt_config(CLI::App& app, const Config& stored, const Options& o) {
+  adopt_settings(app, stored);
   const auto changed = find_changed_setting(stored, config_of(o), changeable_of(o));
   TORCH_CHECK(!changed.has_value(), "--", changed->name, " ", changed->now,
               " is not the run's: it was started with ", changed->stored);
@@ -138,6 +149,50 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, Options& o) {
   adopt_config(app, stored, o);
   o.split = directory.split();
   return directory;
+}
+
+/// What a run takes from the one that it starts from, `--from RUN`: its weights, and what the command line
+/// leaves open of its network and its images' size; how it was optimised too, where it is the same method, or
+/// RUN itself started from weights. A head for other classes starts as a linear probe. Throws where RUN is
+/// not finished, or `--weights` is given too.
+template <class Options>
+void start_from(CLI::App& app, const std::string& from, Options& o) {
+  TORCH_CHECK(app.count("--weights") == 0, "--from and --weights both say which weights to start from");
+  const auto run = RunDirectory::open(from);
+  o.weights = weights_file(run.path()).string();
+  if (app.count("--head") == 0) {
+    o.head = "probe";
+  }
+  const auto stored = read_json_object(run.config());
+  std::vector<std::string> names{"model", "depth", "widen", "filters", "scales", "size"};
+  const auto *method = find_setting(stored, "method"), *weights = find_setting(stored, "weights");
+  if ((method != nullptr && *method == o.method) || (weights != nullptr && !weights->empty())) {
+    for (const char* name : {"freeze", "freeze-statistics", "optimizer", "lr", "backbone-rate", "lr-schedule",
+                             "warmup-steps", "weight-decay", "l2", "ema-decay"}) {
+      names.emplace_back(name);
+    }
+  }
+  adopt_settings(app, stored, names);
+}
+
+/// `--labels` as a number or a label file, of which there may be several (take_labels).
+inline void add_labels_option(CLI::App& app, int64_t& labels, std::vector<std::string>& files) {
+  app.remove_option(app.get_option("--labels"));
+  app.add_option_function<std::vector<std::string>>(
+         "--labels",
+         [&labels, &files](const std::vector<std::string>& values) {
+           files.clear();
+           for (const auto& value : values) {
+             take_labels(value, labels, files);
+           }
+         },
+         "Pictures that keep their label, class-balanced; 0 = all. Or a CSV file,label[,split] of the "
+         "labels: "
+         "a list of all pictures, or a predictions.csv with its column label filled in")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->allow_extra_args(false)
+      ->type_name("INT or FILE")
+      ->default_str(fmt::format("{}", labels));
 }
 
 /// `o` with what defines the run that a configuration was stored of, and everything else as it is.

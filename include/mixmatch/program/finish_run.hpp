@@ -14,6 +14,7 @@
 #include <mixmatch/evaluation/update_bn.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/error_text.hpp>
+#include <mixmatch/program/review.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
@@ -107,9 +108,9 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
 }
 
 /// The end of a run: model.safetensors (the averaged weights) and summary.json first, then what is for
-/// reading: confusion.csv and report.html, with the last errors, also those with recalibrated batch norm, and
-/// the confusion matrix. Prints the result. Returns 0, or after an interrupt the status of
-/// TrainingRun::leave: a run that is resumed then finishes.
+/// reading: confusion.csv, of a folder's pictures the files of write_review(), and report.html, with the last
+/// errors, also those with recalibrated batch norm, and the confusion matrix. Prints the result. Returns 0,
+/// or after an interrupt the status of TrainingRun::leave: a run that is resumed then finishes.
 ///
 /// The test set may be empty; scores, pictures and matrix are then those of the validation images, if there
 /// are any. The temperature and the threshold for confidences are fitted on the validation images alone
@@ -244,6 +245,14 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
   percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
   percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
   report.summary.emplace_back("confidences", detail::confidence_text(confidence));
+  if (!data.files.empty()) {
+    const auto doubted = write_review(run.directory(), o, state, data, device, confidence.rule, report);
+    report.summary.emplace_back("suspected label errors", fmt::format("{}", doubted));
+    if (doubted > 0) {
+      print_message(stdout, "{} label{} the model doubts: see label_errors.csv\n", doubted,
+                    doubted == 1 ? "" : "s");
+    }
+  }
   write_report(run.directory().report(), report);
   if (run.interrupted()) {
     return run.leave();

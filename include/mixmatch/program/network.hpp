@@ -5,6 +5,7 @@
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/evaluation/linear_probe.hpp>
 #include <mixmatch/evaluation/predict.hpp>
+#include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
@@ -31,6 +32,24 @@ inline void print_loaded(const std::string& file, const LoadSafetensorsResult& l
   };
   report(loaded.kept_head, "no head of these classes; initial weights in");
   report(loaded.missing, "not in the file:");
+}
+
+/// Whether the weights are a classifier's of this library whose classes are others, or others in number.
+inline bool has_other_classes(const std::string& weights, const std::vector<std::string>& class_names) {
+  const auto metadata = read_safetensors_metadata(weights);
+  const auto names_class = [&](size_t i, const std::string& name) {
+    const auto found = metadata.find(fmt::format("class_{}", i));
+    return found != metadata.end() && found->second == name;
+  };
+  if (metadata.find("class_0") == metadata.end()) {
+    return false;
+  }
+  for (size_t i = 0; i < class_names.size(); ++i) {
+    if (!names_class(i, class_names[i])) {
+      return true;
+    }
+  }
+  return false;  // fewer of them: load_pretrained() sees it
 }
 
 /// Frozen last, so that what was loaded is what stays.
@@ -85,13 +104,18 @@ inline LinearProbe probe_labeled(models::Network& network, const TrainingData& d
                           data.pool.num_classes());
 }
 
-/// The network that a run starts from: make_network() and, where o.head says so and the weights have no head
-/// of these classes, the labeled images' linear probe as its head. Says on the standard output what of the
-/// weights was not taken, unless `quiet`.
+/// The network that a run starts from: make_network(), without the weights' head where that is of other
+/// classes, and, where o.head says so and the weights have no head of these classes, the labeled images'
+/// linear probe as its head. Says on the standard output what of the weights was not taken, unless `quiet`.
 inline models::Network make_network(const TrainingOptions& o, const TrainingData& data, torch::Device device,
                                     bool quiet = false) {
   LoadSafetensorsResult loaded;
   auto network = make_network(o, data.pool.num_classes(), device, &loaded);
+  if (!o.weights.empty() && loaded.kept_head.empty() &&
+      detail::has_other_classes(o.weights, data.pool.class_names)) {
+    network->head()->reset_parameters();
+    loaded.kept_head = {network->head_name + ".weight", network->head_name + ".bias"};
+  }
   if (!quiet) {
     detail::print_loaded(o.weights, loaded);
   }

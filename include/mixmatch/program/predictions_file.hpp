@@ -23,7 +23,7 @@ struct Predictions {
   std::vector<std::string> class_names;  ///< L names
   ConfidenceRule rule = {};              ///< how their confidence is told
   /// Where each file is, for whoever opens it from the directory that the program runs in; without them
-  /// there is no such column.
+  /// there is no such column, and none for a person's labels.
   std::optional<std::vector<std::string>> paths = std::nullopt;
 };
 
@@ -45,20 +45,20 @@ inline void check_predictions(const Predictions& p) {
 
 /// A CSV (RFC 4180) with a header and a line a file, in the order of the rows:
 ///
-///     file,class,confidence,second_class,margin,abstain[,path]
+///     file,class,confidence,second_class,margin,abstain[,path,label]
 ///
 /// `class` is the largest entry's, `second_class` the next one's, empty where there is but one class.
 /// `confidence` is the probability of the class at the rule's temperature (scale_temperature), `margin` what
 /// it is above the second's. `abstain` is "no" where the confidence reaches the rule's threshold, "yes" where
-/// it does not, and empty where there is no threshold. `path` is there where p.paths is. Throws on other
-/// shapes.
+/// it does not, and empty where there is no threshold. `path`, and `label`, which is empty for a person to
+/// fill in (data::read_label_file), are there where p.paths is. Throws on other shapes.
 inline std::string format_predictions(const Predictions& p) {
   detail::check_predictions(p);
   const Tensor scaled = scale_temperature(p.probabilities.cpu(), p.rule.temperature);
   const bool has_second = scaled.size(1) > 1;
   const auto [confidence, predicted] = scaled.sort(/*stable=*/true, /*dim=*/1, /*descending=*/true);
   std::string text = "file,class,confidence,second_class,margin,abstain";
-  text += p.paths.has_value() ? ",path\n" : "\n";
+  text += p.paths.has_value() ? ",path,label\n" : "\n";
   const auto name = [&](const Tensor& index) {
     return mixmatch::detail::csv_cell(p.class_names[static_cast<size_t>(index.item<int64_t>())]);
   };
@@ -70,20 +70,17 @@ inline std::string format_predictions(const Predictions& p) {
                         : fmt::format("{},{:.6g}", name(classes[1]), largest - sure[1].item<double>());
     text += !p.rule.threshold.has_value() ? "," : largest >= *p.rule.threshold ? ",no" : ",yes";
     if (p.paths.has_value()) {
-      text += "," + mixmatch::detail::csv_cell((*p.paths)[i]);
+      text += "," + mixmatch::detail::csv_cell((*p.paths)[i]) + ",";
     }
     text += "\n";
   }
   return text;
 }
 
-/// Writes format_predictions() with the least confident first (a NaN before all), the order in which a person
-/// would review them; equals in the order given. Throws also "cannot write PATH: REASON".
-inline void write_predictions(const std::filesystem::path& path, const Predictions& p) {
+/// Writes format_predictions() with the rows in that order, int64 [N], each once. Throws also "cannot write
+/// PATH: REASON".
+inline void write_predictions(const std::filesystem::path& path, const Predictions& p, const Tensor& order) {
   detail::check_predictions(p);
-  const Tensor confidence = scale_temperature(p.probabilities.cpu(), p.rule.temperature).amax(1);
-  const Tensor order = std::get<1>(
-      confidence.masked_fill(confidence.isnan(), -1).sort(/*stable=*/true, /*dim=*/0, /*descending=*/false));
   Predictions sorted{{}, p.probabilities.cpu().index_select(0, order), p.class_names, p.rule, p.paths};
   for (int64_t i = 0; i < order.numel(); ++i) {
     const auto row = static_cast<size_t>(order[i].item<int64_t>());
@@ -93,6 +90,15 @@ inline void write_predictions(const std::filesystem::path& path, const Predictio
     }
   }
   write_file_atomically(path, format_predictions(sorted));
+}
+
+/// The same with the least confident first (a NaN before all); equals in the order given.
+inline void write_predictions(const std::filesystem::path& path, const Predictions& p) {
+  detail::check_predictions(p);
+  const Tensor confidence = scale_temperature(p.probabilities.cpu(), p.rule.temperature).amax(1);
+  write_predictions(path, p,
+                    std::get<1>(confidence.masked_fill(confidence.isnan(), -1)
+                                    .sort(/*stable=*/true, /*dim=*/0, /*descending=*/false)));
 }
 
 }  // namespace mixmatch::training

@@ -191,6 +191,7 @@ table.matrix td.share { min-width: 4.5rem; background: linear-gradient(rgba(var(
 .images img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .3rem; background: var(--line); }
 .images figcaption { font-size: .8125rem; line-height: 1.35; margin-top: .35rem; overflow-wrap: anywhere; }
 .images figcaption b { font-weight: 600; }
+.images code { user-select: all; }
 footer { margin-top: 2.5rem; }
 @media (max-width: 40rem) {
   table.matrix th:first-child { min-width: 6rem; max-width: 6rem; white-space: normal; overflow-wrap: break-word; line-height: 1.15; }

@@ -36,6 +36,15 @@ struct WrongExample {
   std::string name;       ///< of its file, say; may be empty
 };
 
+/// A picture that a person should look at.
+struct DoubtfulPicture {
+  Tensor image;      ///< as WrongExample's
+  std::string file;  ///< its name, to be copied
+  int64_t predicted = 0;
+  double confidence = 0;  ///< the probability of `predicted`
+  int64_t label = -1;     ///< the class that it was given, if it was
+};
+
 /// What a report shows. A part that is empty is left out, and the report says that it is.
 struct Report {
   std::string title = "Training run";
@@ -50,6 +59,9 @@ struct Report {
   double temperature = 1;
   std::vector<std::string> class_names;  ///< one a class, or none: then classes are numbers
   std::vector<WrongExample> wrong_examples;
+  /// Pictures without a label, those whose labels would teach most first, and such whose label is doubted.
+  /// Where there are none nothing is said of them.
+  std::vector<DoubtfulPicture> uncertain, label_errors;
 };
 
 /// The images that are wrong with the greatest confidence, at most `count`: see most_confident_errors.
@@ -194,6 +206,12 @@ class ReportPage {
     add("confusion", "Confusion matrix", "a confusion matrix (no labels known)", confusion());
     add("calibration", "Calibration", "calibration (no labels known)", calibration());
     add("wrong", "Most confidently wrong", "wrongly classified images", wrong_examples());
+    if (!report_.uncertain.empty()) {
+      add("uncertain", "Worth a label", "", uncertain());
+    }
+    if (!report_.label_errors.empty()) {
+      add("label-errors", "Suspected label errors", "", label_errors());
+    }
     add("configuration", "Configuration", "the configuration", settings(report_.config, "settings"));
     const std::string& title = report_.title.empty() ? Report().title : report_.title;
     std::string page = "<header><h1>" + escape_html(title) + "</h1>\n";
@@ -223,8 +241,8 @@ class ReportPage {
       return fmt::format("{}", index);
     }
     TORCH_CHECK(index >= 0 && index < static_cast<int64_t>(report_.class_names.size()),
-                "render_report: a wrong example's class must be in [0, ", report_.class_names.size(),
-                "), got ", index);
+                "render_report: a picture's class must be in [0, ", report_.class_names.size(), "), got ",
+                index);
     return escape_html(report_.class_names[static_cast<size_t>(index)]);
   }
 
@@ -406,22 +424,65 @@ class ReportPage {
     return out + "</ol></div>\n";
   }
 
+  /// A picture of at most 128 pixels a side, so that a page of them stays small.
+  static std::string figure(const Tensor& image, const std::string& text, const std::string& caption) {
+    TORCH_CHECK(image.defined() && image.dim() == 3, "render_report: an image must be [C, H, W], got ",
+                image.defined() ? c10::str(image.sizes()) : "undefined");
+    Tensor grid = make_image_grid(image.unsqueeze(0), 1, 0);
+    constexpr int64_t most = 128;
+    const int64_t longer = std::max(grid.size(1), grid.size(2));
+    if (longer > most) {
+      const auto scaled = [&](int64_t side) { return std::max<int64_t>(1, side * most / longer); };
+      grid = at::adaptive_avg_pool2d(grid.unsqueeze(0).to(at::kFloat),
+                                     {scaled(grid.size(1)), scaled(grid.size(2))})
+                 .squeeze(0)
+                 .round()
+                 .to(at::kByte);
+    }
+    return fmt::format(
+        "<figure><img alt=\"{}\" width=\"{}\" height=\"{}\" src=\"data:image/png;base64,{}\">"
+        "<figcaption>{}</figcaption></figure>\n",
+        text, grid.size(2), grid.size(1), encode_base64(encode_png(grid)), caption);
+  }
+
   std::string wrong_examples() const {
     std::string out;
     for (const auto& example : report_.wrong_examples) {
-      TORCH_CHECK(example.image.defined() && example.image.dim() == 3,
-                  "render_report: a wrong example's image must be [C, H, W], got ",
-                  example.image.defined() ? c10::str(example.image.sizes()) : "undefined");
-      const std::string png = encode_png(make_image_grid(example.image.unsqueeze(0), 1, 0));
-      out += fmt::format(
-          "<figure><img alt=\"{0}\" width=\"{1}\" height=\"{2}\" src=\"data:image/png;base64,{3}\">"
-          "<figcaption>true: <b>{0}</b><br>predicted: <b>{4}</b><br>confidence: {5:.1f} "
-          "%{6}{7}</figcaption></figure>\n",
-          class_name(example.truth), example.image.size(2), example.image.size(1), encode_base64(png),
-          class_name(example.predicted), 100 * example.confidence, example.name.empty() ? "" : "<br>",
-          escape_html(example.name));
+      out += figure(
+          example.image, class_name(example.truth),
+          fmt::format("true: <b>{}</b><br>predicted: <b>{}</b><br>confidence: {:.1f} %{}{}",
+                      class_name(example.truth), class_name(example.predicted), 100 * example.confidence,
+                      example.name.empty() ? "" : "<br>", escape_html(example.name)));
     }
     return out.empty() ? out : "<div class=\"images\">\n" + out + "</div>\n";
+  }
+
+  std::string doubtful(const std::vector<DoubtfulPicture>& pictures) const {
+    std::string out;
+    for (const auto& picture : pictures) {
+      const std::string file = escape_html(picture.file);
+      out += figure(picture.image, file,
+                    fmt::format("<code>{}</code><br>{}{}: <b>{}</b>, {:.1f} %", file,
+                                picture.label < 0 ? std::string()
+                                                  : "label: <b>" + class_name(picture.label) + "</b><br>",
+                                "predicted", class_name(picture.predicted), 100 * picture.confidence));
+    }
+    return "<div class=\"images\">\n" + out + "</div>\n";
+  }
+
+  std::string uncertain() const {
+    return "<p>The first of predictions.csv: unlabeled pictures that the model is unsure of, and that differ "
+           "from each other. Fill in the column <code>label</code> there, and train again with "
+           "<code>--labels</code> and <code>--from</code>.</p>\n" +
+           doubtful(report_.uncertain);
+  }
+
+  std::string label_errors() const {
+    return "<p>The first of label_errors.csv: pictures that the model is sure to be of another class than "
+           "their label (confident learning). Those that it trained on it knows with their label, so it "
+           "misses "
+           "errors among them; and what it finds may also be a rare but right picture of its class.</p>\n" +
+           doubtful(report_.label_errors);
   }
 
   const Report& report_;
@@ -434,10 +495,10 @@ class ReportPage {
 }  // namespace detail
 
 /// The report as one HTML page that needs no other file and no network: results, learning curves, confusion
-/// matrix with the scores of each class, reliability diagram, wrong images, configuration. Every text is
-/// escaped. Long runs are thinned (LineChart::max_points), so that the page's size does not grow with the
-/// number of rows. Throws c10::Error if class_names does not fit confusion, a class is out of range, or an
-/// image is none.
+/// matrix with the scores of each class, reliability diagram, wrong images, pictures to look at,
+/// configuration. Every text is escaped, and pictures are made smaller. Long runs are thinned
+/// (LineChart::max_points), so that the page's size does not grow with the number of rows. Throws c10::Error
+/// if class_names does not fit confusion, a class is out of range, or an image is none.
 inline std::string render_report(const Report& report) { return detail::ReportPage(report).render(); }
 
 /// render_report into a file, whole or not at all.

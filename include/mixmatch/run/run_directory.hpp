@@ -16,9 +16,9 @@
 
 namespace mixmatch::training {
 
-/// Where one training run keeps its files: config.json, split.txt, metrics.csv, checkpoint.pt with
-/// checkpoint.previous.pt and TensorBoard's events, and at the end summary.json, confusion.csv, report.html,
-/// predictions.csv and model.safetensors.
+/// Where one training run keeps its files: config.json, split.txt, labels.csv, metrics.csv, checkpoint.pt
+/// with checkpoint.previous.pt and TensorBoard's events, and at the end summary.json, confusion.csv,
+/// report.html, predictions.csv, label_errors.csv and model.safetensors.
 ///
 /// Made by create() or resume() it is locked (see RunLock) for as long as the object or a copy of it lives,
 /// so that no other process writes there, and files that a killed process left half-written (*.tmp-*) are
@@ -43,8 +43,8 @@ class RunDirectory {
     TORCH_CHECK(!run.has_checkpoint() || !exists(run.config()), run.path_.string(),
                 " already holds a run: continue that, or choose another directory");
     for (const auto& name : run.file_names()) {
-      const bool early =
-          name == "config.json" || name == "split.txt" || (name == "metrics.csv" && !has_rows(run.metrics()));
+      const bool early = name == "config.json" || name == "split.txt" || name == "labels.csv" ||
+                         (name == "metrics.csv" && !has_rows(run.metrics()));
       TORCH_CHECK(!is_of_a_run(name) || (early && begun), run.path_.string(), " holds ", name,
                   " of another run: choose another directory, or remove what is in this one");
     }
@@ -77,9 +77,12 @@ class RunDirectory {
   std::filesystem::path previous_checkpoint() const { return path_ / "checkpoint.previous.pt"; }
   std::filesystem::path summary() const { return path_ / "summary.json"; }
   std::filesystem::path split() const { return path_ / "split.txt"; }
+  /// The labels of a folder's pictures, where not the folder alone gives them.
+  std::filesystem::path labels() const { return path_ / "labels.csv"; }
   std::filesystem::path report() const { return path_ / "report.html"; }
   std::filesystem::path confusion() const { return path_ / "confusion.csv"; }
   std::filesystem::path predictions() const { return path_ / "predictions.csv"; }
+  std::filesystem::path label_errors() const { return path_ / "label_errors.csv"; }
   std::filesystem::path weights() const { return path_ / "model.safetensors"; }
 
  private:
@@ -102,9 +105,11 @@ class RunDirectory {
 
   /// Whether a run writes a file of that name.
   static bool is_of_a_run(std::string_view name) {
-    constexpr std::array<std::string_view, 10> names{
-        "config.json",  "split.txt",   "metrics.csv",   "checkpoint.pt",   "checkpoint.previous.pt",
-        "summary.json", "report.html", "confusion.csv", "predictions.csv", "model.safetensors"};
+    constexpr std::array<std::string_view, 12> names{
+        "config.json",     "split.txt",        "labels.csv",
+        "metrics.csv",     "checkpoint.pt",    "checkpoint.previous.pt",
+        "summary.json",    "report.html",      "confusion.csv",
+        "predictions.csv", "label_errors.csv", "model.safetensors"};
     return std::find(names.begin(), names.end(), name) != names.end() ||
            name.starts_with("events.out.tfevents.");
   }
