@@ -209,6 +209,62 @@ TEST_CASE("Feed: crops by SplitMix64's numbers, strong views by RandAugment of t
   CHECK_FALSE(strong.equal(cropped.narrow(0, labeled + 2 * unlabeled, unlabeled)));
 }
 
+TEST_CASE("Feed: resized crops and colour jitter by the same numbers, in place of crops and after them") {
+  using namespace mixmatch::augment;
+  const auto data = feed_data();
+  const auto crop = RandomResizedCropOptions().min_scale(0.3);
+  const auto jitter = ColorJitterOptions::of_strength(0.5);
+  const auto randaugment = RandAugmentOptions::fixmatch();
+  const int64_t labeled = 6, unlabeled = 6, weak = labeled + 2 * unlabeled, images = weak + unlabeled,
+                step = 5;
+  const int64_t strong_draws = rand_augment_draws(randaugment);
+  for (const bool resizes : {false, true}) {
+    for (const bool jitters : {false, true}) {
+      auto options = feed_options(2, 1).seed(3).augmentation(RandomCropFlipOptions().padding(2));
+      if (resizes) {
+        options.resized_crop(crop);
+      }
+      if (jitters) {
+        options.color_jitter(jitter);
+      }
+      const Feed feed(data, options);
+      const auto batch = feed(feed_step(step));
+      CHECK(same_batch(batch, feed(feed_step(step))));
+      CHECK_FALSE(same_batch(batch, feed(feed_step(step + 1))));
+      // Those of the crops, of the strong views, and of the jitter, each image after image.
+      const int64_t crop_draws = resizes ? random_resized_crop_draws() : 3;
+      const int64_t before_jitter = crop_draws * images + unlabeled * strong_draws;
+      const Tensor words = counter_words(feed_step(step), mixmatch::detail::mix_bits(3) ^ 0xA5A5A5A5A5A5A5A5U,
+                                         before_jitter + color_jitter_draws() * images);
+      const auto uniform = [&](int64_t first, int64_t rows, int64_t each) {
+        return mixmatch::detail::words_to_uniform(words.narrow(0, first, rows * each)).view({rows, each});
+      };
+      const auto raw = feed.gather(feed_step(step));
+      const Tensor others = raw.images.narrow(0, labeled, unlabeled);
+      Tensor made = at::cat({raw.images.narrow(0, 0, labeled), others, others, others});
+      made = resizes
+                 ? random_resized_crop_with(made, uniform(0, images, crop_draws), crop)
+                 : mixmatch::detail::crop_flip_composite(
+                       made, mixmatch::augment::detail::crops_of_words(
+                                 words.narrow(0, 0, 3 * images).view({3, images}), options.augmentation()));
+      if (jitters) {
+        made = color_jitter_with(made, uniform(before_jitter, images, color_jitter_draws()), jitter);
+      }
+      CHECK(batch.labeled.equal(normalize(made.narrow(0, 0, labeled))));
+      CHECK(batch.weak[0].equal(normalize(made.narrow(0, labeled, unlabeled))));
+      CHECK(batch.weak[1].equal(normalize(made.narrow(0, labeled + unlabeled, unlabeled))));
+      CHECK(batch.strong[0].equal(
+          normalize(rand_augment_with(made.narrow(0, weak, unlabeled),
+                                      uniform(crop_draws * images, unlabeled, strong_draws), randaugment))));
+    }
+  }
+  CHECK_THAT(
+      error_of([&] { Feed(data, feed_options().resized_crop(RandomResizedCropOptions().min_scale(2))); }),
+      contains("Feed: scale must be"));
+  CHECK_THAT(error_of([&] { Feed(data, feed_options().color_jitter(ColorJitterOptions().hue(1))); }),
+             contains("Feed: hue must be"));
+}
+
 TEST_CASE("Feed: a method that looks at labeled images alone needs no others") {
   auto data = feed_data();
   const auto with_views = Feed(data, feed_options(2).augmentation(no_crops()))(feed_step(3));

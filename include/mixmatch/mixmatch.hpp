@@ -24,10 +24,12 @@
 #include <mixmatch/version.hpp>
 #include <mixmatch/weight_decay.hpp>
 
+#include <mixmatch/augment/color_jitter.hpp>
 #include <mixmatch/augment/cutout.hpp>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/augment/random_resized_crop.hpp>
 
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>

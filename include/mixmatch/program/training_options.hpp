@@ -1,7 +1,9 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/augment/color_jitter.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/augment/random_resized_crop.hpp>
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/shell_quote.hpp>
@@ -90,6 +92,8 @@ struct TrainingOptions {
   bool debias = true;
   int64_t padding = 4;
   bool mirror = true;
+  std::string augment = "crop_flip";
+  double crop_scale = 0.2, color_jitter = 0;
   std::string strong = "fixmatch";
   int64_t eval_every = 1024, log_every = 50;
   // How it is run, without changing its result.
@@ -238,8 +242,17 @@ void visit_training_options(Options& o, Visit&& visit) {
                    "Let EMA and batch-norm statistics forget the random start sooner; matters in the first "
                    "thousands of steps only. false = as in the papers"},
         o.debias);
-  visit(OptionText{"padding", "Pixels of reflection before the random crop"}, o.padding, Whole{0});
+  visit(OptionText{"augment",
+                   "crop_flip: moved by a few pixels and mirrored, for small images; resized_crop: a random "
+                   "part, enlarged, and mirrored, for photographs"},
+        o.augment, Choice{"crop_flip", "resized_crop"});
+  visit(OptionText{"padding", "crop_flip: pixels of reflection before the random crop"}, o.padding, Whole{0});
+  visit(OptionText{"crop-scale", "resized_crop: least share of the area"}, o.crop_scale, Real{1e-6, 1});
   visit(OptionText{"mirror", "Mirror at random"}, o.mirror);
+  visit(OptionText{"color-jitter",
+                   "Brightness, contrast and saturation by factors of 1 - x to 1 + x, hue by a quarter of x; "
+                   "0 = none"},
+        o.color_jitter, Real{0, 2});
   visit(
       OptionText{
           "strong", "Strong views: RandAugment and cutout of which paper", R::run, {"uda", "fixmatch"}},
@@ -334,6 +347,12 @@ inline augment::RandomCropFlipOptions augment_options(const TrainingOptions& o) 
   return augment::RandomCropFlipOptions().padding(o.padding).mirror(o.mirror);
 }
 
+inline std::optional<augment::RandomResizedCropOptions> resized_crop_options(const TrainingOptions& o) {
+  return o.augment == "resized_crop"
+             ? std::optional(augment::RandomResizedCropOptions().min_scale(o.crop_scale).mirror(o.mirror))
+             : std::nullopt;
+}
+
 inline TrainerOptions trainer_options(const TrainingOptions& o) {
   return TrainerOptions()
       .feed(FeedOptions()
@@ -342,6 +361,8 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
                 .weak_views(o.num_augmentations)
                 .seed(o.seed)
                 .augmentation(augment_options(o))
+                .resized_crop(resized_crop_options(o))
+                .color_jitter(augment::ColorJitterOptions::of_strength(o.color_jitter))
                 .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
                                                        : augment::RandAugmentOptions::fixmatch()))
       // Published statistics are no random start to be forgotten.

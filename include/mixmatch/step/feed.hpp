@@ -2,9 +2,11 @@
 
 #include <torch/arg.h>
 #include <torch/serialize/archive.h>
+#include <mixmatch/augment/color_jitter.hpp>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
+#include <mixmatch/augment/random_resized_crop.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/counter_words.hpp>
@@ -23,13 +25,17 @@ struct FeedOptions {
   TORCH_ARG(int64_t, batch_size) = 64;
   /// Unlabeled rows of a step for each labeled one.
   TORCH_ARG(int64_t, unlabeled_ratio) = 1;
-  /// Augmentations of each unlabeled image by crop and mirror, and by strong_augmentation() on top; none of
-  /// both: the step has labeled images alone.
+  /// Augmentations of each unlabeled image by crop and mirror (or what is in their place), and by
+  /// strong_augmentation() on top; none of both: the step has labeled images alone.
   TORCH_ARG(int64_t, weak_views) = 2;
   TORCH_ARG(int64_t, strong_views) = 0;
   /// Of rows and augmentation.
   TORCH_ARG(uint64_t, seed) = 1;
   TORCH_ARG(augment::RandomCropFlipOptions, augmentation) = {};
+  /// In place of crop and mirror, for photographs: uint8 images.
+  TORCH_ARG(std::optional<augment::RandomResizedCropOptions>, resized_crop) = std::nullopt;
+  /// After it, of every view: uint8 images of three channels.
+  TORCH_ARG(augment::ColorJitterOptions, color_jitter) = {};
   TORCH_ARG(augment::RandAugmentOptions, strong_augmentation) = {};
 };
 
@@ -62,6 +68,10 @@ class Feed {
       pool_ = pool_.in_one();
       pool_.labels = pool_.labels.to(device_);
     }
+    if (options.resized_crop().has_value()) {
+      augment::detail::check_resized_crop_options("Feed", *options.resized_crop());
+    }
+    augment::detail::check_color_jitter_options("Feed", options.color_jitter());
     labeled_.emplace(data.split.labeled.to(device_), options.batch_size(), options.seed());
     if (options.weak_views() + options.strong_views() > 0) {
       TORCH_CHECK(data.split.unlabeled.numel() > 0,
@@ -95,12 +105,38 @@ class Feed {
     const int64_t weak = labeled + options_.weak_views() * unlabeled;
     const int64_t strong = options_.strong_views() * unlabeled;
     const int64_t draws = strong > 0 ? augment::rand_augment_draws(options_.strong_augmentation()) : 0;
+    const bool resizes = options_.resized_crop().has_value(), jitters = options_.color_jitter().any();
+    const int64_t crop_draws = resizes ? augment::random_resized_crop_draws() : 3;
+    const int64_t jitter_draws = jitters ? augment::color_jitter_draws() : 0;
     const Tensor words =
         mixmatch::detail::counter_words(step, mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation,
-                                        3 * (weak + strong) + strong * draws);
-    const auto crops = augment::detail::crops_of_words(
-        words.narrow(0, 0, 3 * (weak + strong)).view({3, weak + strong}), options_.augmentation());
+                                        (crop_draws + jitter_draws) * (weak + strong) + strong * draws);
+    // So many of them for each image, one image after the other.
+    const auto uniform = [&](int64_t first, int64_t rows, int64_t each) {
+      return mixmatch::detail::words_to_uniform(words.narrow(0, first, rows * each).view({rows, each}));
+    };
     const auto pixels = augment::detail::check_crop_flip("Feed", raw.images, options_.augmentation());
+    mixmatch::detail::CropFlip crops;
+    Tensor resized, jitter;
+    if (resizes) {
+      resized = uniform(0, weak + strong, crop_draws);
+    } else {
+      crops = augment::detail::crops_of_words(
+          words.narrow(0, 0, 3 * (weak + strong)).view({3, weak + strong}), options_.augmentation());
+    }
+    if (jitters) {
+      jitter = uniform(crop_draws * (weak + strong) + strong * draws, weak + strong, jitter_draws);
+    }
+    // uint8 views by the draws of rows `first` and on.
+    const auto cropped = [&](const Tensor& images, int64_t first) {
+      const int64_t rows = images.size(0);
+      const Tensor cut =
+          resizes ? augment::random_resized_crop_with(images, resized.narrow(0, first, rows),
+                                                      *options_.resized_crop())
+                  : mixmatch::detail::crop_flip(images, crops.narrow(first, rows), std::nullopt, at::kByte);
+      return jitters ? augment::color_jitter_with(cut, jitter.narrow(0, first, rows), options_.color_jitter())
+                     : cut;
+    };
     const auto views = [&](int64_t count, bool with_labeled) {
       std::vector<Tensor> parts;
       if (with_labeled) {
@@ -115,8 +151,11 @@ class Feed {
     batch.labels = raw.labels;
     batch.hidden_labels = raw.hidden_labels;
     batch.unlabeled_rows = raw.unlabeled_rows;
-    const Tensor all = mixmatch::detail::crop_flip(views(options_.weak_views(), true), crops.narrow(0, weak),
-                                                   pixels.scale, pixels.dtype);
+    const Tensor weak_views = views(options_.weak_views(), true);
+    const Tensor all =
+        resizes || jitters
+            ? augment::normalize(cropped(weak_views, 0), options_.augmentation().normalization())
+            : mixmatch::detail::crop_flip(weak_views, crops.narrow(0, weak), pixels.scale, pixels.dtype);
     const auto slice = [](const Tensor& images, int64_t start, int64_t size) {
       return images.narrow(0, start, size).variable_data();  // with a version of its own for autograd
     };
@@ -125,12 +164,10 @@ class Feed {
       batch.weak.push_back(slice(all, row, unlabeled));
     }
     if (strong > 0) {
-      const Tensor cropped = mixmatch::detail::crop_flip(views(options_.strong_views(), false),
-                                                         crops.narrow(weak, strong), std::nullopt, at::kByte);
-      const Tensor uniform = mixmatch::detail::words_to_uniform(
-          words.narrow(0, 3 * (weak + strong), strong * draws).view({strong, draws}));
       const Tensor images =
-          augment::normalize(augment::rand_augment_with(cropped, uniform, options_.strong_augmentation()),
+          augment::normalize(augment::rand_augment_with(cropped(views(options_.strong_views(), false), weak),
+                                                        uniform(crop_draws * (weak + strong), strong, draws),
+                                                        options_.strong_augmentation()),
                              options_.augmentation().normalization());
       for (int64_t row = 0; row < strong; row += unlabeled) {
         batch.strong.push_back(slice(images, row, unlabeled));
