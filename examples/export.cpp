@@ -28,9 +28,12 @@ struct Options {
 std::map<std::string, std::string> metadata_of(const mm::models::Classifier& classifier) {
   std::map<std::string, std::string> metadata{
       {"image_size", std::to_string(classifier.image_size)},
-      {"input",
-       "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size (bilinear, "
-       "antialiased), the middle of the longer side"},
+      {"fit", mm::data::picture_fit_name(classifier.fit)},
+      {"input", classifier.fit == mm::data::PictureFit::crop
+                    ? "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size "
+                      "(bilinear, antialiased), the middle of the longer side"
+                    : "uint8 RGB [N, 3, image_size, image_size]: the longer side resized to image_size "
+                      "(bilinear, antialiased), in the middle of grey 127"},
       {"output", "float32 [N, classes]: probabilities, calibrated where pictures were held out"}};
   mm::SafetensorsMetadata rule;
   mm::training::add_confidence_rule(rule, classifier.confidence);

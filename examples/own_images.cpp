@@ -1,12 +1,15 @@
 // Your own pictures: DIR/labeled/<class>/… and DIR/unlabeled/…, or a CSV of labels, to a trained classifier,
 // a report, and predictions for the unlabeled pictures, without writing code.
 
+#include <fmt/format.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>
 #include <mixmatch/training.hpp>
 
 #include <concepts>
+#include <set>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -30,6 +33,7 @@ struct Options : TrainingOptions {
   }
   int64_t size = 32, baseline_steps = -1;
   mm::training::LabelSources sources;
+  std::string fit = "crop", cache_memory = "auto";
   bool strict = false;
 };
 
@@ -44,6 +48,15 @@ void visit_options(O& o, Visit&& visit) {
                                  "labels, and what it held out",
                                  mm::training::OptionRole::place},
         o.sources.from);
+  visit(
+      mm::training::OptionText{"fit",
+                               "Of a picture that is not square, crop: the middle; letterbox: all, on grey"},
+      o.fit, mm::training::Choice{"crop", "letterbox"});
+  visit(mm::training::OptionText{"cache-memory",
+                                 "Memory for decoded pictures, as 500M or 4G; where all take more, they are "
+                                 "decoded when they are drawn; auto = a quarter of the machine's",
+                                 mm::training::OptionRole::how},
+        o.cache_memory);
   visit(mm::training::OptionText{"baseline-steps",
                                  "Steps of the supervised baseline that the verdict compares with, where "
                                  "--validation holds pictures out; -1 = --steps, 0 = no verdict",
@@ -62,13 +75,29 @@ int train_run(CLI::App& app, Options& o) {
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
   const auto pictures = mm::training::find_pictures(o, o.sources, resumed, o.strict, "own_images").list;
+  std::set<std::string> replaced;  // found unreadable when they were drawn
+  const auto on_replaced = [&replaced](const mm::data::ReplacedPicture& picture) {
+    replaced.insert(picture.unreadable.file);
+    mm::training::print_message(stderr, "own_images: cannot read {}\n", mm::data::describe(picture));
+  };
   const auto folder =
-      mm::data::load_pictures(pictures, o.size, mm::data::ImageFolderOptions().strict(o.strict));
+      mm::data::load_pictures(pictures, o.size,
+                              mm::data::ImageFolderOptions()
+                                  .strict(o.strict)
+                                  .fit(mm::data::parse_picture_fit(o.fit))
+                                  .cache_memory(mm::training::parse_cache_memory(o.cache_memory))
+                                  .on_replaced(on_replaced));
   for (const auto& file : folder.unreadable) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(file));
   }
   for (const auto& entries : folder.left_out) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(entries));
+  }
+  if (folder.on_demand()) {
+    const int64_t kept = mm::training::parse_cache_memory(o.cache_memory) / (3 * o.size * o.size);
+    mm::training::print_message(
+        stdout, "{} pictures are decoded when they are drawn; {} in memory (--cache-memory)\n", folder.size(),
+        kept == 0 ? "none of them stays" : fmt::format("{} of them stay", kept));
   }
   auto split = mm::training::split_pictures(o, folder);
   const int64_t known = split.labeled.size(0) + split.validation.size(0);
@@ -88,7 +117,8 @@ int train_run(CLI::App& app, Options& o) {
                           std::move(split),
                           std::move(validation),
                           {},
-                          folder.files};
+                          folder.files,
+                          mm::data::parse_picture_fit(o.fit)};
   mm::training::adopt_data(o, data);
   mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
@@ -101,6 +131,11 @@ int train_run(CLI::App& app, Options& o) {
     return status;
   }
 
+  if (!replaced.empty()) {
+    mm::training::print_message(
+        stderr, "own_images: {} of {} pictures cannot be read; others were used in their place\n",
+        replaced.size(), folder.size());
+  }
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   mm::training::print_message(stdout, "{}\n",
                               mm::training::verdict(o, data, state, device, o.baseline_steps));

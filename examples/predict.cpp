@@ -60,6 +60,7 @@ int predict(const Options& o) {
     TORCH_CHECK(fs::is_directory(folder), "--out: there is no directory ", folder.string());
   }
 
+  const auto decoding = mm::data::DecodeImageOptions().fit(classifier.fit);
   std::vector<std::string> readable;
   std::vector<Tensor> probabilities{torch::empty({0, static_cast<int64_t>(classifier.class_names.size())})};
   // Decoded pictures wait for their batch: at most 256 MB of them.
@@ -69,7 +70,7 @@ int predict(const Options& o) {
     std::vector<Tensor> images;
     for (size_t i = begin; i < std::min(begin + batch, files.size()); ++i) {
       try {
-        images.push_back(mm::data::decode_image(files[i], classifier.image_size));
+        images.push_back(mm::data::decode_image(files[i], classifier.image_size, decoding));
         readable.push_back(files[i]);
       } catch (const c10::Error& error) {
         TORCH_CHECK(!o.strict, error.what_without_backtrace());

@@ -73,7 +73,20 @@ TEST_CASE("classifier file: the rule for confidences travels with the weights") 
   for (const std::string key : {"temperature", "abstain_below", "target_precision"}) {
     metadata.erase(key);
   }
+  // How pictures become square, too; those of before were cut.
+  using mixmatch::data::PictureFit;
   mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK(load_classifier(path).fit == PictureFit::crop);
+  save_classifier(dir / "fit.safetensors", model, ema, {"a", "b"}, 8, {}, PictureFit::letterbox);
+  CHECK(load_classifier(dir / "fit.safetensors").fit == PictureFit::letterbox);
+  metadata["fit"] = "a\x1b[2J";
+  mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK_THAT(
+      error_of([&] { load_classifier(path); }),
+      contains(path.string() + ": its metadata's \"fit\" must be crop or letterbox, got \"a\\x1b[2J\""));
+  metadata.erase("fit");
+  mixmatch::write_safetensors(path, tensors, metadata);
+  CHECK(load_classifier(path).fit == PictureFit::crop);
   CHECK(load_classifier(path).confidence.temperature == 1);
   CHECK_FALSE(load_classifier(path).confidence.threshold.has_value());
 }

@@ -298,6 +298,39 @@ TEST_CASE("decode_image: EXIF's orientation is obeyed") {
         upright.at(1));
 }
 
+TEST_CASE("decode_image: letterbox keeps all of the picture, turned as EXIF says") {
+  using mixmatch::data::parse_picture_fit;
+  using mixmatch::data::PictureFit;
+  const auto dir = temp_dir();
+  const auto decoded = [&](const std::string& bytes, int64_t size, const char* fit) {
+    write_file(dir / "x", bytes);
+    return decode_image(dir / "x", size, DecodeImageOptions().fit(parse_picture_fit(fit)));
+  };
+  const std::string r = "250,10,20", g = "30,240,10", x = "90,100,110", grey_level = "127,127,127";
+  const std::vector<std::vector<std::vector<int>>> wide{{grey, red, green, grey}};  // 32 x 8
+  const auto whole = decoded(block_jpeg(wide, jpeg_adobe(0)), 32, "letterbox");
+  CHECK(color(whole, 11, 16) == grey_level);
+  CHECK(color(whole, 20, 16) == grey_level);
+  for (const auto& [column, expected] : std::map<int64_t, std::string>{{2, x}, {10, r}, {20, g}, {30, x}}) {
+    CHECK(color(whole, 12, column) == expected);
+    CHECK(color(whole, 19, column) == expected);
+  }
+  const auto turned = decoded(block_jpeg(wide, jpeg_adobe(0) + jpeg_exif(6)), 32, "letterbox");
+  CHECK(turned.equal(whole.rot90(-1, {1, 2})));
+  // Decoded at a part of its size, the whole of it is still there.
+  const auto small = decoded(block_jpeg(std::vector(8, std::vector(32, red)), jpeg_adobe(0)), 8, "letterbox");
+  CHECK(color(small, 2, 0) == grey_level);
+  CHECK(color(small, 3, 0) == r);
+  CHECK(color(small, 4, 7) == r);
+  CHECK(color(small, 5, 7) == grey_level);
+  const auto square = block_jpeg({{red, green}, {blue, grey}}, jpeg_adobe(0));
+  CHECK(decoded(square, 9, "letterbox").equal(decoded(square, 9, "crop")));
+  CHECK(parse_picture_fit("crop") == PictureFit::crop);
+  CHECK(picture_fit_name(PictureFit::letterbox) == std::string("letterbox"));
+  CHECK_THAT(error_of([] { parse_picture_fit("stretch"); }),
+             contains("fit must be crop or letterbox, got \"stretch\""));
+}
+
 TEST_CASE("decode_image: a JPEG of four inks is right, with Adobe's marker or without") {
   const std::vector<std::vector<std::vector<int>>> inks{{{240, 120, 60, 128}}};
   // Stored inverted, as Adobe does, and Pillow takes for granted: red = cyan times black.

@@ -327,6 +327,25 @@ TEST_CASE("options: the command that resumes a run repeats how it is run, and no
   CHECK(*checksum == "crc32c " + mm::data::data_checksum(data.pool));
 }
 
+TEST_CASE("--cache-memory: bytes by their usual names, or a share of the machine's") {
+  using mm::training::parse_cache_memory;
+  CHECK(parse_cache_memory("0") == 0);
+  CHECK(parse_cache_memory("1000") == 1000);
+  CHECK(parse_cache_memory("3k") == 3072);
+  CHECK(parse_cache_memory("500M") == 500 * 1048576LL);
+  CHECK(parse_cache_memory("1.5G") == 1610612736);
+  CHECK(parse_cache_memory("2t") == 2199023255552);
+  const auto quarter = parse_cache_memory("auto");
+  CHECK(quarter == mm::training::machine_memory() / 4);
+  CHECK(quarter > 16 << 20);
+  CHECK(quarter < int64_t{1} << 50);
+  for (const std::string bad : {"", "G", "-1", "4 G", "4GB", "1e30", "nan", "inf", "all"}) {
+    INFO(bad);
+    CHECK_THAT(error_of([&] { parse_cache_memory(bad); }),
+               contains("--cache-memory: expected bytes, as 500M or 4G, or auto, got "));
+  }
+}
+
 TEST_CASE("parse_number: whole texts in C's notation") {
   using mm::detail::parse_number;
   CHECK(parse_number<int64_t>("-12") == -12);

@@ -1,5 +1,6 @@
 // examples/own_images and examples/predict: a folder of pictures to a model, a report and predictions.
 
+#include <mixmatch/data/decode_image.hpp>
 #include <mixmatch/io/safetensors.hpp>
 #include <mixmatch/run/png.hpp>
 #include <mixmatch/run/run_record.hpp>
@@ -89,9 +90,9 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   CHECK_THAT(finished.err,
              contains("own_images: left out: 1 GIF file (not a format that is read): unlabeled/x.gif"));
   CHECK_THAT(finished.err, contains("own_images: left out: 1 folder \"unlabelled\""));
-  for (const std::string file : {"model.safetensors", "report.html", "predictions.csv", "checkpoint.pt",
-                                 "metrics.csv", "summary.json", "config.json", "split.txt",
-                                 "label_errors.csv"}) {
+  for (const std::string file :
+       {"model.safetensors", "report.html", "predictions.csv", "checkpoint.pt", "metrics.csv", "summary.json",
+        "config.json", "split.txt", "label_errors.csv"}) {
     INFO(file);
     CHECK(fs::exists(dir / "run" / file));
   }
@@ -228,6 +229,101 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   CHECK(changed.status == 2);
   CHECK_THAT(changed.err, contains("is another picture now"));
   CHECK(read_file(dir / "run" / "metrics.csv") == metrics);
+}
+
+TEST_CASE("own_images: pictures decoded on demand give the same run, which goes on with more memory") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  const auto train = [&](const std::string& name, const std::string& memory,
+                         const std::vector<std::string>& more = {}) {
+    return run(own_images(dir / "data", dir / name,
+                          with({"--validation", "6", "--recalibrate", "20", "--augment", "resized_crop",
+                                "--color-jitter", "0.4", "--cache-memory", memory},
+                               more)));
+  };
+  const auto memory = train("memory", "auto"), demand = train("demand", "40K");
+  INFO(memory.err << demand.err);
+  REQUIRE(memory.status == 0);
+  REQUIRE(demand.status == 0);
+  CHECK(memory.out.find("decoded when they are drawn") == std::string::npos);
+  CHECK_THAT(demand.out, contains("decoded when they are drawn; 13 of them stay in memory"));
+  for (const std::string file : {"predictions.csv", "split.txt", "model.safetensors", "confusion.csv"}) {
+    INFO(file);
+    CHECK(read_file(dir / "memory" / file).size() > 0);
+    CHECK(read_file(dir / "memory" / file) == read_file(dir / "demand" / file));
+  }
+  const auto first = train("resumed", "0", {"--steps", "1"});
+  REQUIRE(first.status == 0);
+  CHECK_THAT(first.out, contains("none of them stays in memory"));
+  const auto second = train("resumed", "1G", {"--steps", "3", "--resume"});
+  INFO(second.err);
+  REQUIRE(second.status == 0);
+  CHECK(read_file(dir / "resumed" / "model.safetensors") == read_file(dir / "memory" / "model.safetensors"));
+  check_refused(train("refused", "much"), "--cache-memory: expected bytes, as 500M or 4G, or auto, got");
+}
+
+TEST_CASE("own_images: a letterboxed run says so in its model, and predict does the same") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  // Wide ones, of which a crop sees the middle alone.
+  std::vector<fs::path> files;
+  for (const std::string part : {"labeled/c", "unlabeled/ü"}) {
+    for (const auto& entry : fs::directory_iterator(dir / "data" / part)) {
+      files.push_back(entry.path());
+    }
+  }
+  for (const auto& file : files) {
+    const auto middle = mixmatch::data::decode_image(file, 32);
+    write_file(file, mixmatch::training::encode_png(torch::cat({middle.flip(2), middle, middle}, 2)));
+  }
+  const auto crop = run(own_images(dir / "data", dir / "crop"));
+  REQUIRE(crop.status == 0);
+  const auto letterbox =
+      run(own_images(dir / "data", dir / "run", {"--fit", "letterbox", "--precision", "fp32"}));
+  INFO(letterbox.err);
+  REQUIRE(letterbox.status == 0);
+  const auto text = read_file(dir / "run" / "predictions.csv");
+  CHECK(text != read_file(dir / "crop" / "predictions.csv"));
+  CHECK(mixmatch::read_safetensors_metadata(dir / "run" / "model.safetensors").at("fit") == "letterbox");
+  const auto predicted = run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--threads", "1", "--out",
+                              (dir / "p.csv").string(), (dir / "data" / "unlabeled").string()});
+  INFO(predicted.err);
+  REQUIRE(predicted.status == 0);
+  const auto confidences = [](const std::string& csv) {
+    std::multiset<std::string> all;
+    for (const auto& line : lines_of(csv)) {
+      all.insert(cells_of(line)[1] + cells_of(line)[2]);
+    }
+    return all;
+  };
+  CHECK(confidences(read_file(dir / "p.csv")) == confidences(text));
+  check_refused(run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5", "--fit", "crop"})),
+                "--fit crop is not the run's: it was started with letterbox");
+}
+
+TEST_CASE("own_images: a damaged picture that is found when it is drawn is replaced, and said") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  const fs::path damaged = dir / "data" / "unlabeled" / "damaged.png";
+  const fs::path whole = *fs::directory_iterator(dir / "data" / "unlabeled" / "ü");
+  write_file(damaged, read_file(whole).substr(0, 300));
+  const auto train = [&](const std::string& name, const std::vector<std::string>& more = {}) {
+    return run(own_images(dir / "data", dir / name, with({"--cache-memory", "0"}, more)));
+  };
+  const auto finished = train("run");
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  CHECK_THAT(finished.err,
+             contains("own_images: cannot read unlabeled/damaged.png: the picture is cut short; "
+                      "unlabeled/") &&
+                 contains(" is used in its place"));
+  CHECK_THAT(finished.err, contains("own_images: 1 of ") && contains(" pictures cannot be read"));
+  const auto predictions = read_file(dir / "run" / "predictions.csv");
+  CHECK(predictions.find("damaged.png") == std::string::npos);
+  CHECK(lines_of(predictions).size() == static_cast<size_t>(pictures(dir / "data" / "unlabeled")));
+  const auto strict = train("strict", {"--strict"});
+  CHECK(strict.status == 2);
+  CHECK_THAT(strict.err, contains("damaged.png: the picture is cut short"));
 }
 
 TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {

@@ -76,6 +76,43 @@ TEST_CASE("a square may begin between pixels, and is turned") {
   CHECK(window(5).equal(window(1).transpose(1, 2)));
 }
 
+TEST_CASE("letterbox: the whole picture, and grey beside it") {
+  const auto letterboxed = [](const at::Tensor& image, int64_t size, int orientation = 1) {
+    const auto pixels = image.permute({1, 2, 0}).contiguous();
+    auto out = at::empty({3, size, size}, at::kByte);
+    mixmatch::detail::resize_whole(pixels.data_ptr<uint8_t>(), image.size(2), image.size(1),
+                                   static_cast<double>(image.size(2)), static_cast<double>(image.size(1)),
+                                   orientation, size, out.data_ptr<uint8_t>());
+    return out;
+  };
+  const auto grey = [](const at::Tensor& part) { return part.eq(127).all().item<bool>(); };
+  const auto wide = at::randint(128, 256, {3, 20, 60}, at::kByte);
+  for (const int64_t size : {60, 30, 90}) {
+    const int64_t rows = size / 3;
+    const auto made = letterboxed(wide, size);
+    CHECK(grey(made.narrow(1, 0, rows)));
+    CHECK(grey(made.narrow(1, 2 * rows, rows)));
+    CHECK(largest_difference(made.narrow(1, rows, rows), reference(wide, rows, size)) <= 1);
+    const auto tall = letterboxed(wide.transpose(1, 2), size);
+    CHECK(grey(tall.narrow(2, 0, rows)));
+    CHECK(grey(tall.narrow(2, 2 * rows, rows)));
+    CHECK(largest_difference(tall, made.transpose(1, 2)) <= 1);
+    // Turned after it was resized: EXIF's 6 turns to the right, 8 to the left, 5 mirrors at the diagonal.
+    CHECK(letterboxed(wide, size, 3).equal(made.flip({1, 2})));
+    CHECK(letterboxed(wide, size, 6).equal(made.rot90(-1, {1, 2})));
+    CHECK(letterboxed(wide, size, 8).equal(made.rot90(1, {1, 2})));
+    CHECK(letterboxed(wide, size, 5).equal(made.transpose(1, 2)));
+  }
+  CHECK(letterboxed(wide, 60).narrow(1, 20, 20).equal(wide));
+  const auto square = at::randint(256, {3, 25, 25}, at::kByte);
+  CHECK(letterboxed(square, 13).equal(resized(square, 13)));
+  // 61 x 20 to 61: 41 lines of grey, one more below than above. A line is left of the thinnest picture.
+  const auto odd = letterboxed(at::full({3, 20, 61}, 200, at::kByte), 61);
+  CHECK(odd[0].select(1, 0).eq(200).nonzero().view(-1).equal(at::arange(20, 40, at::kLong)));
+  const auto thin = letterboxed(at::full({3, 1, 500}, 200, at::kByte), 7);
+  CHECK(thin[1].select(1, 6).eq(200).nonzero().view(-1).equal(at::tensor({3}, at::kLong)));
+}
+
 TEST_CASE("fine stripes shrink to grey") {
   auto stripes = at::zeros({3, 256, 256}, at::kByte);
   stripes.slice(2, 0, 256, 2).fill_(255);

@@ -42,6 +42,8 @@
 #include <mixmatch/data/label_file.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/list_images.hpp>
+#include <mixmatch/data/picture_cache.hpp>
+#include <mixmatch/data/picture_fit.hpp>
 #include <mixmatch/data/picture_list.hpp>
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/data/split_file.hpp>

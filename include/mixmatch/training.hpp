@@ -3,6 +3,7 @@
 // The second umbrella: what a program keeps around its steps, and what needs {fmt}. But for
 // program/command_line.hpp, which needs CLI11.
 
+#include <mixmatch/program/cache_memory.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/confidence_metadata.hpp>
 #include <mixmatch/program/device.hpp>

@@ -5,6 +5,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <unistd.h>
+#include <mixmatch/data/picture_fit.hpp>
 #include <mixmatch/detail/io/bmp.hpp>
 #include <mixmatch/detail/io/jpeg.hpp>
 #include <mixmatch/detail/io/picture.hpp>
@@ -24,6 +25,8 @@
 #include <filesystem>
 #include <new>
 #include <string>
+#include <string_view>
+#include <system_error>
 
 namespace mixmatch::data {
 
@@ -33,90 +36,129 @@ struct DecodeImageOptions {
   /// A picture of more pixels (width times height) is refused before memory is taken for it. The default
   /// takes those of a camera of 108 million pixels.
   TORCH_ARG(int64_t, max_pixels) = int64_t{1} << 27;
+  TORCH_ARG(PictureFit, fit) = PictureFit::crop;
 };
 
 namespace detail {
 
-/// The bytes of a regular file of at most `most` bytes; what is wrong, else "".
-inline std::string read_picture_file(const std::filesystem::path& path, int64_t most, std::string& bytes) {
-  struct File {
-    int descriptor;
-    ~File() {
-      if (descriptor >= 0) {
-        ::close(descriptor);
+/// A regular file that is open for reading, of at most `most` bytes; else `problem` is what is wrong.
+class PictureFile {
+ public:
+  PictureFile(const std::filesystem::path& path, int64_t most)
+      // A pipe without a writer would wait for ever.
+      : descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+    struct stat info {};
+    if (descriptor_ < 0 || ::fstat(descriptor_, &info) != 0) {
+      const int error = errno;
+      std::error_code ignored;
+      problem = error == ENOENT && std::filesystem::is_symlink(std::filesystem::symlink_status(path, ignored))
+                    ? "a link to nothing"
+                : error == ENXIO ? "not a regular file"
+                                 : std::strerror(error);
+    } else if (!S_ISREG(info.st_mode)) {
+      problem = "not a regular file";
+    } else if (info.st_size == 0) {
+      problem = "the file is empty";
+    } else if (info.st_size > most) {
+      problem = c10::str("a file of ", info.st_size, " bytes, where a picture takes at most ", most,
+                         " (max_pixels)");
+    }
+    size = info.st_size;
+  }
+  PictureFile(const PictureFile&) = delete;
+  PictureFile& operator=(const PictureFile&) = delete;
+  ~PictureFile() {
+    if (descriptor_ >= 0) {
+      ::close(descriptor_);
+    }
+  }
+
+  /// Its `count` bytes from `begin` on, as many as there are; a problem is kept.
+  std::string read(int64_t begin, int64_t count) {
+    std::string bytes(static_cast<size_t>(std::clamp<int64_t>(size - begin, 0, count)), '\0');
+    for (size_t done = 0; problem.empty() && done < bytes.size();) {
+      const auto got = ::pread(descriptor_, bytes.data() + done, bytes.size() - done,
+                               static_cast<off_t>(begin) + static_cast<off_t>(done));
+      if (got < 0 && errno == EINTR) {
+        continue;
       }
+      if (got <= 0) {
+        problem = got < 0 ? std::strerror(errno) : "it became shorter while it was read";
+      }
+      done += static_cast<size_t>(std::max<ssize_t>(got, 0));
     }
-  };
-  // A pipe without a writer would wait for ever.
-  const File file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)};
-  struct stat info {};
-  if (file.descriptor < 0 || ::fstat(file.descriptor, &info) != 0) {
-    const int error = errno;
-    std::error_code ignored;
-    return error == ENOENT && std::filesystem::is_symlink(std::filesystem::symlink_status(path, ignored))
-               ? "a link to nothing"
-           : error == ENXIO ? "not a regular file"
-                            : std::strerror(error);
+    return bytes;
   }
-  if (!S_ISREG(info.st_mode)) {
-    return "not a regular file";
-  }
-  if (info.st_size == 0) {
-    return "the file is empty";
-  }
-  if (info.st_size > most) {
-    return c10::str("a file of ", info.st_size, " bytes, where a picture takes at most ", most,
-                    " (max_pixels)");
-  }
-  bytes.resize(static_cast<size_t>(info.st_size));
-  for (size_t done = 0; done < bytes.size();) {
-    const auto got = ::read(file.descriptor, bytes.data() + done, bytes.size() - done);
-    if (got < 0 && errno == EINTR) {
-      continue;
-    }
-    if (got <= 0) {
-      return got < 0 ? std::strerror(errno) : "it became shorter while it was read";
-    }
-    done += static_cast<size_t>(got);
-  }
-  return "";
+
+  int64_t size = 0;
+  std::string problem;
+
+ private:
+  int descriptor_;
+};
+
+/// Most bytes that a picture's file may have: as many as one of 16 bits and four channels takes, and as much
+/// of other things.
+inline int64_t most_picture_bytes(int64_t max_pixels) {
+  return std::min(max_pixels, int64_t{1} << 40) * 8 + (int64_t{64} << 20);
 }
 
-/// The picture as decode_image gives it, into 3 * size * size bytes; what is wrong with the file, else "".
-inline std::string decode_picture(const std::filesystem::path& path, int64_t size, int64_t max_pixels,
-                                  uint8_t* out) try {
+/// What is wrong with the format that a picture's file begins as, else "". `extension` is that of its name.
+inline std::string format_problem(std::string_view begin, std::string_view extension) {
   namespace io = mixmatch::detail;
-  // As many as a picture of 16 bits and four channels takes, and as much of other things in its file.
-  const int64_t most_bytes = std::min(max_pixels, int64_t{1} << 40) * 8 + (int64_t{64} << 20);
-  std::string bytes;
-  std::string problem = read_picture_file(path, most_bytes, bytes);
+  if (io::picture_format(begin).has_value()) {
+    return "";
+  }
+  const auto other = io::foreign_format(begin, extension);
+  return other.empty() ? c10::str("not a picture of a known format (", io::picture_format_names, " are read)")
+                       : c10::str("a ", other, " file; ", io::picture_format_names, " are read");
+}
+
+/// The picture as decode_image gives it of a file's bytes, into 3 * size * size bytes; what is wrong with
+/// them, else "". `extension`: of the file's name, in small letters, if it has one.
+inline std::string decode_picture(std::string_view bytes, std::string_view extension, int64_t size,
+                                  const DecodeImageOptions& options, uint8_t* out) try {
+  namespace io = mixmatch::detail;
+  std::string problem = bytes.empty() ? "it is empty" : format_problem(bytes, extension);
   if (!problem.empty()) {
     return problem;
   }
-  const auto format = io::picture_format(bytes);
-  if (!format.has_value()) {
-    const auto other = io::foreign_format(bytes, io::small_extension(path.filename().native()));
-    return other.empty()
-               ? c10::str("not a picture of a known format (", io::picture_format_names, " are read)")
-               : c10::str("a ", other, " file; ", io::picture_format_names, " are read");
-  }
   io::Picture picture;
   picture.size = size;
-  picture.max_pixels = max_pixels;
+  picture.max_pixels = options.max_pixels();
   constexpr std::array decoders{
       io::decode_jpeg, io::decode_png, io::decode_webp,  // as PictureFormat has them
       io::decode_tiff, io::decode_bmp, io::decode_pnm};
-  problem = decoders[static_cast<size_t>(*format)](bytes, picture);
-  if (problem.empty()) {
-    const int64_t side = std::min(picture.stored_width, picture.stored_height);
-    const auto begin = [&](int64_t length) {
-      return picture.scale * static_cast<double>((length - side) / 2);
-    };
-    io::crop_and_resize(picture.rgb.get(), picture.width, picture.height, begin(picture.stored_width),
-                        begin(picture.stored_height), picture.scale * static_cast<double>(side),
-                        picture.orientation, size, out);
+  problem = decoders[static_cast<size_t>(*io::picture_format(bytes))](bytes, picture);
+  if (!problem.empty()) {
+    return problem;
   }
-  return problem;
+  if (options.fit() == PictureFit::letterbox) {
+    io::resize_whole(picture.rgb.get(), picture.width, picture.height,
+                     picture.scale * static_cast<double>(picture.stored_width),
+                     picture.scale * static_cast<double>(picture.stored_height), picture.orientation, size,
+                     out);
+    return "";
+  }
+  const int64_t side = std::min(picture.stored_width, picture.stored_height);
+  const auto begin = [&](int64_t length) { return picture.scale * static_cast<double>((length - side) / 2); };
+  io::crop_and_resize(picture.rgb.get(), picture.width, picture.height, begin(picture.stored_width),
+                      begin(picture.stored_height), picture.scale * static_cast<double>(side),
+                      picture.orientation, size, out);
+  return "";
+} catch (const std::bad_alloc&) {
+  return "not enough memory for the picture";
+}
+
+/// The same of a file.
+inline std::string decode_picture(const std::filesystem::path& path, int64_t size,
+                                  const DecodeImageOptions& options, uint8_t* out) try {
+  PictureFile file(path, most_picture_bytes(options.max_pixels()));
+  const std::string bytes = file.problem.empty() ? file.read(0, file.size) : "";
+  return file.problem.empty()
+             ? decode_picture(bytes, mixmatch::detail::small_extension(path.filename().native()), size,
+                              options, out)
+             : file.problem;
 } catch (const std::bad_alloc&) {
   return "not enough memory for the picture";
 }
@@ -129,7 +171,8 @@ inline void check_decode_options(const char* caller, int64_t size, int64_t max_p
 }  // namespace detail
 
 /// The picture in a file as uint8 [3, size, size], upright, RGB, on the CPU: resized so that its shorter side
-/// is `size` (bilinear, antialiased where it shrinks), and the middle of its longer side cut out.
+/// is `size` (bilinear, antialiased where it shrinks), and the middle of its longer side cut out; or as
+/// options.fit() says.
 ///
 /// JPEG, PNG, WebP, TIFF, BMP (not compressed), binary PPM and PGM, by content and not by name; other formats
 /// are refused by name, and so is an animated WebP. Of an animated PNG, or of several pictures in one file,
@@ -148,8 +191,7 @@ inline Tensor decode_image(const std::filesystem::path& path, int64_t size,
                            const DecodeImageOptions& options = {}) {
   detail::check_decode_options("decode_image", size, options.max_pixels());
   Tensor image = at::empty({3, size, size}, at::kByte);
-  const std::string reason =
-      detail::decode_picture(path, size, options.max_pixels(), image.data_ptr<uint8_t>());
+  const std::string reason = detail::decode_picture(path, size, options, image.data_ptr<uint8_t>());
   TORCH_CHECK(reason.empty(), "decode_image: cannot read ", mixmatch::detail::printable(path), ": ", reason);
   return image;
 }

@@ -91,25 +91,68 @@ inline void read_mapped_images(Tensor& out, const mixmatch::detail::MappedFile& 
 
 }  // namespace detail
 
+/// Images that are made when they are asked for (PictureCache decodes them). Any number of threads may ask at
+/// a time.
+class ImageSource {
+ public:
+  ImageSource() = default;
+  ImageSource(const ImageSource&) = delete;
+  ImageSource& operator=(const ImageSource&) = delete;
+  virtual ~ImageSource() = default;
+
+  virtual int64_t size() const = 0;
+  /// C, H and W of every image.
+  virtual std::vector<int64_t> image_sizes() const = 0;
+  /// The images at `rows`, int64 [B] on the CPU: uint8 [B, C, H, W] there, contiguous. The same for the same
+  /// rows whenever it is asked. Throws on rows out of range.
+  virtual Tensor gather(const Tensor& rows) const = 0;
+  /// CRC-32C of what the images at `rows` are, without making them all.
+  virtual uint32_t checksum(const Tensor& rows) const = 0;
+  /// Rows, ascending, in whose place gather() gave others, as they cannot be made.
+  virtual std::vector<int64_t> replaced() const { return {}; }
+};
+
 /// Images with their labels. `images` is uint8 [N, C, H, W], `labels` int64 [N] with -1 where an image has
 /// none.
 ///
 /// A loader of a set that is larger than memory (load_stl10) maps the file instead of reading it: `images`
 /// then looks like any other tensor, but is read-only (writing into it ends the program), and what is read of
 /// it directly stays in memory; gather leaves nothing there.
+///
+/// Images that are made on demand have no tensor: `images` is undefined, and gather asks `source`. Such a set
+/// is on the CPU.
 struct ImageDataset {
   Tensor images;
   Tensor labels;
   std::vector<std::string> class_names;
   std::shared_ptr<const mixmatch::detail::MappedFile> mapping =
       nullptr;  ///< The file under `images`, if any.
+  /// What makes the images on demand; beside `images`, what they were made by, to know them again
+  /// (data_checksum).
+  std::shared_ptr<const ImageSource> source = nullptr;
+  Tensor source_rows = {};  ///< Which of the source's, int64 [N] on the CPU; undefined: all.
 
-  int64_t size() const { return images.defined() ? images.size(0) : 0; }
+  bool on_demand() const { return !images.defined() && source != nullptr; }
+  int64_t size() const {
+    return images.defined()        ? images.size(0)
+           : source_rows.defined() ? source_rows.size(0)
+           : source != nullptr     ? source->size()
+                                   : 0;
+  }
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
+  /// C, H and W.
+  std::vector<int64_t> image_sizes() const {
+    return on_demand() ? source->image_sizes() : images.sizes().slice(1).vec();
+  }
+  /// Where gather gives the images.
+  torch::Device device() const { return images.defined() ? images.device() : torch::Device(torch::kCPU); }
 
   /// gather_images(images, indices), the way to draw batches: of a mapped file too, in any order,
-  /// without its pages becoming part of the process's memory.
+  /// without its pages becoming part of the process's memory; and of images that are made on demand.
   Tensor gather(const Tensor& indices) const {
+    if (on_demand()) {
+      return source->gather(rows_of_source(indices));
+    }
     const auto offset = offset_in_file(indices);
     if (!offset.has_value()) {
       return gather_images(images, indices);
@@ -123,6 +166,7 @@ struct ImageDataset {
 
  private:
   friend class ImagePool;
+  friend ImageDataset take(const ImageDataset& dataset, const Tensor& indices);
 
   /// Rows `indices` into rows `places` of `out`, whose images are of the same sizes and device; both int64
   /// [B] on the CPU, contiguous and in range.
@@ -131,7 +175,7 @@ struct ImageDataset {
     const auto* place = places.data_ptr<int64_t>();
     if (offset.has_value() && out.is_contiguous()) {
       detail::read_mapped_images(out, *mapping, *offset, images, indices, place);
-    } else if (images.is_cpu() && images.is_contiguous() && out.is_contiguous()) {
+    } else if (images.defined() && images.is_cpu() && images.is_contiguous() && out.is_contiguous()) {
       const auto* index = indices.data_ptr<int64_t>();
       const auto* from = images.data_ptr<uint8_t>();
       auto* to = out.data_ptr<uint8_t>();
@@ -142,8 +186,16 @@ struct ImageDataset {
         }
       });
     } else {
-      out.index_copy_(0, places.to(out.device()), gather_images(images, indices));
+      out.index_copy_(0, places.to(out.device()), gather(indices));
     }
+  }
+
+  /// The source's rows of these, int64 [B].
+  Tensor rows_of_source(const Tensor& indices) const {
+    TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
+                "gather: indices must be int64 [B], got ", mixmatch::detail::type_and_sizes(indices));
+    const Tensor on_cpu = indices.cpu();
+    return source_rows.defined() ? gather_images(source_rows, on_cpu) : on_cpu.contiguous();
   }
 
   /// Where in the mapped file the images begin, if rows of that file can be read in their place.
@@ -166,17 +218,32 @@ struct ImageDataset {
 };
 
 /// The data set on `device`; where it is there already it is shared, and else read into that device's memory.
+/// One whose images are made on demand stays on the CPU.
 inline ImageDataset to_device(const ImageDataset& dataset, torch::Device device) {
+  if (dataset.on_demand()) {
+    return dataset;
+  }
   ImageDataset moved{dataset.images.to(device), dataset.labels.to(device), dataset.class_names};
+  moved.source = dataset.source;
+  moved.source_rows = dataset.source_rows;
   if (moved.images.is_same(dataset.images)) {
     moved.mapping = dataset.mapping;
   }
   return moved;
 }
 
-/// The images at `indices` (int64 [B]) with their labels, in that order, copied.
+/// The images at `indices` (int64 [B]) with their labels, in that order, copied; those that are made on
+/// demand still are.
 inline ImageDataset take(const ImageDataset& dataset, const Tensor& indices) {
-  return {dataset.gather(indices), gather_images(dataset.labels, indices), dataset.class_names};
+  ImageDataset taken{{}, gather_images(dataset.labels, indices), dataset.class_names};
+  if (dataset.source != nullptr) {
+    taken.source = dataset.source;
+    taken.source_rows = dataset.rows_of_source(indices);
+  }
+  if (!dataset.on_demand()) {
+    taken.images = dataset.gather(indices);
+  }
+  return taken;
 }
 
 }  // namespace mixmatch::data

@@ -4,15 +4,16 @@
 #include <torch/types.h>
 #include <mixmatch/data/decode_image.hpp>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/data/picture_cache.hpp>
 #include <mixmatch/data/picture_list.hpp>
-#include <mixmatch/detail/cpu/parallel.hpp>
-#include <mixmatch/detail/io/printable.hpp>
 
-#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <functional>
+#include <limits>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -24,9 +25,15 @@ struct ImageFolderOptions {
   TORCH_ARG(bool, strict) = false;
   /// As DecodeImageOptions'.
   TORCH_ARG(int64_t, max_pixels) = DecodeImageOptions().max_pixels();
+  TORCH_ARG(PictureFit, fit) = DecodeImageOptions().fit();
+  /// Bytes of decoded pictures that memory holds. Where all of them take more, they are decoded on demand,
+  /// and so many of them kept (PictureCache).
+  TORCH_ARG(int64_t, cache_memory) = std::numeric_limits<int64_t>::max();
+  /// As PictureCacheOptions': called where a picture turns out to be unreadable after loading.
+  TORCH_ARG(std::function<void(const ReplacedPicture&)>, on_replaced);
 };
 
-/// The pictures of a PictureList, decoded.
+/// The pictures of a PictureList, decoded or to be decoded on demand.
 struct ImageFolder : ImageDataset {
   std::vector<std::string> files;          ///< One an image, relative to the folder: "labeled/cat/1.png".
   Tensor validation;                       ///< Rows that the layout holds out, as PictureList's.
@@ -39,33 +46,49 @@ namespace detail {
 /// The pictures of `list`, decoded; errors begin with `loader`.
 inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t size,
                                  const ImageFolderOptions& options) {
-  using mixmatch::detail::printable;
   check_decode_options(loader, size, options.max_pixels());
+  const auto decode = DecodeImageOptions().max_pixels(options.max_pixels()).fit(options.fit());
   const int64_t count = list.size();
   const int64_t bytes = 3 * size * size;
-  Tensor images = at::empty({count, 3, size, size}, at::kByte);
-  auto* data = images.data_ptr<uint8_t>();
+  const bool on_demand = count > options.cache_memory() / bytes;
+  Tensor images = on_demand ? Tensor() : at::empty({count, 3, size, size}, at::kByte);
+  auto* data = on_demand ? nullptr : images.data_ptr<uint8_t>();
+  const auto source = std::make_shared<PictureCache>(list.root, list.files, list.labels, size,
+                                                     PictureCacheOptions()
+                                                         .cache_memory(on_demand ? options.cache_memory() : 0)
+                                                         .strict(options.strict())
+                                                         .decode(decode)
+                                                         .on_replaced(options.on_replaced()));
   std::vector<std::string> reasons(list.files.size());
+  std::atomic<bool> stop{false};
+  const auto* label = list.labels.data_ptr<int64_t>();
   // Pictures differ in size: each thread takes the next one when it is done with its last.
-  std::atomic<int64_t> next{0};
-  mixmatch::detail::parallel_for(0, at::get_num_threads(), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) {
-      auto& reason = reasons[static_cast<size_t>(i)];
-      reason = decode_picture(list.root / list.files[static_cast<size_t>(i)], size, options.max_pixels(),
-                              data + i * bytes);
-      if (options.strict() && !reason.empty()) {
-        next = count;
-      }
+  share_among_threads(count, at::get_num_threads(), [&](int64_t i) {
+    if (stop) {
+      return;
+    }
+    auto& reason = reasons[static_cast<size_t>(i)];
+    const auto path = list.root / list.files[static_cast<size_t>(i)];
+    reason = !on_demand      ? decode_picture(path, size, decode, data + i * bytes)
+             : label[i] >= 0 ? source->check(i)
+                             : check_picture_file(path, options.max_pixels());
+    if (options.strict() && !reason.empty()) {
+      stop = true;
     }
   });
   const auto kept = leave_out_unreadable(loader, list, reasons, options.strict());
-  for (size_t i = 0; i < kept.size(); ++i) {
-    if (kept[i] != static_cast<int64_t>(i)) {
-      std::memcpy(data + static_cast<int64_t>(i) * bytes, data + kept[i] * bytes, static_cast<size_t>(bytes));
-    }
-  }
   ImageFolder folder;
-  folder.images = images.narrow(0, 0, list.size());
+  if (!on_demand) {
+    for (size_t i = 0; i < kept.size(); ++i) {
+      if (kept[i] != static_cast<int64_t>(i)) {
+        std::memcpy(data + static_cast<int64_t>(i) * bytes, data + kept[i] * bytes,
+                    static_cast<size_t>(bytes));
+      }
+    }
+    folder.images = images.narrow(0, 0, list.size());
+  }
+  folder.source = source;
+  folder.source_rows = at::tensor(kept, at::kLong);
   folder.labels = std::move(list.labels);
   folder.class_names = std::move(list.class_names);
   folder.files = std::move(list.files);
@@ -80,11 +103,17 @@ inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t s
 /// The pictures of `list` in its order, decoded as decode_image does, into memory. The same result with any
 /// number of threads. Those that cannot be read are left out and join `unreadable`; if options.strict(), the
 /// first of them throws. Throws c10::Error with one line also where a class has no readable picture.
+///
+/// Where all pictures decoded take more than options.cache_memory(), `images` is undefined, and gather()
+/// decodes (ImageDataset, PictureCache). Those with a label are decoded here all the same, and are the first
+/// to be kept; of the others only what a file's beginning tells is found here: no such file, no permission,
+/// empty, not a picture. One that turns out to be unreadable later is replaced by another without a label,
+/// and options.on_replaced() told; if options.strict(), gather() throws.
 inline ImageFolder load_pictures(PictureList list, int64_t size, const ImageFolderOptions& options = {}) {
   return detail::load_pictures("load_pictures", std::move(list), size, options);
 }
 
-/// list_pictures() and load_pictures(): a folder of one's own pictures, decoded into memory.
+/// list_pictures() and load_pictures(): a folder of one's own pictures.
 inline ImageFolder load_image_folder(const std::filesystem::path& dir, int64_t size,
                                      const ImageFolderOptions& options = {}) {
   constexpr const char* loader = "load_image_folder";

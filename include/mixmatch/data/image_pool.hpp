@@ -18,8 +18,8 @@ namespace mixmatch::data {
 ///
 /// Row i is row i of the first set, while it lasts, then come those of the second, and so on. `labels` is
 /// int64 [N], all sets' labels joined; `class_names` are those of the first set that has any. The sets are
-/// uint8 [N, C, H, W] of the same C, H, W and device; throws c10::Error on others, and if no set holds a
-/// tensor. Copies of a pool share the images.
+/// uint8 [N, C, H, W] of the same C, H, W and device, or are made on demand; throws c10::Error on others, and
+/// if no set holds images. Copies of a pool share the images.
 class ImagePool {
  public:
   explicit ImagePool(std::vector<ImageDataset> sets) {
@@ -29,23 +29,23 @@ class ImagePool {
       if (class_names.empty()) {
         class_names = set.class_names;
       }
-      if (!set.images.defined()) {
+      if (!set.images.defined() && !set.on_demand()) {
         continue;
       }
-      TORCH_CHECK(set.images.dim() == 4 && set.images.scalar_type() == at::kByte, "ImagePool: set ", i,
-                  " must hold images uint8 [N, C, H, W], got ", set.images.scalar_type(), " ",
-                  set.images.sizes());
+      TORCH_CHECK(set.on_demand() || (set.images.dim() == 4 && set.images.scalar_type() == at::kByte),
+                  "ImagePool: set ", i, " must hold images uint8 [N, C, H, W], got ",
+                  mixmatch::detail::type_and_sizes(set.images));
       TORCH_CHECK(set.labels.defined() && set.labels.dim() == 1 && set.labels.scalar_type() == at::kLong &&
                       set.labels.size(0) == set.size(),
                   "ImagePool: set ", i, " must hold labels int64 [", set.size(), "], got ",
                   mixmatch::detail::type_and_sizes(set.labels));
       if (!sets_.empty()) {
-        const Tensor& first = sets_.front().images;
-        TORCH_CHECK(set.images.sizes().slice(1) == first.sizes().slice(1), "ImagePool: set ", i,
-                    " has images of ", set.images.sizes().slice(1), ", those before it of ",
-                    first.sizes().slice(1));
-        TORCH_CHECK(set.images.device() == first.device(), "ImagePool: set ", i, " is on ",
-                    set.images.device(), ", those before it on ", first.device());
+        const auto& first = sets_.front();
+        TORCH_CHECK(set.image_sizes() == first.image_sizes(), "ImagePool: set ", i, " has images of ",
+                    at::IntArrayRef(set.image_sizes()), ", those before it of ",
+                    at::IntArrayRef(first.image_sizes()));
+        TORCH_CHECK(set.device() == first.device(), "ImagePool: set ", i, " is on ", set.device(),
+                    ", those before it on ", first.device());
       }
       all_labels.push_back(set.labels);
       sets_.push_back(std::move(set));
@@ -60,7 +60,7 @@ class ImagePool {
 
   int64_t size() const { return ends_.empty() ? 0 : ends_.back(); }
   /// Height of the images.
-  int64_t image_size() const { return sets_.front().images.size(2); }
+  int64_t image_size() const { return sets_.front().image_sizes()[1]; }
   int64_t num_classes() const { return static_cast<int64_t>(class_names.size()); }
 
   /// The images at `indices` (int64 [B], any device), in that order: what gather_images would give of all the
@@ -85,14 +85,14 @@ class ImagePool {
       rows[set].push_back(index[i] - (set == 0 ? 0 : ends_[set - 1]));
       places[set].push_back(i);
     }
-    const Tensor& first = sets_.front().images;
-    auto shape = first.sizes().vec();
-    shape[0] = on_cpu.numel();
+    auto shape = sets_.front().image_sizes();
+    shape.insert(shape.begin(), on_cpu.numel());
     const bool channels_last = std::all_of(sets_.begin(), sets_.end(), [](const ImageDataset& set) {
-      return !set.images.is_contiguous() && set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
+      return set.images.defined() && !set.images.is_contiguous() &&
+             set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
     });
     const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    Tensor out = at::empty(shape, first.options(), format);
+    Tensor out = at::empty(shape, at::TensorOptions(device()).dtype(at::kByte), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
         sets_[set].gather_into(out, at::tensor(rows[set], at::kLong), at::tensor(places[set], at::kLong));
@@ -102,7 +102,28 @@ class ImagePool {
   }
 
   /// Where the images are.
-  torch::Device device() const { return sets_.front().images.device(); }
+  torch::Device device() const { return sets_.front().device(); }
+  /// The images that are made on demand and could not be: gather() gives others in their place, as far as it
+  /// was asked for them. int64 [R] on the CPU, ascending.
+  Tensor replaced() const {
+    std::vector<int64_t> rows;
+    int64_t first = 0;
+    for (const auto& set : sets_) {
+      if (set.on_demand()) {
+        const auto bad = set.source->replaced();
+        for (int64_t i = 0; !bad.empty() && i < set.size(); ++i) {
+          const int64_t row = set.source_rows.defined() ? set.source_rows.data_ptr<int64_t>()[i] : i;
+          if (std::binary_search(bad.begin(), bad.end(), row)) {
+            rows.push_back(first + i);
+          }
+        }
+      }
+      first += set.size();
+    }
+    return at::tensor(rows, at::kLong);
+  }
+  /// Those that hold images, in order.
+  const std::vector<ImageDataset>& sets() const { return sets_; }
 
   /// The same images as one set: of several, a copy.
   ImagePool in_one() const {

@@ -3,6 +3,7 @@
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/picture_fit.hpp>
 
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ struct TrainingData {
   /// Of pictures in a folder, one a row of the pool: their names, relative to the folder. A run's split then
   /// names them.
   std::vector<std::string> files = {};
+  data::PictureFit fit = data::PictureFit::crop;  ///< how those became square
 };
 
 }  // namespace mixmatch::training

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/data/picture_fit.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/io/safetensors.hpp>
@@ -24,18 +25,21 @@ struct Classifier {
   Network model{nullptr};
   std::vector<std::string> class_names;
   int64_t image_size;  ///< of the square images, normalised to [-1, 1], that it was trained on
-  training::ConfidenceRule confidence;  ///< how its probabilities are to be read
+  training::ConfidenceRule confidence;            ///< how its probabilities are to be read
+  data::PictureFit fit = data::PictureFit::crop;  ///< how pictures become square for it
 };
 
-/// Writes the averaged weights of a model, with class names, image size and the rule for its confidences as
-/// metadata, and of a Network or a WideResNet which one it is, so that load_classifier() needs nothing else.
-/// A safetensors file with a checksum: the tensors load into any PyTorch module of the same parameter names.
-/// Throws as save_safetensors().
+/// Writes the averaged weights of a model, with class names, image size, fit and the rule for its confidences
+/// as metadata, and of a Network or a WideResNet which one it is, so that load_classifier() needs nothing
+/// else. A safetensors file with a checksum: the tensors load into any PyTorch module of the same parameter
+/// names. Throws as save_safetensors().
 template <class Model>
 void save_classifier(const std::filesystem::path& path, Model& model, EmaModel<Model>& ema,
                      const std::vector<std::string>& class_names, int64_t image_size,
-                     const training::ConfidenceRule& confidence = {}) {
-  SafetensorsMetadata metadata{{"format", "pt"}, {"image_size", std::to_string(image_size)}};
+                     const training::ConfidenceRule& confidence = {},
+                     data::PictureFit fit = data::PictureFit::crop) {
+  SafetensorsMetadata metadata{
+      {"format", "pt"}, {"image_size", std::to_string(image_size)}, {"fit", data::picture_fit_name(fit)}};
   training::add_confidence_rule(metadata, confidence);
   if constexpr (std::is_same_v<Model, WideResNet>) {
     metadata.merge(describe(model->options()));
@@ -106,6 +110,11 @@ inline Classifier load_classifier(const std::filesystem::path& path) {
   Classifier classifier;
   classifier.image_size = number("image_size", 1, 16384);
   classifier.confidence = training::confidence_rule_of(metadata, shown);
+  if (const auto fit = metadata.find("fit"); fit != metadata.end()) {  // those before had none
+    TORCH_CHECK(fit->second == "crop" || fit->second == "letterbox", shown,
+                ": its metadata's \"fit\" must be crop or letterbox, got ", quote_for_message(fit->second));
+    classifier.fit = data::parse_picture_fit(fit->second);
+  }
   const int64_t classes = number("num_classes", 1, 100000);
   for (int64_t i = 0; i < classes; ++i) {
     classifier.class_names.push_back(text("class_" + std::to_string(i)));

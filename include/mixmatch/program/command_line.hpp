@@ -164,7 +164,7 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
     o.head = "probe";
   }
   const auto stored = read_json_object(run.config());
-  std::vector<std::string> names{"model", "depth", "widen", "filters", "scales", "size"};
+  std::vector<std::string> names{"model", "depth", "widen", "filters", "scales", "size", "fit"};
   const auto *method = find_setting(stored, "method"), *weights = find_setting(stored, "weights");
   if ((method != nullptr && *method == o.method) || (weights != nullptr && !weights->empty())) {
     for (const char* name : {"freeze", "freeze-statistics", "optimizer", "lr", "backbone-rate", "lr-schedule",

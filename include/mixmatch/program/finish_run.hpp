@@ -133,7 +133,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
       held_out, data.validation.size() == 0 ? at::empty({0}, at::kLong) : data.validation.labels,
       o.target_precision);
   models::save_classifier(run.directory().weights(), state.model, state.ema, class_names,
-                          data.pool.image_size(), confidence.rule);
+                          data.pool.image_size(), confidence.rule, data.fit);
   const auto last = [&](const std::string& column) {
     const auto errors = run.errors(column);
     return errors.empty() ? std::numeric_limits<double>::quiet_NaN() : errors.back();

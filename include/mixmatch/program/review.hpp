@@ -75,8 +75,8 @@ inline std::string format_label_errors(const LabelErrors& errors, const Predicti
 
 /// What a person should look at after a run on a folder's pictures (data.files), by the averaged weights:
 ///
-/// - predictions.csv: the pictures without a label, in review_order() by the network's features. `file` is
-///   relative to "unlabeled", or to the folder for a picture that is elsewhere;
+/// - predictions.csv: the pictures without a label, but those that cannot be read, in review_order() by the
+///   network's features. `file` is relative to "unlabeled", or to the folder for a picture that is elsewhere;
 /// - label_errors.csv: those that train with a label or are held out, and whose label is doubted
 ///   (find_label_errors) with a probability of at least 1/2; `file` is relative to the folder;
 /// - in `report`, the first 24 of both.
@@ -95,8 +95,13 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
                                      [&](const Tensor& x) { return state.ema.forward(x); }, images, options);
                                });
   };
-  const auto describe = [&](const Tensor& rows, bool in_unlabeled) {
-    Predictions p{{}, predict(rows), data.pool.class_names, rule, std::vector<std::string>()};
+  // Leaves out of `rows` those in whose place others were predicted.
+  const auto describe = [&](Tensor& rows, bool in_unlabeled) {
+    const Tensor probabilities = predict(rows);
+    const Tensor readable = at::isin(rows, data.pool.replaced()).logical_not().nonzero().view(-1);
+    rows = rows.index_select(0, readable);
+    Predictions p{
+        {}, probabilities.index_select(0, readable), data.pool.class_names, rule, std::vector<std::string>()};
     for (int64_t i = 0; i < rows.numel(); ++i) {
       const auto& file = data.files[static_cast<size_t>(rows[i].item<int64_t>())];
       constexpr std::string_view unlabeled = "unlabeled/";
@@ -114,7 +119,7 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
   };
 
   const Tensor labels = data.pool.labels.cpu();
-  const Tensor rows = labels.eq(-1).nonzero().view(-1);
+  Tensor rows = labels.eq(-1).nonzero().view(-1);
   const Predictions unlabeled = describe(rows, true);
   const Tensor scaled = scale_temperature(unlabeled.probabilities, rule.temperature);
   const Tensor order = review_order(scaled.amax(1), [&](const Tensor& candidates) {
@@ -127,7 +132,7 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
     report.uncertain.push_back(show(rows, scaled, i, scaled[i].argmax().item<int64_t>(), -1));
   }
 
-  const Tensor labeled_rows = at::cat({data.split.labeled.cpu(), data.split.validation.cpu()});
+  Tensor labeled_rows = at::cat({data.split.labeled.cpu(), data.split.validation.cpu()});
   Predictions labeled = describe(labeled_rows, false);
   labeled.probabilities = scale_temperature(labeled.probabilities, rule.temperature);
   const Tensor given = labels.index_select(0, labeled_rows);

@@ -72,7 +72,7 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
   }
   progress.finish();
   return predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
-                               data.validation.images, evaluate_options(o, device))
+                               data.validation, evaluate_options(o, device))
       .argmax(1);
 }
 
@@ -84,7 +84,7 @@ inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, tor
   auto network = make_network(o, data, device, /*quiet=*/true);
   network->eval();
   return predict_probabilities([&](const Tensor& images) { return network->forward(images); },
-                               data.validation.images, evaluate_options(o, device))
+                               data.validation, evaluate_options(o, device))
       .argmax(1);
 }
 
@@ -103,8 +103,8 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
   }
   const Tensor truth = data.validation.labels;
   const Tensor classes =
-      predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
-                            data.validation.images, evaluate_options(o, device))
+      predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); }, data.validation,
+                            evaluate_options(o, device))
           .argmax(1);
   const Tensor probe = probes ? probe_predictions(o, data, device) : Tensor();
   if (supervised) {

@@ -68,11 +68,12 @@ struct Report {
 inline std::vector<WrongExample> wrong_examples(const data::ImageDataset& dataset,
                                                 const Tensor& probabilities, int64_t count) {
   const Tensor rows = most_confident_errors(probabilities, dataset.labels, count);
+  const Tensor images = dataset.gather(rows);
   std::vector<WrongExample> examples;
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const auto row = rows[i].item<int64_t>();
     const auto [confidence, predicted] = probabilities[row].max(0);
-    examples.push_back({dataset.images[row], dataset.labels[row].item<int64_t>(), predicted.item<int64_t>(),
+    examples.push_back({images[i], dataset.labels[row].item<int64_t>(), predicted.item<int64_t>(),
                         confidence.item<double>(), ""});
   }
   return examples;

@@ -41,19 +41,29 @@ inline std::vector<ResizeTap> resize_taps(double begin, double side, int64_t len
   return taps;
 }
 
-/// The square of a picture of interleaved RGB bytes that begins at (x, y), which need not be whole numbers,
-/// resized to three planes of size x size and turned upright as EXIF's `orientation` says.
-inline void crop_and_resize(const uint8_t* pixels, int64_t width, int64_t height, double x, double y,
-                            double side, int orientation, int64_t size, uint8_t* out) {
+/// A part of a picture of interleaved RGB bytes: where it begins and how long it is, in pixels that need not
+/// be whole.
+struct PicturePart {
+  double x, y, width, height;
+};
+
+/// That part, resized to `columns` x `rows` pixels (before it is turned) and turned upright as EXIF's
+/// `orientation` says, into the middle of three planes of size x size, of which it leaves the rest as it is.
+inline void resize_part(const uint8_t* pixels, int64_t width, int64_t height, const PicturePart& part,
+                        int64_t columns, int64_t rows, int orientation, int64_t size, uint8_t* out) {
   const bool transposed = orientation >= 5;
   const bool rows_back = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
   const bool columns_back = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
-  const auto rows = resize_taps(y, side, height, size), columns = resize_taps(x, side, width, size);
-  const int64_t begin = columns.front().begin;
-  const int64_t end = columns.back().begin + static_cast<int64_t>(columns.back().weights.size());
+  const auto row_taps = resize_taps(part.y, part.height, height, rows);
+  const auto column_taps = resize_taps(part.x, part.width, width, columns);
+  const int64_t begin = column_taps.front().begin;
+  const int64_t end = column_taps.back().begin + static_cast<int64_t>(column_taps.back().weights.size());
+  const int64_t above = (size - (transposed ? columns : rows)) / 2;
+  const int64_t beside = (size - (transposed ? rows : columns)) / 2;
+  uint8_t* first_pixel = out + above * size + beside;
   std::vector<float> row(static_cast<size_t>(3 * (end - begin)));
-  for (int64_t i = 0; i < size; ++i) {
-    const auto& [first, row_weights] = rows[static_cast<size_t>(i)];
+  for (int64_t i = 0; i < rows; ++i) {
+    const auto& [first, row_weights] = row_taps[static_cast<size_t>(i)];
     std::fill(row.begin(), row.end(), 0.0F);
     const uint8_t* in = pixels + 3 * (width * first + begin);
     for (const float weight : row_weights) {
@@ -62,11 +72,11 @@ inline void crop_and_resize(const uint8_t* pixels, int64_t width, int64_t height
       }
       in += 3 * width;
     }
-    const int64_t down = rows_back ? size - 1 - i : i;
-    for (int64_t j = 0; j < size; ++j) {
-      const auto& [left, weights] = columns[static_cast<size_t>(j)];
-      const int64_t across = columns_back ? size - 1 - j : j;
-      uint8_t* to = out + (transposed ? across * size + down : down * size + across);
+    const int64_t down = rows_back ? rows - 1 - i : i;
+    for (int64_t j = 0; j < columns; ++j) {
+      const auto& [left, weights] = column_taps[static_cast<size_t>(j)];
+      const int64_t across = columns_back ? columns - 1 - j : j;
+      uint8_t* to = first_pixel + (transposed ? across * size + down : down * size + across);
       for (int64_t c = 0; c < 3; ++c, to += size * size) {
         float sum = 0;
         const float* from = row.data() + 3 * (left - begin) + c;
@@ -78,6 +88,25 @@ inline void crop_and_resize(const uint8_t* pixels, int64_t width, int64_t height
       }
     }
   }
+}
+
+/// The square of a picture of interleaved RGB bytes that begins at (x, y), which need not be whole numbers,
+/// resized to three planes of size x size and turned upright as EXIF's `orientation` says.
+inline void crop_and_resize(const uint8_t* pixels, int64_t width, int64_t height, double x, double y,
+                            double side, int orientation, int64_t size, uint8_t* out) {
+  resize_part(pixels, width, height, {x, y, side, side}, size, size, orientation, size, out);
+}
+
+/// The first `part_width` x `part_height` of a picture, resized so that the longer side is `size`, turned
+/// upright, in the middle of three planes of size x size whose rest is grey. The shorter side is rounded, and
+/// at least 1.
+inline void resize_whole(const uint8_t* pixels, int64_t width, int64_t height, double part_width,
+                         double part_height, int orientation, int64_t size, uint8_t* out) {
+  const double scale = static_cast<double>(size) / std::max(part_width, part_height);
+  const auto length = [&](double whole) { return std::clamp<int64_t>(std::llround(whole * scale), 1, size); };
+  std::fill_n(out, 3 * size * size, uint8_t{127});
+  resize_part(pixels, width, height, {0, 0, part_width, part_height}, length(part_width), length(part_height),
+              orientation, size, out);
 }
 
 }  // namespace mixmatch::detail
