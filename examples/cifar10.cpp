@@ -112,7 +112,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
         mm::training::joined({{step}, state.optimizer.state(), learner.state(), meter.state()});
     mm::training::GraphedStep graphed(train_step, device,
                                       mm::training::GraphedStepOptions()
-                                          .enabled(o.graph)
+                                          .enabled(options.graph())
                                           .state(changed)
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));

@@ -25,23 +25,17 @@ struct Options {
 };
 
 /// What a user of the file must know, in the file.
-std::map<std::string, std::string> metadata_of(const mm::models::Classifier& classifier) {
-  std::map<std::string, std::string> metadata{
-      {"image_size", std::to_string(classifier.image_size)},
-      {"fit", mm::data::picture_fit_name(classifier.fit)},
-      {"input", classifier.fit == mm::data::PictureFit::crop
-                    ? "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size "
-                      "(bilinear, antialiased), the middle of the longer side"
-                    : "uint8 RGB [N, 3, image_size, image_size]: the longer side resized to image_size "
-                      "(bilinear, antialiased), in the middle of grey 127"},
-      {"output", "float32 [N, classes]: probabilities, calibrated where pictures were held out"}};
-  mm::SafetensorsMetadata rule;
-  mm::training::add_confidence_rule(rule, classifier.confidence);
-  rule.erase("temperature");  // the probabilities have it
-  metadata.merge(rule);
-  for (size_t i = 0; i < classifier.class_names.size(); ++i) {
-    metadata.emplace("class_" + std::to_string(i), classifier.class_names[i]);
-  }
+std::map<std::string, std::string> metadata_of(const mm::models::SavedClassifier& classifier) {
+  auto metadata = mm::training::classifier_metadata(
+      {classifier.class_names, classifier.image_size, classifier.confidence, classifier.fit});
+  metadata.erase("temperature");  // the probabilities have it
+  metadata["input"] =
+      classifier.fit == mm::data::PictureFit::crop
+          ? "uint8 RGB [N, 3, image_size, image_size]: the shorter side resized to image_size (bilinear, "
+            "antialiased), the middle of the longer side"
+          : "uint8 RGB [N, 3, image_size, image_size]: the longer side resized to image_size (bilinear, "
+            "antialiased), in the middle of grey 127";
+  metadata["output"] = "float32 [N, classes]: probabilities, calibrated where pictures were held out";
   return metadata;
 }
 

@@ -1,5 +1,6 @@
-// Classifies pictures with a trained model: a run directory or its model.safetensors, and pictures or folders
-// of them. Prints a line "file,class,confidence,second_class,margin,abstain" a picture.
+// Classifies pictures with a trained model (a run directory, its model.safetensors, or what export made of it
+// as TorchScript): pictures, or folders of them. Prints a line
+// "file,class,confidence,second_class,margin,abstain" a picture.
 
 #include <fmt/format.h>
 #include <torch/torch.h>
@@ -8,7 +9,7 @@
 #include <mixmatch/training.hpp>
 
 #include <algorithm>
-#include <exception>
+#include <cstddef>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -50,37 +51,31 @@ std::vector<std::string> find_pictures(const std::vector<std::string>& inputs, b
 }
 
 int predict(const Options& o) {
-  auto classifier = mm::models::load_classifier(mm::training::weights_file(o.model));
-  const auto device = mm::training::parse_device(o.device);
-  classifier.model->to(device);
-  mm::training::to_channels_last(classifier.model);
+  const mm::Classifier classifier(
+      o.model, mm::ClassifierOptions().device(mm::training::parse_device(o.device)).batch_size(o.batch));
   const auto files = find_pictures(o.inputs, o.strict);
   if (!o.out.empty()) {
     const auto folder = fs::absolute(o.out).parent_path();
     TORCH_CHECK(fs::is_directory(folder), "--out: there is no directory ", folder.string());
   }
 
-  const auto decoding = mm::data::DecodeImageOptions().fit(classifier.fit);
   std::vector<std::string> readable;
-  std::vector<Tensor> probabilities{torch::empty({0, static_cast<int64_t>(classifier.class_names.size())})};
-  // Decoded pictures wait for their batch: at most 256 MB of them.
-  const int64_t bytes = 3 * classifier.image_size * classifier.image_size;
-  const auto batch = static_cast<size_t>(std::clamp<int64_t>((int64_t{1} << 28) / bytes, 1, o.batch));
+  std::vector<Tensor> probabilities;
+  const auto batch = static_cast<size_t>(o.batch);
   for (size_t begin = 0; begin < files.size(); begin += batch) {
-    std::vector<Tensor> images;
-    for (size_t i = begin; i < std::min(begin + batch, files.size()); ++i) {
-      try {
-        images.push_back(mm::data::decode_image(files[i], classifier.image_size, decoding));
-        readable.push_back(files[i]);
-      } catch (const c10::Error& error) {
-        TORCH_CHECK(!o.strict, error.what_without_backtrace());
-        mm::training::print_message(stderr, "predict: {}\n", error.what_without_backtrace());
+    const std::vector<fs::path> some(
+        files.begin() + static_cast<std::ptrdiff_t>(begin),
+        files.begin() + static_cast<std::ptrdiff_t>(std::min(begin + batch, files.size())));
+    const auto found = classifier.classify(some);
+    for (size_t i = 0; i < found.size(); ++i) {
+      if (found[i].error.empty()) {
+        readable.push_back(files[begin + i]);
+        probabilities.push_back(torch::tensor(found[i].probabilities, torch::kDouble));
+        continue;
       }
-    }
-    if (!images.empty()) {
-      probabilities.push_back(mm::training::predict_probabilities(
-          [&](const Tensor& x) { return classifier.model->forward(x); }, torch::stack(images),
-          mm::training::EvaluateOptions().device(device).batch_size(o.batch)));
+      TORCH_CHECK(!o.strict, "cannot read ", files[begin + i], ": ", found[i].error);
+      mm::training::print_message(stderr, "predict: cannot read {}: {}\n",
+                                  mm::detail::printable(files[begin + i]), found[i].error);
     }
   }
   if (readable.size() < files.size()) {
@@ -88,8 +83,8 @@ int predict(const Options& o) {
                                 files.size() - readable.size(), files.size());
   }
   TORCH_CHECK(!readable.empty(), "none of ", files.size(), " pictures could be read");
-  const Tensor all = torch::cat(probabilities);
-  const mm::training::Predictions predictions{readable, all, classifier.class_names, classifier.confidence};
+  const mm::training::Predictions predictions{readable, torch::stack(probabilities), classifier.class_names(),
+                                              classifier.confidence()};
   if (!o.out.empty()) {
     mm::training::write_predictions(o.out, predictions);
     return 0;
@@ -105,7 +100,9 @@ int main(int argc, char** argv) {
   CLI::App app(
       "Classifies pictures: file,class,confidence,second_class,margin,abstain on the standard output.",
       "predict");
-  app.add_option("--model", options.model, "Run directory, or a model.safetensors of one")->required();
+  app.add_option("--model", options.model,
+                 "Run directory, a model.safetensors of one, or TorchScript of export")
+      ->required();
   app.add_option("pictures", options.inputs, "Pictures, or folders of them")
       ->required()
       ->check(CLI::ExistingPath);

@@ -198,6 +198,20 @@ TEST_CASE("classifier file: the count of a network's numbers is that of the netw
   }
 }
 
+TEST_CASE("classifier file: the count of a named network's numbers is that of the network") {
+  for (const auto& name : mixmatch::models::network_names()) {
+    INFO(name);
+    auto network = mixmatch::models::named_network(name, 7);
+    int64_t numbers = 0;
+    for (const auto& item : mixmatch::detail::model_state(network)) {
+      numbers += item.tensor.numel();
+    }
+    CHECK(mixmatch::models::network_numbers(name, 7) == numbers);
+  }
+  CHECK_THAT(error_of([] { mixmatch::models::network_numbers("lenet", 7); }),
+             contains("there is no network \"lenet\""));
+}
+
 TEST_CASE("classifier file: changed weights are refused, and those that are not finite") {
   torch::manual_seed(2);
   TempDir dir;

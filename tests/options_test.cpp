@@ -5,6 +5,7 @@
 #include <mixmatch/training.hpp>
 
 #include "catch.hpp"
+#include "script_net.hpp"
 #include "test_util.hpp"
 
 #if __has_include(<CLI/CLI.hpp>)
@@ -654,6 +655,13 @@ TEST_CASE("options: a locale with a decimal comma changes nothing, resuming incl
   }
   CHECK(parse({"--data", "d", "--lr", "0.002"}).learning_rate == 0.002);
   CHECK(run_in_parts(dir / "c", 2) == expected);
+}
+
+TEST_CASE("options: --model torchscript:FILE is resumed to the bit, from the run's own copy") {
+  TempDir dir;
+  small_net(3, 3).save((dir / "net.pt").string());
+  const std::vector<std::string> options{"--model", "torchscript:" + (dir / "net.pt").string()};
+  CHECK(run_in_parts(dir / "whole", 4, options) == run_in_parts(dir / "parts", 2, options));
 }
 
 TEST_CASE("options: --model and --weights; a network with dropout that is resumed") {

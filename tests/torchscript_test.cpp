@@ -1,49 +1,25 @@
-// The example program torchscript from outside, on models that are written here, without Python.
+// TorchScript models that are written here, without Python, in the example program torchscript and as --model
+// of another.
 
 #include <torch/script.h>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/data/shapes.hpp>
 #include <mixmatch/io/safetensors.hpp>
+#include <mixmatch/program/classifier_file.hpp>
+#include <mixmatch/serve/classifier.hpp>
 
 #include <filesystem>
 #include <string>
 #include <vector>
 
-#include "catch.hpp"
-#include "subprocess.hpp"
-#include "test_util.hpp"
+#include "pictures.hpp"
+#include "program_util.hpp"
+#include "script_net.hpp"
 
 namespace fs = std::filesystem;
 using torch::Tensor;
 
 namespace {
-
-/// A small convolutional network with a batch norm, as torch.jit.script would write it.
-torch::jit::Module small_net(int64_t in_channels = 3, int64_t classes = 10, bool trainable = true) {
-  torch::manual_seed(1);
-  torch::jit::Module net("SmallNet");
-  const auto parameter = [&](const std::string& name, const Tensor& value) {
-    net.register_parameter(name, value.clone().set_requires_grad(trainable), false);
-  };
-  parameter("kernel", 0.2 * torch::randn({16, in_channels, 3, 3}));
-  parameter("scale", torch::ones({16}));
-  parameter("shift", torch::zeros({16}));
-  parameter("weight", 0.2 * torch::randn({classes, 16}));
-  parameter("bias", torch::zeros({classes}));
-  net.register_buffer("running_mean", torch::zeros({16}));
-  net.register_buffer("running_var", torch::ones({16}));
-  net.register_buffer("num_batches_tracked", torch::tensor(int64_t{0}));
-  net.register_attribute("training", c10::BoolType::get(), true);
-  net.define(R"(
-    def forward(self, x):
-      if self.training:
-        self.num_batches_tracked = self.num_batches_tracked + 1
-      x = torch.conv2d(x, self.kernel, None, [2, 2], [1, 1])
-      x = torch.batch_norm(x, self.scale, self.shift, self.running_mean, self.running_var, self.training, 0.1, 1e-3, False)
-      return torch.linear(torch.relu(x).mean([2, 3]), self.weight, self.bias)
-  )");
-  return net;
-}
 
 std::vector<std::string> torchscript(const fs::path& model, const fs::path& out,
                                      const std::vector<std::string>& more = {}) {
@@ -75,8 +51,7 @@ TEST_CASE("torchscript: the loss falls, and the averaged model is written") {
   auto trained = torch::jit::load(out.string());
   // What is printed is the written model's.
   const auto test = mixmatch::data::make_shapes(1000, 2);
-  const Tensor predicted =
-      trained.forward({mixmatch::augment::normalize(test.images)}).toTensor().argmax(1);
+  const Tensor predicted = trained.forward({mixmatch::augment::normalize(test.images)}).toTensor().argmax(1);
   const double wrong = predicted.ne(test.labels).to(torch::kDouble).mean().item<double>();
   CHECK(error == Approx(100 * wrong).margin(0.051));
   CHECK_FALSE(trained.attr("training").toBool());
@@ -150,4 +125,84 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   check_refused(run(torchscript(in, dir / "no" / "trained.pt")), "its directory does not exist");
   check_refused(run(torchscript(in, dir.path())), "it is a directory");
   CHECK(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()) == 1);
+}
+
+TEST_CASE("--model torchscript:FILE: trained, resumed to the bit, evaluated, used and exported") {
+  TempDir dir;
+  const fs::path file = dir / "net.pt";
+  const auto train = [&](const std::string& out, const std::vector<std::string>& more) {
+    return run(short_run(MIXMATCH_CIFAR10, cifar10_dir(), dir / out, more));
+  };
+  const std::vector<std::string> model{"--model", "torchscript:" + file.string()};
+  small_net().save(file.string());
+  const auto finished = train("whole", model);
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  REQUIRE(train("parts", with(model, {"--steps", "5"})).status == 0);
+  // The run has its own copy of the network.
+  fs::rename(file, dir / "moved.pt");
+  CHECK(read_file(dir / "parts" / "network.pt") == read_file(dir / "moved.pt"));
+  const auto resumed = run({MIXMATCH_CIFAR10, "--data", cifar10_dir().string(), "--out",
+                            (dir / "parts").string(), "--resume", "--steps", "12"});
+  INFO(resumed.err);
+  REQUIRE(resumed.status == 0);
+  for (const std::string name : {"model.safetensors", "confusion.csv"}) {
+    INFO(name);
+    CHECK(read_file(dir / "whole" / name) == read_file(dir / "parts" / name));
+  }
+  const auto trained = mixmatch::read_safetensors(dir / "whole" / "model.safetensors");
+  for (const auto& [name, tensor] : trained) {
+    if (name == "num_batches_tracked") {
+      CHECK(tensor.item<int64_t>() == 12);  // one pass a step counts
+    } else {
+      CHECK_FALSE(torch::equal(tensor, small_net().attr(name).toTensor()));
+    }
+  }
+
+  const auto evaluated =
+      run({MIXMATCH_CIFAR10, "--data", cifar10_dir().string(), "--eval", (dir / "parts").string()});
+  INFO(evaluated.err);
+  REQUIRE(evaluated.status == 0);
+  CHECK_THAT(finished.out, contains("EMA " + lines_of(evaluated.out).back().substr(12, 4)));
+
+  const fs::path picture = dir / "picture.png", exported = dir / "exported.pt";
+  write_file(picture, png(200, 30, 90, 32, 32));
+  REQUIRE(run({MIXMATCH_EXPORT, "--model", (dir / "parts").string(), "--to", "torchscript", "--out",
+               exported.string()})
+              .status == 0);
+  const auto a = mixmatch::Classifier(dir / "parts").classify(picture);
+  const auto b = mixmatch::Classifier(exported).classify(picture);
+  for (size_t i = 0; i < 10; ++i) {
+    CHECK(a.probabilities[i] == Approx(b.probabilities[i]).margin(1e-5));
+  }
+  REQUIRE(run({MIXMATCH_EXPORT, "--model", (dir / "parts").string(), "--out", (dir / "m.onnx").string()})
+              .status == 0);
+  small_net(3, 10, true, 2).save((dir / "parts" / "network.pt").string());
+  CHECK_THAT(error_of([&] { mixmatch::models::load_classifier(dir / "parts" / "model.safetensors"); }),
+             contains("was trained with another network.pt than the one beside it"));
+  fs::remove(dir / "parts" / "network.pt");
+  CHECK_THAT(error_of([&] { mixmatch::models::load_classifier(dir / "parts" / "model.safetensors"); }),
+             contains("needs it as network.pt beside it, which is missing"));
+}
+
+TEST_CASE("--model torchscript:FILE: what cannot be trained is refused before anything is written") {
+  TempDir dir;
+  const fs::path file = dir / "net.pt", out = dir / "run";
+  const auto refused = [&](const std::string& message, const std::string& model) {
+    check_refused(run(short_run(MIXMATCH_CIFAR10, cifar10_dir(), out, {"--model", model})), message);
+    CHECK_FALSE(fs::exists(out));
+  };
+  const std::string script = "torchscript:" + file.string();
+  refused("--model: expected one of wide_resnet, ", "torchscript:");
+  refused("cannot read " + file.string(), script);
+  write_file(file, "no archive");
+  refused(file.string() + " is no TorchScript file: it is no zip archive", script);
+  small_net(3, 7).save(file.string());
+  refused(file.string() +
+              ": forward of images [2, 3, 32, 32] must return logits [2, 10] for 10 classes, got [2, 7]",
+          script);
+  small_net(4).save(file.string());
+  refused(file.string() + ": forward of images [2, 3, 32, 32] fails: ", script);
+  small_net(3, 10, false).save(file.string());
+  refused(file.string() + " has no parameter that takes a gradient", script);
 }

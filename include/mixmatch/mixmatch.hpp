@@ -69,6 +69,7 @@
 
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/io/safetensors.hpp>
+#include <mixmatch/io/script_file.hpp>
 
 #include <mixmatch/methods/fixmatch.hpp>
 #include <mixmatch/methods/ict.hpp>
@@ -85,6 +86,7 @@
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/models/resnet.hpp>
+#include <mixmatch/models/script_network.hpp>
 #include <mixmatch/models/vision_transformer.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 

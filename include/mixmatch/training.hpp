@@ -5,7 +5,6 @@
 
 #include <mixmatch/program/cache_memory.hpp>
 #include <mixmatch/program/classifier_file.hpp>
-#include <mixmatch/program/confidence_metadata.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/example_images.hpp>
@@ -39,3 +38,7 @@
 #include <mixmatch/run/standard_streams.hpp>
 #include <mixmatch/run/tensorboard.hpp>
 #include <mixmatch/run/training_run.hpp>
+
+#include <mixmatch/serve/classifier.hpp>
+#include <mixmatch/serve/classifier_metadata.hpp>
+#include <mixmatch/serve/saved_classifier.hpp>

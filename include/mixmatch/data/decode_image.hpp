@@ -20,10 +20,12 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <new>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -163,6 +165,11 @@ inline std::string decode_picture(const std::filesystem::path& path, int64_t siz
   return "not enough memory for the picture";
 }
 
+/// Bytes as the decoders take them.
+inline std::string_view text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
+
 inline void check_decode_options(const char* caller, int64_t size, int64_t max_pixels) {
   TORCH_CHECK(size >= 1 && size <= 16384, caller, ": size must be in [1, 16384], got ", size);
   TORCH_CHECK(max_pixels >= 1, caller, ": max_pixels must be >= 1, got ", max_pixels);
@@ -193,6 +200,18 @@ inline Tensor decode_image(const std::filesystem::path& path, int64_t size,
   Tensor image = at::empty({3, size, size}, at::kByte);
   const std::string reason = detail::decode_picture(path, size, options, image.data_ptr<uint8_t>());
   TORCH_CHECK(reason.empty(), "decode_image: cannot read ", mixmatch::detail::printable(path), ": ", reason);
+  return image;
+}
+
+/// The same of a picture file's bytes, which are somewhere in memory: a request's body, a record of a larger
+/// file. Throws "decode_image: cannot read a picture in memory: REASON".
+inline Tensor decode_image(std::span<const std::byte> bytes, int64_t size,
+                           const DecodeImageOptions& options = {}) {
+  detail::check_decode_options("decode_image", size, options.max_pixels());
+  Tensor image = at::empty({3, size, size}, at::kByte);
+  const std::string reason =
+      detail::decode_picture(detail::text_of(bytes), "", size, options, image.data_ptr<uint8_t>());
+  TORCH_CHECK(reason.empty(), "decode_image: cannot read a picture in memory: ", reason);
   return image;
 }
 

@@ -8,11 +8,14 @@
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/models/efficientnet_lite.hpp>
 #include <mixmatch/models/resnet.hpp>
+#include <mixmatch/models/script_network.hpp>
 #include <mixmatch/models/vision_transformer.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -40,7 +43,8 @@ inline NetworkDescription describe(const WideResNetOptions& options) {
 ///
 /// Has the parameters, buffers, submodules and names of the network that it holds, and gives what that gives;
 /// a clone holds a clone. Takes images in [-1, 1], as augment::normalize() makes them, and gives the network
-/// what its published weights expect: x scale + shift a channel.
+/// what its published weights expect: x scale + shift a channel. In evaluation mode forward() changes
+/// nothing: any number of threads may call it.
 class NetworkImpl : public torch::nn::Module {
  public:
   /// `scale` and `shift`: float [C], or undefined for images as they are.
@@ -55,12 +59,15 @@ class NetworkImpl : public torch::nn::Module {
         forward_([raw = network.get()](const Tensor& x) { return raw->forward(x); }),
         features_([raw = network.get()](const Tensor& x) { return raw->features(x); }),
         set_groups_([raw = network.get()](int64_t groups) { raw->set_batch_norm_groups(groups); }),
-        clone_([](const torch::nn::Module& module, const NetworkImpl& self,
-                  const mixmatch::detail::AtenOptional<torch::Device>& device) {
+        make_clone_([](const torch::nn::Module& module, const NetworkImpl& self,
+                       const mixmatch::detail::AtenOptional<torch::Device>& device) {
           auto copy = std::dynamic_pointer_cast<Impl>(module.clone(device));
           auto clone = std::make_shared<NetworkImpl>(copy, self.description_, self.scale_, self.shift_);
           clone->freeze(self.frozen_);
           clone->freeze_statistics(self.frozen_statistics_);
+          if (device.has_value()) {
+            clone->move_scale(*device);
+          }
           clone->train(self.is_training());
           return clone;
         }) {
@@ -92,6 +99,8 @@ class NetworkImpl : public torch::nn::Module {
   /// have.
   void freeze(const std::vector<std::string>& names) {
     for (const auto& name : names) {
+      TORCH_CHECK(name != "backbone" || !head_name.empty(),
+                  "freeze: this network has no last layer that is known, and so no backbone");
       bool found = false;
       const auto is_frozen = [&](const std::string& other) {
         const bool backbone = name == "backbone";
@@ -147,12 +156,25 @@ class NetworkImpl : public torch::nn::Module {
     }
   }
 
+  // Scale and shift are no buffers, which files would have to hold.
+  using Module::to;
+  void to(torch::Device device, bool non_blocking = false) override {
+    Module::to(device, non_blocking);
+    move_scale(device);
+  }
+  void to(torch::Device device, torch::Dtype dtype, bool non_blocking = false) override {
+    Module::to(device, dtype, non_blocking);
+    move_scale(device);
+  }
+
   std::shared_ptr<torch::nn::Module> clone(
       const mixmatch::detail::AtenOptional<torch::Device>& device = {}) const override {
-    return clone_(*module_, *this, device);
+    return make_clone_(*module_, *this, device);
   }
 
   const NetworkDescription& description() const { return description_; }
+  /// Whether it is a ScriptNetwork.
+  bool is_script() const { return std::dynamic_pointer_cast<ScriptNetworkImpl>(module_) != nullptr; }
   /// The network itself.
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
 
@@ -165,11 +187,25 @@ class NetworkImpl : public torch::nn::Module {
     if (!scale_.defined()) {
       return images;
     }
-    if (scale_.device() != images.device() || scale_.scalar_type() != images.scalar_type()) {
-      scale_ = scale_.to(images.options());
-      shift_ = shift_.to(images.options());
+    if (scale_.device() == images.device() && scale_.scalar_type() == images.scalar_type()) {
+      return at::addcmul(shift_, images, scale_);
     }
-    return at::addcmul(shift_, images, scale_);
+    return at::addcmul(shift_.to(images.options()), images, scale_.to(images.options()));
+  }
+
+  /// As a part of a module that is cloned.
+  void clone_(torch::nn::Module& other,
+              const mixmatch::detail::AtenOptional<torch::Device>& device) override {
+    const auto copy = std::dynamic_pointer_cast<NetworkImpl>(other.clone(device));
+    TORCH_CHECK(copy != nullptr, "Network: a module of another type was to be cloned into it");
+    *this = *copy;
+  }
+
+  void move_scale(torch::Device device) {
+    if (scale_.defined()) {
+      scale_ = scale_.to(device);
+      shift_ = shift_.to(device);
+    }
   }
 
   std::shared_ptr<torch::nn::Module> module_;
@@ -182,7 +218,7 @@ class NetworkImpl : public torch::nn::Module {
   std::function<void(int64_t)> set_groups_;
   std::function<std::shared_ptr<torch::nn::Module>(const torch::nn::Module&, const NetworkImpl&,
                                                    const mixmatch::detail::AtenOptional<torch::Device>&)>
-      clone_;
+      make_clone_;
 };
 TORCH_MODULE(Network);
 
@@ -278,8 +314,48 @@ inline int64_t published_image_size(const std::string& name) {
              : 224;
 }
 
+/// How many numbers the parameters and buffers of such a network hold, without building it. Throws as
+/// named_network().
+inline int64_t network_numbers(const std::string& name, int64_t num_classes) {
+  struct Count {
+    const char* name;
+    int64_t body, features;  // all but the last layer, and what that takes
+  };
+  static constexpr std::array counts{Count{"resnet18", 11186132, 512},
+                                     Count{"resnet34", 21301732, 512},
+                                     Count{"resnet50", 23561205, 2048},
+                                     Count{"efficientnet_lite0", 3413073, 1280},
+                                     Count{"efficientnet_lite1", 4189408, 1280},
+                                     Count{"efficientnet_lite2", 4869232, 1280},
+                                     Count{"efficientnet_lite3", 6992841, 1280},
+                                     Count{"efficientnet_lite4", 11838027, 1280},
+                                     Count{"vit_s16", 21665664, 384},
+                                     Count{"vit_b16", 85798656, 768}};
+  const auto found =
+      std::find_if(counts.begin(), counts.end(), [&](const Count& count) { return name == count.name; });
+  TORCH_CHECK(found != counts.end(), "there is no network ", mixmatch::detail::quote_for_message(name));
+  return found->body + (found->features + 1) * num_classes;
+}
+
 /// What height and width of a network's images must be multiples of; 1 for those that take any.
 inline int64_t image_size_multiple(const std::string& name) { return name.rfind("vit_", 0) == 0 ? 16 : 1; }
+
+/// The FILE of a network's name "torchscript:FILE"; "" for other names.
+inline std::string script_file_of(const std::string& name) {
+  const std::string prefix = "torchscript:";
+  return name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : std::string();
+}
+
+/// The network in a TorchScript file as a Network (see ScriptNetwork), on `device`; its description has the
+/// file's checksum. Throws as read_script_file().
+inline Network script_network(const std::filesystem::path& path, int64_t num_classes,
+                              torch::Device device = torch::kCPU) {
+  const auto file = read_script_file(path, device);
+  return Network(ScriptNetwork(file.module, num_classes, mixmatch::detail::printable(path)).ptr(),
+                 NetworkDescription{{"architecture", "torchscript"},
+                                    {"num_classes", std::to_string(num_classes)},
+                                    {"network_checksum", file.checksum}});
+}
 
 /// A Wide ResNet as a Network.
 inline Network wide_resnet_network(const WideResNetOptions& options) {

@@ -13,6 +13,21 @@
 
 namespace mixmatch {
 
+namespace detail {
+
+inline constexpr std::array<const char*, 3> batch_norm_statistics{"running_mean", "running_var",
+                                                                  "num_batches_tracked"};
+
+/// Whether a buffer of that name ("block1.bn.running_mean") holds batch-norm statistics.
+inline bool is_batch_norm_statistic(std::string_view name) {
+  const auto dot = name.rfind('.');
+  const auto leaf = name.substr(dot == std::string_view::npos ? 0 : dot + 1);
+  return std::any_of(batch_norm_statistics.begin(), batch_norm_statistics.end(),
+                     [leaf](const char* known) { return leaf == known; });
+}
+
+}  // namespace detail
+
 /// Keeps the batch-norm running statistics of a model where they are while it lives: forward passes in
 /// training mode still normalise with their own batch's statistics but move only throw-away copies.
 ///
@@ -27,7 +42,7 @@ class BatchNormFreeze {
   explicit BatchNormFreeze(M& model) {
     if constexpr (detail::is_script_module<std::remove_const_t<M>>) {
       for (auto submodule : model.modules()) {
-        for (const char* name : kNames) {
+        for (const char* name : detail::batch_norm_statistics) {
           if (submodule.hasattr(name) && submodule.attr(name).isTensor()) {
             // A script may rebind the attribute (num_batches_tracked = num_batches_tracked + 1): restore the
             // handle too.
@@ -40,12 +55,8 @@ class BatchNormFreeze {
       }
     } else {
       for (const auto& item : detail::model_buffers(model)) {
-        const auto dot = item.name.rfind('.');
-        const auto leaf = std::string_view(item.name).substr(dot == std::string::npos ? 0 : dot + 1);
-        for (const char* name : kNames) {
-          if (leaf == name) {
-            set_aside(item.tensor);
-          }
+        if (detail::is_batch_norm_statistic(item.name)) {
+          set_aside(item.tensor);
         }
       }
     }
@@ -62,7 +73,6 @@ class BatchNormFreeze {
   }
 
  private:
-  static constexpr std::array<const char*, 3> kNames{"running_mean", "running_var", "num_batches_tracked"};
   struct ScriptBuffer {
     torch::jit::Module module;
     std::string name;

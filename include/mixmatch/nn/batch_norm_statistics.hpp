@@ -3,6 +3,7 @@
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/nn/batch_norm.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -22,7 +23,9 @@ namespace mixmatch::training {
 /// between a forward pass and its backward pass. A discard() may stand inside an update() or another
 /// discard(); an update() stands alone. Outside, the model is as always: its statistics are views of the
 /// block under their own names. Covers what set_batch_norm_momentum() does; a layer without running
-/// statistics is left alone. The model must outlive it, and stay on its device.
+/// statistics is left alone. Statistics that BatchNormFreeze would know and these layers have not (of a
+/// models::ScriptNetwork, of a layer of one's own) move in update() by a momentum of their own, in each pass,
+/// and in discard() not at all. The model must outlive it, and stay on its device.
 class BatchNormStatistics {
   enum class Mode { none, update, discard };
 
@@ -49,6 +52,15 @@ class BatchNormStatistics {
       counts.push_back(norm.num_batches_tracked.detach().reshape({1}));
       layers_.push_back(std::move(layer));
     });
+    for (const auto& item : mixmatch::detail::model_buffers(model)) {
+      const bool known = std::any_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+        return item.tensor.is_same(layer.own_count) || item.tensor.is_same(layer.buffers[0]) ||
+               item.tensor.is_same(layer.buffers[1]);
+      });
+      if (!known && mixmatch::detail::is_batch_norm_statistic(item.name)) {
+        others_.push_back({item.tensor, {}});
+      }
+    }
     if (layers_.empty()) {
       return;
     }
@@ -139,14 +151,24 @@ class BatchNormStatistics {
     TORCH_CHECK(mode == Mode::discard || mode_ == Mode::none,
                 "BatchNormStatistics: update() stands in no other scope");
     const Mode before = mode_;
-    if (layers_.empty() || before == Mode::discard) {
+    if ((layers_.empty() && others_.empty()) || before == Mode::discard) {
+      return before;
+    }
+    const torch::NoGradGuard no_grad;
+    for (auto& other : others_) {
+      if (mode == Mode::discard) {
+        other.memory = other.buffer.tensor_data();
+        other.buffer.set_data(other.memory.clone());
+      }
+    }
+    if (layers_.empty()) {
+      mode_ = mode;
       return before;
     }
     const Tensor& now = before == Mode::none ? running_ : batch_;
     TORCH_CHECK(layers_.front().buffers.front().data_ptr() == now.data_ptr(),
                 "BatchNormStatistics: the model's running statistics no longer lie where they were put; make "
                 "it after model->to(...)");
-    const torch::NoGradGuard no_grad;
     (mode == Mode::update ? batch_ : discarded_).copy_(now);  // finite: 0 times a NaN of before would stay
     use(mode);
     return before;
@@ -157,14 +179,24 @@ class BatchNormStatistics {
       return;
     }
     const torch::NoGradGuard no_grad;
+    for (auto& other : others_) {
+      if (mode_ == Mode::discard) {
+        other.buffer.set_data(std::exchange(other.memory, Tensor()));
+      }
+    }
     use(before);
-    if (momentum.defined()) {
+    if (momentum.defined() && !layers_.empty()) {
       running_.lerp_(batch_, momentum.to(running_.scalar_type()));
       counts_.add_(1);
     }
   }
 
+  struct Other {
+    Tensor buffer, memory;  // its own, while passes leave no trace
+  };
+
   std::vector<Layer> layers_;
+  std::vector<Other> others_;
   Tensor running_, counts_;
   Tensor batch_, discarded_;  // of the pass that counts; of those that do not
   Mode mode_ = Mode::none;

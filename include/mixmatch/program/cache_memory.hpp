@@ -10,8 +10,8 @@
 
 namespace mixmatch::training {
 
-/// The bytes that `--cache-memory` names: a number with K, M, G or T behind it or not, or "auto", a quarter of
-/// machine_memory(). Throws on another text.
+/// The bytes that `--cache-memory` names: a number with K, M, G or T behind it or not, or "auto", a quarter
+/// of machine_memory(). Throws on another text.
 inline int64_t parse_cache_memory(const std::string& text) {
   if (text == "auto") {
     return machine_memory() / 4;

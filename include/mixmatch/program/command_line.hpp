@@ -76,6 +76,23 @@ inline void add_described(CLI::App& app, const OptionText& text, std::string& va
       ->check(CLI::IsMember(names))
       ->capture_default_str();
 }
+inline void add_described(CLI::App& app, const OptionText& text, std::string& value,
+                          const ChoiceOrFile& choice) {
+  std::string names;
+  for (const auto& name : choice.names) {
+    names += name + ", ";
+  }
+  const auto check = [choice, names](const std::string& given) {
+    const bool file = given.starts_with(choice.prefix) && given.size() > choice.prefix.size();
+    return file || std::find(choice.names.begin(), choice.names.end(), given) != choice.names.end()
+               ? std::string()
+               : "expected one of " + names + choice.prefix + "FILE, got " +
+                     mixmatch::detail::printable(given);
+  };
+  app.add_option(std::string("--") + text.name, value, text.description)
+      ->check(CLI::Validator(check, "{" + names + choice.prefix + "FILE}"))
+      ->capture_default_str();
+}
 inline void add_described(CLI::App& app, const OptionText& text, bool& value, const Off&) {
   app.add_flag(std::string("--") + text.name + "{false}", value, text.description);
 }
@@ -148,6 +165,7 @@ std::optional<RunDirectory> adopt_run(CLI::App& app, Options& o) {
   }
   adopt_config(app, stored, o);
   o.split = directory.split();
+  o.network_file = directory.network().string();
   return directory;
 }
 
@@ -173,6 +191,9 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
     }
   }
   adopt_settings(app, stored, names);
+  if (!models::script_file_of(o.model).empty()) {
+    o.model = "torchscript:" + run.network().string();
+  }
 }
 
 /// `--labels` as a number or a label file, of which there may be several (take_labels).
@@ -231,7 +252,8 @@ template <class LoadTest>
 int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   set_threads(given.threads);
   const auto run = RunDirectory::open(given.eval);
-  const auto o = with_config(given, read_config(run.checkpoint()));
+  auto o = with_config(given, read_config(run.checkpoint()));
+  o.network_file = run.network().string();
   const data::ImageDataset test = load_test();
   const auto device = parse_device(given.device);
   auto model = make_network(o, test.num_classes(), device);

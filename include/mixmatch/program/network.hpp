@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -65,18 +66,27 @@ inline void freeze_layers(models::Network& network, const TrainingOptions& o) {
 
 }  // namespace detail
 
+/// The file of --model torchscript:FILE: a run's own copy, where it has one; empty for other networks.
+inline std::filesystem::path script_path(const TrainingOptions& o) {
+  const auto script = models::script_file_of(o.model);
+  return script.empty() || o.network_file.empty() ? script : o.network_file;
+}
+
 /// The programs' network, chosen here alone (o.model): what is around it takes any. With weights drawn from
 /// the seed, and then those of o.weights, of which `loaded` tells what was not taken; o.freeze frozen;
 /// channels-last on the device.
 inline models::Network make_network(const TrainingOptions& o, int64_t num_classes, torch::Device device,
                                     LoadSafetensorsResult* loaded = nullptr) {
   torch::manual_seed(o.seed);
-  auto network = o.model == "wide_resnet" ? models::wide_resnet_network(models::WideResNetOptions(num_classes)
-                                                                            .depth(o.depth)
-                                                                            .widen_factor(o.widen)
-                                                                            .filters(o.filters)
-                                                                            .scales(o.scales))
-                                          : models::named_network(o.model, num_classes);
+  const auto script = script_path(o);
+  auto network = !script.empty() ? models::script_network(script, num_classes, device)
+                 : o.model == "wide_resnet"
+                     ? models::wide_resnet_network(models::WideResNetOptions(num_classes)
+                                                       .depth(o.depth)
+                                                       .widen_factor(o.widen)
+                                                       .filters(o.filters)
+                                                       .scales(o.scales))
+                     : models::named_network(o.model, num_classes);
   if (!o.weights.empty()) {
     const auto result = models::load_pretrained(o.weights, network);
     if (loaded != nullptr) {

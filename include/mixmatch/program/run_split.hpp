@@ -1,16 +1,19 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/label_split.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/models/network.hpp>
+#include <mixmatch/program/network.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -57,6 +60,24 @@ inline std::string class_without_labels(const TrainingData& data) {
     }
   }
   return "";
+}
+
+/// Tries --model torchscript:FILE on images of the data: that it gives logits for their classes, and can be
+/// trained.
+inline void check_script_network(const TrainingOptions& o, const TrainingData& data) {
+  const auto script = script_path(o);
+  if (script.empty()) {
+    return;
+  }
+  auto network = models::script_network(script, data.pool.num_classes());
+  const auto parameters = network->parameters();
+  TORCH_CHECK(std::any_of(parameters.begin(), parameters.end(),
+                          [](const Tensor& parameter) { return parameter.requires_grad(); }),
+              mixmatch::detail::printable(script),
+              " has no parameter that takes a gradient: was it frozen before it was exported?");
+  const torch::NoGradGuard no_grad;
+  network->eval();
+  network->forward(augment::normalize(data.pool.gather(at::zeros({2}, at::kLong)).cpu()));
 }
 
 }  // namespace detail
@@ -126,6 +147,7 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
   const int64_t multiple = models::image_size_multiple(o.model);
   TORCH_CHECK(data.pool.image_size() % multiple == 0, "--model ", o.model,
               " takes images whose size is a multiple of ", multiple, ", got ", data.pool.image_size());
+  detail::check_script_network(o, data);
   for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
                                    {"validation", data.split.validation}}) {
     const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();

@@ -6,8 +6,10 @@
 #include <mixmatch/augment/random_resized_crop.hpp>
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/training_data.hpp>
+#include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/detail/io/shell_quote.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
@@ -72,6 +74,7 @@ struct TrainingOptions {
   int64_t steps = 0, batch = 64, unlabeled_ratio = 1;
   uint64_t seed = 1;
   std::string model = "wide_resnet", head = "random", freeze;
+  std::string network_file;  ///< of torchscript:FILE, where it is now: a run's own copy; empty: FILE
   bool freeze_statistics = false;
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
@@ -125,6 +128,11 @@ struct Range {
   T least, most = std::numeric_limits<T>::max();
 };
 using Choice = std::vector<std::string>;
+/// Names, or a file's name behind a prefix.
+struct ChoiceOrFile {
+  Choice names;
+  std::string prefix;
+};
 /// A flag without a value, which makes a boolean false.
 struct Off {};
 
@@ -175,7 +183,8 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"prefetch", "Read the next images on a thread of its own", R::how}, o.prefetch);
   visit(OptionText{"no-graph", "On a GPU: launch the step piece by piece, not as one CUDA graph", R::how},
         o.graph, Off{});
-  visit(OptionText{"model", "Network"}, o.model, detail::model_names());
+  visit(OptionText{"model", "Network; torchscript:FILE: one from Python, see docs/GUIDE.md"}, o.model,
+        ChoiceOrFile{detail::model_names(), "torchscript:"});
   visit(OptionText{"weights",
                    "Published weights of that network to start from, as safetensors "
                    "(examples/python/convert_weights.py); a head for other classes starts anew, batch-norm "
@@ -368,7 +377,8 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
       // Published statistics are no random start to be forgotten.
       .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
       .precision(parse_precision(o.precision))
-      .graph(o.graph)
+      // TorchScript's executor looks at the host.
+      .graph(o.graph && models::script_file_of(o.model).empty())
       .prefetch(o.prefetch);
 }
 
@@ -442,7 +452,8 @@ inline torch::Device choose_device(TrainingOptions& o) {
   return device;
 }
 
-/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one.
+/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one, with a copy
+/// of the network of torchscript:FILE, so that the run needs that file no more.
 inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<RunDirectory>& resumed) {
   if (resumed.has_value()) {
     return *resumed;
@@ -453,7 +464,11 @@ inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<
     TORCH_CHECK(!std::filesystem::exists(std::filesystem::path(o.out) / "config.json", ignored), o.out,
                 " already holds a run: continue it with --resume, or choose another --out");
   }
-  return RunDirectory::create(o.out);
+  auto directory = RunDirectory::create(o.out);
+  if (const auto script = models::script_file_of(o.model); !script.empty()) {
+    write_file_atomically(directory.network(), mixmatch::detail::read_whole_file(script));
+  }
+  return directory;
 }
 
 /// Puts the numbers of the method o.method in the place of MixMatch's (presets.hpp).
@@ -523,6 +538,9 @@ inline void check_options(TrainingOptions& o) {
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
   }
+  TORCH_CHECK(models::script_file_of(o.model).empty() || (o.head == "random" && !o.freeze_statistics),
+              "--model ", o.model, " has no head and no batch norms that are known: no --head ",
+              o.freeze_statistics ? "and no --freeze-statistics" : o.head.c_str());
   TORCH_CHECK(o.schedule_steps != 0, "--schedule-steps must be > 0, or -1, got 0");
   if (o.lr_schedule != "constant" || o.method == "uda") {
     o.schedule_steps = schedule_length(o);

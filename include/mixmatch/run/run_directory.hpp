@@ -43,7 +43,7 @@ class RunDirectory {
     TORCH_CHECK(!run.has_checkpoint() || !exists(run.config()), run.path_.string(),
                 " already holds a run: continue that, or choose another directory");
     for (const auto& name : run.file_names()) {
-      const bool early = name == "config.json" || name == "split.txt" || name == "labels.csv" ||
+      const bool early = name == "config.json" || name == "split.txt" || name == "labels.csv" || name == "network.pt" ||
                          (name == "metrics.csv" && !has_rows(run.metrics()));
       TORCH_CHECK(!is_of_a_run(name) || (early && begun), run.path_.string(), " holds ", name,
                   " of another run: choose another directory, or remove what is in this one");
@@ -84,6 +84,8 @@ class RunDirectory {
   std::filesystem::path predictions() const { return path_ / "predictions.csv"; }
   std::filesystem::path label_errors() const { return path_ / "label_errors.csv"; }
   std::filesystem::path weights() const { return path_ / "model.safetensors"; }
+  /// The TorchScript network of a run that trains one.
+  std::filesystem::path network() const { return path_ / "network.pt"; }
 
  private:
   explicit RunDirectory(std::filesystem::path path)
@@ -105,11 +107,12 @@ class RunDirectory {
 
   /// Whether a run writes a file of that name.
   static bool is_of_a_run(std::string_view name) {
-    constexpr std::array<std::string_view, 12> names{
+    constexpr std::array<std::string_view, 13> names{
         "config.json",     "split.txt",        "labels.csv",
         "metrics.csv",     "checkpoint.pt",    "checkpoint.previous.pt",
         "summary.json",    "report.html",      "confusion.csv",
-        "predictions.csv", "label_errors.csv", "model.safetensors"};
+        "predictions.csv", "label_errors.csv", "model.safetensors",
+        "network.pt"};
     return std::find(names.begin(), names.end(), name) != names.end() ||
            name.starts_with("events.out.tfevents.");
   }

@@ -170,6 +170,14 @@ class Trainer {
     return loss.total.detach();
   }
 
+  bool is_script() const {
+    if constexpr (requires { state_->model->is_script(); }) {  // models::Network may hold one
+      return state_->model->is_script();
+    } else {
+      return mixmatch::detail::is_script_module<Model>;
+    }
+  }
+
   GraphedStepOptions graph_options() {
     const auto tensors_of = [](const auto& items) {
       std::vector<Tensor> tensors;
@@ -184,9 +192,8 @@ class Trainer {
       own = method_.state();
     }
     // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
-    const bool waits = mixmatch::detail::is_script_module<Model> ||
-                       (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
-                        !mixmatch::detail::cuda_kernels_available(device_));
+    const bool waits = is_script() || (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
+                                       !mixmatch::detail::cuda_kernels_available(device_));
     return GraphedStepOptions()
         .enabled(options_.graph() && !waits)
         .measure_convolutions(options_.measure_convolutions())

@@ -18,6 +18,18 @@
 
 namespace mixmatch::detail {
 
+/// Why libpng refuses a program that was compiled with the headers of another version; "" where it does not:
+/// the first two numbers of the versions are the same.
+inline std::string png_library_problem(std::string_view compiled, std::string_view found) {
+  const auto release = [](std::string_view version) {
+    const size_t dot = version.find('.', version.find('.') + 1);
+    return version.substr(0, dot);
+  };
+  return release(compiled) == release(found)
+             ? ""
+             : c10::str("this program was compiled for libpng ", compiled, " and runs with libpng ", found);
+}
+
 struct PngDecoder {
   std::string_view left;  ///< Of the file.
   DecoderErrors errors;
@@ -57,7 +69,8 @@ inline std::string decode_png(std::string_view bytes, Picture& picture) {
   const png_infop info = decoder.info;
   auto& errors = decoder.errors;
   if (info == nullptr) {
-    throw std::bad_alloc();
+    const std::string problem = png_library_problem(PNG_LIBPNG_VER_STRING, png_get_libpng_ver(nullptr));
+    return problem.empty() ? throw std::bad_alloc() : problem;
   }
   if (!errors.run([&] {
         png_set_read_fn(png, &decoder, PngDecoder::read);

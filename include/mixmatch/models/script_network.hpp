@@ -1,0 +1,166 @@
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+#include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/version.hpp>
+#include <mixmatch/io/script_file.hpp>
+#include <mixmatch/nn/batch_norm.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::models {
+
+using torch::Tensor;
+
+namespace detail {
+
+/// A module of a TorchScript network as LibTorch's own: the same parameters, buffers (the very tensors) and
+/// submodules under the same names.
+class ScriptPart : public torch::nn::Module {
+ public:
+  explicit ScriptPart(torch::jit::Module script) : script_(std::move(script)) {
+    for (const auto& parameter : script_.named_parameters(/*recurse=*/false)) {
+      register_parameter(parameter.name, parameter.value, parameter.value.requires_grad());
+    }
+    for (const auto& buffer : script_.named_buffers(/*recurse=*/false)) {
+      register_buffer(buffer.name, buffer.value);
+    }
+    for (const auto& child : script_.named_children()) {
+      register_module(child.name, std::make_shared<ScriptPart>(child.value));
+    }
+  }
+
+  void train(bool on = true) override {
+    Module::train(on);
+    if (script_.hasattr("training")) {  // a frozen module has no mode
+      script_.setattr("training", on);
+    }
+  }
+
+ protected:
+  torch::jit::Module script_;
+};
+
+}  // namespace detail
+
+/// A TorchScript network (a file of torch.jit.script or torch.jit.trace) as one of the library's: parameters,
+/// buffers, submodules and names are the script's, so that whatever works on a torch::nn::Module (optimiser,
+/// EmaModel, checkpoint, safetensors, BatchNormFreeze) works on it.
+///
+/// Images as augment::normalize() gives them, to logits [N, num_classes]. Runs as it is written, without
+/// TorchScript's optimiser, whose first passes differ in their roundings from later ones: equal runs are
+/// equal to the bit. Its batch norms move their running statistics by a momentum of their own. As its
+/// executor looks at the host, a step with it cannot be captured in a CUDA graph. Throws one line that names
+/// the file where forward() fails or returns something else.
+class ScriptNetworkImpl : public detail::ScriptPart {
+ public:
+  static constexpr const char* head_name = "";
+
+  /// `name`: of the file, for errors.
+  ScriptNetworkImpl(torch::jit::Module script, int64_t num_classes, std::string name)
+      : ScriptPart(std::move(script)), num_classes_(num_classes), name_(std::move(name)) {
+    for (auto submodule : script_.modules()) {
+      for (const auto& buffer : submodule.named_buffers(/*recurse=*/false)) {
+        buffers_of_script_.push_back({submodule, buffer.name, buffer.value});
+      }
+    }
+    train();
+  }
+
+  Tensor forward(const Tensor& images) {
+    if (groups_ == 1 || !is_training()) {
+      return forward_once(images);
+    }
+    // As many passes, of which the first alone moves the statistics.
+    TORCH_CHECK(images.size(0) % groups_ == 0, name_, ": images must have a multiple of ", groups_,
+                " rows, one part a group, got ", images.sizes());
+    const auto parts = images.chunk(groups_);
+    std::vector<Tensor> logits{forward_once(parts.front())};
+    const BatchNormFreeze frozen(*this);
+    for (size_t i = 1; i < parts.size(); ++i) {
+      logits.push_back(forward_once(parts[i]));
+    }
+    return at::cat(logits);
+  }
+
+  /// Throws: what a script's last layer sees is not known.
+  Tensor features(const Tensor& /*images*/) {
+    TORCH_CHECK(false, name_, ": a TorchScript network has no last layer that is known");
+  }
+
+  /// As WideResNetImpl's.
+  void set_batch_norm_groups(int64_t groups) { groups_ = groups; }
+
+  std::shared_ptr<torch::nn::Module> clone(
+      const mixmatch::detail::AtenOptional<torch::Device>& device = {}) const override {
+    auto script = script_.deepcopy();
+    if (device.has_value()) {
+      script.to(*device);
+    }
+    auto copy = std::make_shared<ScriptNetworkImpl>(std::move(script), num_classes_, name_);
+    copy->train(is_training());
+    return copy;
+  }
+
+ private:
+  void clone_(torch::nn::Module& other,
+              const mixmatch::detail::AtenOptional<torch::Device>& device) override {
+    const auto copy = std::dynamic_pointer_cast<ScriptNetworkImpl>(other.clone(device));
+    TORCH_CHECK(copy != nullptr, "ScriptNetwork: a module of another type was to be cloned into it");
+    *this = *copy;
+  }
+
+  struct Buffer {
+    torch::jit::Module owner;
+    std::string name;
+    Tensor tensor;
+  };
+
+  Tensor forward_once(const Tensor& images) {
+    const torch::jit::GraphOptimizerEnabledGuard as_written(false);
+    c10::IValue result;
+    try {
+      result = script_.forward({images});
+    } catch (const std::exception& error) {
+      TORCH_CHECK(false, name_, ": forward of images ", images.sizes(),
+                  " fails: ", mixmatch::detail::script_error(error));
+    }
+    TORCH_CHECK(result.isTensor(), name_, ": forward must return logits, got a ", result.tagKind());
+    Tensor logits = result.toTensor();
+    TORCH_CHECK(logits.dim() == 2 && logits.size(0) == images.size(0) && logits.size(1) == num_classes_,
+                name_, ": forward of images ", images.sizes(), " must return logits [", images.size(0), ", ",
+                num_classes_, "] for ", num_classes_, " classes, got ", logits.sizes());
+    if (is_training()) {
+      keep_buffers();
+    }
+    return logits;
+  }
+
+  /// A script may put another tensor in a buffer's place (num_batches_tracked = num_batches_tracked + 1): its
+  /// value goes into the one that everybody knows.
+  void keep_buffers() {
+    const torch::NoGradGuard no_grad;
+    for (auto& [owner, name, tensor] : buffers_of_script_) {
+      const Tensor now = owner.attr(name).toTensor();
+      if (!now.is_same(tensor)) {
+        tensor.copy_(now);
+        owner.setattr(name, tensor);
+      }
+    }
+  }
+
+  int64_t num_classes_, groups_ = 1;
+  std::string name_;
+  std::vector<Buffer> buffers_of_script_;
+};
+TORCH_MODULE(ScriptNetwork);
+
+}  // namespace mixmatch::models
