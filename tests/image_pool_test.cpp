@@ -121,8 +121,10 @@ TEST_CASE("a pool refuses what does not fit") {
   };
   refuses({at::zeros({2, 3, 5, 5}, at::kByte), good.labels, {}},
           "has images of [3, 5, 5], those before it of [3, 4, 5]");
-  refuses({at::zeros({2, 3, 4, 5}), good.labels, {}},
-          "must hold images uint8 [N, C, H, W], got Float [2, 3, 4, 5]");
+  refuses(
+      {at::zeros({2, 3, 4, 5}, at::kLong), good.labels, {}},
+      "must hold images uint8, uint16, int16, int32 or floating-point [N, C, H, W], got Long [2, 3, 4, 5]");
+  refuses({at::zeros({2, 3, 4, 5}), good.labels, {}}, "has images of Float, those before it of Byte");
   refuses({at::zeros({3, 4, 5}, at::kByte), good.labels, {}}, "got Byte [3, 4, 5]");
   refuses({good.images, at::zeros({3}, at::kLong), {}}, "must hold labels int64 [2], got Long [3]");
   refuses({good.images, {}, {}}, "must hold labels int64 [2], got undefined");

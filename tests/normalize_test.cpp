@@ -83,6 +83,30 @@ TEST_CASE("normalize: the kernel and the composite agree to the bit") {
   }
 }
 
+TEST_CASE("normalize: images of other types, by a scale of their own") {
+  const auto numbers = at::randint(-3, 70000, {2, 3, 4, 5}, at::kLong);
+  const auto options = NormalizeOptions().mean({0.1, 0.2, 0.3}).stddev({0.5, 1, 2}).dtype(at::kDouble);
+  const auto expected = [&](const Tensor& x, double scale) {
+    const auto mean = at::tensor({0.1, 0.2, 0.3}, at::kDouble).view({3, 1, 1});
+    const auto stddev = at::tensor({0.5, 1.0, 2.0}, at::kDouble).view({3, 1, 1});
+    return (x.to(at::kDouble) / scale - mean) / stddev;
+  };
+  for (const auto type : {at::kInt, at::kFloat, at::kDouble}) {
+    const auto x = numbers.to(type);
+    CHECK(at::allclose(normalize(x, options), expected(x, 1), 1e-12, 1e-9));
+    const auto scaled = normalize(x, NormalizeOptions(options).scale(65535));
+    CHECK(at::allclose(scaled, expected(x, 65535), 1e-12, 1e-12));
+    CHECK(scaled.is_contiguous(at::MemoryFormat::ChannelsLast));
+    CHECK(normalize(x, NormalizeOptions().scale(65535)).scalar_type() == at::kFloat);
+  }
+  const auto small = numbers.remainder(200);
+  CHECK(at::allclose(normalize(small.to(at::kShort), NormalizeOptions(options).scale(255)),
+                     normalize(small.to(at::kByte), options), 1e-12, 1e-12));
+  // A number of one's own for uint8, too.
+  CHECK(at::allclose(normalize(small.to(at::kByte), NormalizeOptions(options).scale(100)),
+                     expected(small, 100), 1e-12, 1e-12));
+}
+
 TEST_CASE("normalize an empty batch") {
   const auto out = normalize(at::empty({0, 3, 4, 4}, at::kByte));
   CHECK(out.sizes() == at::IntArrayRef({0, 3, 4, 4}));
@@ -94,7 +118,9 @@ TEST_CASE("normalize names a bad argument") {
   const auto message = [&](const Tensor& tensor, const NormalizeOptions& options = {}) {
     return error_of([&] { normalize(tensor, options); });
   };
-  CHECK_THAT(message(x.to(at::kFloat)), contains("normalize: images must be uint8 [N, C, H, W], got Float"));
+  CHECK_THAT(message(x.to(at::kLong)), contains("normalize: images must be uint8, uint16, int16, int32 or "
+                                                "floating-point [N, C, H, W], got Long"));
+  CHECK_THAT(message(x, NormalizeOptions().scale(0)), contains("scale must be a finite number > 0, got 0"));
   CHECK_THAT(message(x[0]), contains("[3, 4, 4]"));
   CHECK_THAT(message(Tensor()), contains("undefined"));
   CHECK_THAT(message(x, NormalizeOptions().mean({0.5, 0.5})),

@@ -63,6 +63,19 @@ TEST_CASE("predict_probabilities: half precision logits, no gradient, a batch si
   CHECK(torch::allclose(p.sum(1), torch::ones({5}), 0, 1e-6));
 }
 
+TEST_CASE("predict_probabilities: by a normalisation of one's own") {
+  const Tensor images = images_of({10, 200}).to(at::kFloat) * 100;
+  const auto normalization = augment::NormalizeOptions().mean({5000, 0, 0}).stddev({10000, 1, 1});
+  Tensor seen;
+  const auto predictor = [&](const Tensor& x) {
+    seen = x;
+    return first_pixel_logits(x);
+  };
+  predict_probabilities(predictor, images, EvaluateOptions().normalization(normalization));
+  CHECK(torch::allclose(seen.select(1, 0), (images.select(1, 0) - 5000) / 10000));
+  CHECK(torch::equal(seen.select(1, 1), images.select(1, 1)));
+}
+
 TEST_CASE("predict_probabilities names what does not fit") {
   const Tensor images = images_of({1, 2, 3});
   CHECK_THAT(error_of([&] { predict_probabilities(first_pixel_logits, Tensor()); }),
@@ -72,7 +85,7 @@ TEST_CASE("predict_probabilities names what does not fit") {
   CHECK_THAT(
       error_of([&] { predict_probabilities(first_pixel_logits, images, EvaluateOptions().batch_size(-1)); }),
       contains("batch_size must be > 0, got -1"));
-  CHECK_THAT(error_of([&] { predict_probabilities(first_pixel_logits, images.to(at::kFloat)); }),
+  CHECK_THAT(error_of([&] { predict_probabilities(first_pixel_logits, images.to(at::kLong)); }),
              contains("uint8"));
   CHECK_THAT(
       error_of([&] { predict_probabilities([](const Tensor&) { return torch::zeros({3}); }, images); }),

@@ -21,7 +21,7 @@ struct RandomCropFlipOptions {
   TORCH_ARG(int64_t, padding) = 4;
   /// Mirror left and right with probability 1/2.
   TORCH_ARG(bool, mirror) = true;
-  /// How uint8 images become floating-point ones.
+  /// How images of whole numbers become floating-point ones.
   TORCH_ARG(NormalizeOptions, normalization) = {};
 };
 
@@ -79,14 +79,17 @@ inline mixmatch::detail::CropFlip crops_of_words(const Tensor& words, const Rand
 /// The weak augmentation of MixMatch and its followers: mirror, pad by reflection and crop at random, and
 /// uint8 to normalised floating point, in one pass over memory.
 ///
-/// `images`: uint8 [N, C, H, W], normalised by options.normalization() (to [-1, 1] by default), or
-/// floating-point, which keep their values and dtype; any strides and device; differentiable for
-/// floating-point images. Returns channels-last. Draws N times each from `generator` (default: that of the
-/// images' device) mirror, row offset and column offset, on the device of the generator; the result does not
-/// depend on the number of threads. On a GPU nothing waits for the device. Throws on other dtypes and shapes
-/// and on a padding that is negative or not below H and W.
+/// `images`: uint8 [N, C, H, W] or other whole numbers (see normalize()), normalised by
+/// options.normalization() (uint8 to [-1, 1] by default), or floating-point, which keep their values and
+/// dtype; any strides and device; differentiable for floating-point images. Returns channels-last. Draws N
+/// times each from `generator` (default: that of the images' device) mirror, row offset and column offset, on
+/// the device of the generator; the result does not depend on the number of threads. On a GPU nothing waits
+/// for the device. Throws on other dtypes and shapes and on a padding that is negative or not below H and W.
 inline Tensor random_crop_flip(const Tensor& images, const RandomCropFlipOptions& options = {},
                                std::optional<at::Generator> generator = std::nullopt) {
+  if (images.defined() && images.scalar_type() != at::kByte && !images.is_floating_point()) {
+    return random_crop_flip(normalize(images, options.normalization()), options, std::move(generator));
+  }
   const auto pixels = detail::check_crop_flip("random_crop_flip", images, options);
   return mixmatch::detail::crop_flip(images, detail::draw_crops(images, options, generator), pixels.scale,
                                      pixels.dtype);

@@ -4,6 +4,7 @@
 #include <mixmatch/detail/cpu/parallel.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/io/mapped_file.hpp>
+#include <mixmatch/detail/pixel_types.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -21,15 +22,18 @@ using torch::Tensor;
 /// The part of a data set that a loader reads.
 enum class Split { train, test, unlabeled, extra };
 
-/// Rows of `images` by their int64 [B] indices, on the device of `images`; dtype kept, and a channels-last
-/// layout too, any other becomes contiguous. Any number of dimensions >= 1. Throws on indices of another
-/// dtype or shape, and, on the CPU, out of range.
+/// Rows of `images` by their int64 [B] indices, on the device of `images`; any dtype, kept, and a
+/// channels-last layout too, any other becomes contiguous. Any number of dimensions >= 1. Throws on indices
+/// of another dtype or shape, and, on the CPU, out of range.
 inline Tensor gather_images(const Tensor& images, const Tensor& indices) {
   TORCH_CHECK(images.defined() && images.dim() >= 1, "gather_images: images must be [N, ...], got ",
               mixmatch::detail::sizes_text(images));
   TORCH_CHECK(indices.defined() && indices.dim() == 1 && indices.scalar_type() == at::kLong,
               "gather_images: indices must be int64 [B], got ", mixmatch::detail::type_and_sizes(indices));
   const Tensor rows = indices.to(images.device());
+  if (mixmatch::detail::is_uint16(images.scalar_type())) {
+    return gather_images(mixmatch::detail::movable(images), rows).view(images.scalar_type());
+  }
   if (images.dim() == 4 && !images.is_contiguous() && images.is_contiguous(at::MemoryFormat::ChannelsLast)) {
     return images.permute({0, 2, 3, 1}).index_select(0, rows).permute({0, 3, 1, 2});
   }
@@ -112,8 +116,9 @@ class ImageSource {
   virtual std::vector<int64_t> replaced() const { return {}; }
 };
 
-/// Images with their labels. `images` is uint8 [N, C, H, W], `labels` int64 [N] with -1 where an image has
-/// none.
+/// Images with their labels. `images` is [N, C, H, W], uint8 as the loaders give it, or of one's own also
+/// uint16, int16, int32 or floating-point (see augment::normalize()); `labels` int64 [N] with -1 where an
+/// image has none.
 ///
 /// A loader of a set that is larger than memory (load_stl10) maps the file instead of reading it: `images`
 /// then looks like any other tensor, but is read-only (writing into it ends the program), and what is read of
@@ -144,6 +149,7 @@ struct ImageDataset {
   std::vector<int64_t> image_sizes() const {
     return on_demand() ? source->image_sizes() : images.sizes().slice(1).vec();
   }
+  at::ScalarType dtype() const { return images.defined() ? images.scalar_type() : at::kByte; }
   /// Where gather gives the images.
   torch::Device device() const { return images.defined() ? images.device() : torch::Device(torch::kCPU); }
 
@@ -177,16 +183,17 @@ struct ImageDataset {
       detail::read_mapped_images(out, *mapping, *offset, images, indices, place);
     } else if (images.defined() && images.is_cpu() && images.is_contiguous() && out.is_contiguous()) {
       const auto* index = indices.data_ptr<int64_t>();
-      const auto* from = images.data_ptr<uint8_t>();
-      auto* to = out.data_ptr<uint8_t>();
-      const int64_t bytes = images[0].numel();
+      const auto* from = static_cast<const uint8_t*>(images.data_ptr());
+      auto* to = static_cast<uint8_t*>(out.data_ptr());
+      const int64_t bytes = images[0].numel() * static_cast<int64_t>(images.element_size());
       mixmatch::detail::parallel_for(0, indices.numel(), 64, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           std::copy_n(from + index[i] * bytes, bytes, to + place[i] * bytes);
         }
       });
     } else {
-      out.index_copy_(0, places.to(out.device()), gather(indices));
+      mixmatch::detail::movable(out).index_copy_(0, places.to(out.device()),
+                                                 mixmatch::detail::movable(gather(indices)));
     }
   }
 

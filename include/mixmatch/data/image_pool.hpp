@@ -18,8 +18,8 @@ namespace mixmatch::data {
 ///
 /// Row i is row i of the first set, while it lasts, then come those of the second, and so on. `labels` is
 /// int64 [N], all sets' labels joined; `class_names` are those of the first set that has any. The sets are
-/// uint8 [N, C, H, W] of the same C, H, W and device, or are made on demand; throws c10::Error on others, and
-/// if no set holds images. Copies of a pool share the images.
+/// [N, C, H, W] of the same dtype (see ImageDataset), C, H, W and device, or are made on demand; throws
+/// c10::Error on others, and if no set holds images. Copies of a pool share the images.
 class ImagePool {
  public:
   explicit ImagePool(std::vector<ImageDataset> sets) {
@@ -32,9 +32,9 @@ class ImagePool {
       if (!set.images.defined() && !set.on_demand()) {
         continue;
       }
-      TORCH_CHECK(set.on_demand() || (set.images.dim() == 4 && set.images.scalar_type() == at::kByte),
-                  "ImagePool: set ", i, " must hold images uint8 [N, C, H, W], got ",
-                  mixmatch::detail::type_and_sizes(set.images));
+      TORCH_CHECK(set.on_demand() || (set.images.dim() == 4 && mixmatch::detail::is_pixel_type(set.dtype())),
+                  "ImagePool: set ", i, " must hold images ", mixmatch::detail::pixel_type_names,
+                  " [N, C, H, W], got ", mixmatch::detail::type_and_sizes(set.images));
       TORCH_CHECK(set.labels.defined() && set.labels.dim() == 1 && set.labels.scalar_type() == at::kLong &&
                       set.labels.size(0) == set.size(),
                   "ImagePool: set ", i, " must hold labels int64 [", set.size(), "], got ",
@@ -44,6 +44,8 @@ class ImagePool {
         TORCH_CHECK(set.image_sizes() == first.image_sizes(), "ImagePool: set ", i, " has images of ",
                     at::IntArrayRef(set.image_sizes()), ", those before it of ",
                     at::IntArrayRef(first.image_sizes()));
+        TORCH_CHECK(set.dtype() == first.dtype(), "ImagePool: set ", i, " has images of ", set.dtype(),
+                    ", those before it of ", first.dtype());
         TORCH_CHECK(set.device() == first.device(), "ImagePool: set ", i, " is on ", set.device(),
                     ", those before it on ", first.device());
       }
@@ -92,7 +94,7 @@ class ImagePool {
              set.images.is_contiguous(at::MemoryFormat::ChannelsLast);
     });
     const auto format = channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-    Tensor out = at::empty(shape, at::TensorOptions(device()).dtype(at::kByte), format);
+    Tensor out = at::empty(shape, at::TensorOptions(device()).dtype(dtype()), format);
     for (size_t set = 0; set < sets_.size(); ++set) {
       if (!rows[set].empty()) {
         sets_[set].gather_into(out, at::tensor(rows[set], at::kLong), at::tensor(places[set], at::kLong));
@@ -101,6 +103,9 @@ class ImagePool {
     return out;
   }
 
+  at::ScalarType dtype() const { return sets_.front().dtype(); }
+  /// C, H and W of the images.
+  std::vector<int64_t> image_sizes() const { return sets_.front().image_sizes(); }
   /// Where the images are.
   torch::Device device() const { return sets_.front().device(); }
   /// The images that are made on demand and could not be: gather() gives others in their place, as far as it

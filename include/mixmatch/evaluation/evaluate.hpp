@@ -10,9 +10,9 @@
 namespace mixmatch::training {
 
 /// Share of images in percent that the predictor, any callable `Tensor(const Tensor& images)` that returns
-/// logits, puts into another class than their label. Images are normalised to [-1, 1]; nothing is augmented
-/// or drawn, no gradient is recorded. The predictor chooses weights and mode: EmaModel::forward does both;
-/// see evaluate_model.
+/// logits, puts into another class than their label. Images are normalised by the options; nothing is
+/// augmented or drawn, no gradient is recorded. The predictor chooses weights and mode: EmaModel::forward
+/// does both; see evaluate_model.
 template <class Predictor>
 double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
                      const EvaluateOptions& options = {}) {

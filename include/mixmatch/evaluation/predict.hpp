@@ -15,6 +15,8 @@ struct EvaluateOptions {
   TORCH_ARG(int64_t, batch_size) = 250;
   TORCH_ARG(at::ScalarType, precision) = at::kFloat;
   TORCH_ARG(torch::Device, device) = torch::kCPU;
+  /// What the predictor gets of the images; of uint8 ones values in [-1, 1] by default.
+  TORCH_ARG(augment::NormalizeOptions, normalization) = {};
 };
 
 namespace detail {
@@ -30,7 +32,7 @@ void for_each_logits(const std::string& function, Predictor& predictor, const da
   for (int64_t begin = 0; begin < dataset.size(); begin += options.batch_size()) {
     const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
     const Tensor images = dataset.gather(at::arange(begin, begin + count, at::kLong)).to(options.device());
-    const Tensor logits = predictor(augment::normalize(images));
+    const Tensor logits = predictor(augment::normalize(images, options.normalization()));
     mixmatch::detail::check_logits(function.c_str(), logits);
     TORCH_CHECK(logits.size(0) == count, function, ": the predictor must return one row an image, got ",
                 logits.sizes(), " for ", count, " images");
@@ -59,10 +61,10 @@ Tensor collect_outputs(const std::string& function, Predictor& predictor, const 
 /// softmax(logits) of every image, float32 [N, L] on the CPU: row n sums to 1.
 ///
 /// `dataset`: N >= 1 images; labels are not looked at. The predictor is any callable `Tensor(const Tensor&
-/// images)` that returns logits [B, L]; it gets images normalised to [-1, 1], a batch at a time, on
-/// options.device(). Nothing is augmented or drawn, no gradient is recorded. The predictor chooses weights
-/// and mode: EmaModel::forward does both. Throws on an empty set, batch_size < 1, or logits of another shape.
-/// See confusion_matrix and most_confident_errors for what to do with it.
+/// images)` that returns logits [B, L]; it gets images normalised by options.normalization(), a batch at a
+/// time, on options.device(). Nothing is augmented or drawn, no gradient is recorded. The predictor chooses
+/// weights and mode: EmaModel::forward does both. Throws on an empty set, batch_size < 1, or logits of
+/// another shape. See confusion_matrix and most_confident_errors for what to do with it.
 template <class Predictor>
 Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& dataset,
                              const EvaluateOptions& options = {}) {
@@ -71,7 +73,7 @@ Tensor predict_probabilities(Predictor&& predictor, const data::ImageDataset& da
       [](const Tensor& logits) { return torch::softmax(mixmatch::detail::float_logits(logits), 1); });
 }
 
-/// The same for images alone, uint8 [N, C, H, W].
+/// The same for images alone, [N, C, H, W] as an ImageDataset has them.
 template <class Predictor>
 Tensor predict_probabilities(Predictor&& predictor, const Tensor& images,
                              const EvaluateOptions& options = {}) {

@@ -14,7 +14,9 @@ namespace mixmatch::training {
 inline void log_example_images(TensorBoardWriter& board, const Feed& feed) {
   const Batch batch = feed(at::zeros({}, at::TensorOptions(feed.device()).dtype(at::kLong)));
   const auto log = [&board](const char* name, const Tensor& images) {
-    board.image(name, make_image_grid(images.narrow(0, 0, std::min<int64_t>(32, images.size(0)))), 0);
+    const Tensor first = images.narrow(0, 0, std::min<int64_t>(32, images.size(0)));
+    const bool picture = first.size(1) == 1 || first.size(1) == 3;
+    board.image(name, make_image_grid(picture ? first : displayable(first)), 0);
   };
   log("labeled", batch.labeled);
   if (!batch.weak.empty()) {

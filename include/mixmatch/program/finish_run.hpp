@@ -44,7 +44,8 @@ RecalibratedErrors recalibrated_errors(TrainState<Model>& state, const data::Ima
   }
   const Tensor trained = torch::cat({data.split.labeled, data.split.unlabeled});
   const auto gather = [&](const Tensor& rows) {
-    return augment::normalize(data.pool.gather(trained.index_select(0, rows)).to(options.device()));
+    return augment::normalize(data.pool.gather(trained.index_select(0, rows)).to(options.device()),
+                              options.normalization());
   };
   const auto recalibrate = UpdateBnOptions()
                                .num_images(num_images)

@@ -64,11 +64,12 @@ struct Report {
   std::vector<DoubtfulPicture> uncertain, label_errors;
 };
 
-/// The images that are wrong with the greatest confidence, at most `count`: see most_confident_errors.
+/// The images that are wrong with the greatest confidence, at most `count`: see most_confident_errors. Those
+/// of other types and channels than pictures have are made displayable().
 inline std::vector<WrongExample> wrong_examples(const data::ImageDataset& dataset,
                                                 const Tensor& probabilities, int64_t count) {
   const Tensor rows = most_confident_errors(probabilities, dataset.labels, count);
-  const Tensor images = dataset.gather(rows);
+  const Tensor images = displayable(dataset.gather(rows));
   std::vector<WrongExample> examples;
   for (int64_t i = 0; i < rows.size(0); ++i) {
     const auto row = rows[i].item<int64_t>();

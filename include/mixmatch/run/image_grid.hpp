@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/ATen.h>
+#include <mixmatch/detail/describe.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -39,6 +40,22 @@ inline at::Tensor make_image_grid(const at::Tensor& images, int64_t columns = 8,
         .copy_(pixels[i]);
   }
   return grid;
+}
+
+/// Images of any kind as uint8 [N, 1 or 3, H, W] that can be looked at: uint8 ones of one or three channels
+/// as they are. Of two channels the first, of more than three the first three; other types stretched from the
+/// least value of each image to its largest (0 where that is one value; NaN is 0).
+inline at::Tensor displayable(const at::Tensor& images) {
+  TORCH_CHECK(images.defined() && images.dim() == 4 && images.size(1) > 0,
+              "displayable: images must be [N, C, H, W], got ", mixmatch::detail::type_and_sizes(images));
+  const int64_t channels = images.size(1);
+  const at::Tensor shown = images.detach().narrow(1, 0, channels == 1 || channels == 2 ? 1 : 3);
+  if (shown.scalar_type() == at::kByte || shown.numel() == 0) {
+    return shown.to(at::kByte);
+  }
+  const at::Tensor values = shown.to(at::kFloat).nan_to_num(0, 0, 0);
+  const at::Tensor least = values.amin({1, 2, 3}, true), range = values.amax({1, 2, 3}, true) - least;
+  return ((values - least) * (255 / range.clamp_min(1e-30))).round().clamp(0, 255).to(at::kByte);
 }
 
 }  // namespace mixmatch::training

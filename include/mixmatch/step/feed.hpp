@@ -31,6 +31,8 @@ struct FeedOptions {
   TORCH_ARG(int64_t, strong_views) = 0;
   /// Of rows and augmentation.
   TORCH_ARG(uint64_t, seed) = 1;
+  /// Crop and mirror, and how images become what the network gets: by augmentation().normalization(), also
+  /// those that are floating-point already (scale 1: (x - mean) / stddev).
   TORCH_ARG(augment::RandomCropFlipOptions, augmentation) = {};
   /// In place of crop and mirror, for photographs: uint8 images.
   TORCH_ARG(std::optional<augment::RandomResizedCropOptions>, resized_crop) = std::nullopt;
@@ -39,7 +41,7 @@ struct FeedOptions {
   TORCH_ARG(augment::RandAugmentOptions, strong_augmentation) = {};
 };
 
-/// The images of a step before augmentation: uint8 [B + U, C, H, W], the labeled ones first.
+/// The images of a step before augmentation: [B + U, C, H, W] as the pool has them, the labeled ones first.
 struct RawBatch {
   Tensor images, labels;
   Tensor unlabeled_rows, hidden_labels;  ///< undefined without unlabeled images
@@ -72,6 +74,13 @@ class Feed {
       augment::detail::check_resized_crop_options("Feed", *options.resized_crop());
     }
     augment::detail::check_color_jitter_options("Feed", options.color_jitter());
+    const auto sizes = pool_.image_sizes();
+    TORCH_CHECK(options.strong_views() == 0 || (pool_.dtype() == at::kByte && sizes[0] == 3),
+                "Feed: strong views (RandAugment) are of uint8 images [N, 3, H, W], got ", pool_.dtype(),
+                " [N, ", sizes[0], ", ", sizes[1], ", ", sizes[2], "]: take a method without them");
+    TORCH_CHECK(
+        pool_.dtype() == at::kByte || (!options.resized_crop().has_value() && !options.color_jitter().any()),
+        "Feed: resized_crop and color_jitter are of uint8 images, got ", pool_.dtype());
     labeled_.emplace(data.split.labeled.to(device_), options.batch_size(), options.seed());
     if (options.weak_views() + options.strong_views() > 0) {
       TORCH_CHECK(data.split.unlabeled.numel() > 0,
@@ -115,7 +124,10 @@ class Feed {
     const auto uniform = [&](int64_t first, int64_t rows, int64_t each) {
       return mixmatch::detail::words_to_uniform(words.narrow(0, first, rows * each).view({rows, each}));
     };
-    const auto pixels = augment::detail::check_crop_flip("Feed", raw.images, options_.augmentation());
+    const Tensor images = raw.images.scalar_type() == at::kByte
+                              ? raw.images
+                              : augment::normalize(raw.images, options_.augmentation().normalization());
+    const auto pixels = augment::detail::check_crop_flip("Feed", images, options_.augmentation());
     mixmatch::detail::CropFlip crops;
     Tensor resized, jitter;
     if (resizes) {
@@ -128,22 +140,22 @@ class Feed {
       jitter = uniform(crop_draws * (weak + strong) + strong * draws, weak + strong, jitter_draws);
     }
     // uint8 views by the draws of rows `first` and on.
-    const auto cropped = [&](const Tensor& images, int64_t first) {
-      const int64_t rows = images.size(0);
+    const auto cropped = [&](const Tensor& pictures, int64_t first) {
+      const int64_t rows = pictures.size(0);
       const Tensor cut =
-          resizes ? augment::random_resized_crop_with(images, resized.narrow(0, first, rows),
+          resizes ? augment::random_resized_crop_with(pictures, resized.narrow(0, first, rows),
                                                       *options_.resized_crop())
-                  : mixmatch::detail::crop_flip(images, crops.narrow(first, rows), std::nullopt, at::kByte);
+                  : mixmatch::detail::crop_flip(pictures, crops.narrow(first, rows), std::nullopt, at::kByte);
       return jitters ? augment::color_jitter_with(cut, jitter.narrow(0, first, rows), options_.color_jitter())
                      : cut;
     };
     const auto views = [&](int64_t count, bool with_labeled) {
       std::vector<Tensor> parts;
       if (with_labeled) {
-        parts.push_back(raw.images.narrow(0, 0, labeled));
+        parts.push_back(images.narrow(0, 0, labeled));
       }
       parts.resize(parts.size() + static_cast<size_t>(unlabeled > 0 ? count : 0),
-                   raw.images.narrow(0, labeled, unlabeled));
+                   images.narrow(0, labeled, unlabeled));
       return parts.size() == 1 ? parts.front() : at::cat(parts);
     };
 
@@ -156,21 +168,21 @@ class Feed {
         resizes || jitters
             ? augment::normalize(cropped(weak_views, 0), options_.augmentation().normalization())
             : mixmatch::detail::crop_flip(weak_views, crops.narrow(0, weak), pixels.scale, pixels.dtype);
-    const auto slice = [](const Tensor& images, int64_t start, int64_t size) {
-      return images.narrow(0, start, size).variable_data();  // with a version of its own for autograd
+    const auto slice = [](const Tensor& rows, int64_t start, int64_t size) {
+      return rows.narrow(0, start, size).variable_data();  // with a version of its own for autograd
     };
     batch.labeled = slice(all, 0, labeled);
     for (int64_t row = labeled; row < weak; row += unlabeled) {
       batch.weak.push_back(slice(all, row, unlabeled));
     }
     if (strong > 0) {
-      const Tensor images =
+      const Tensor augmented =
           augment::normalize(augment::rand_augment_with(cropped(views(options_.strong_views(), false), weak),
                                                         uniform(crop_draws * (weak + strong), strong, draws),
                                                         options_.strong_augmentation()),
                              options_.augmentation().normalization());
       for (int64_t row = 0; row < strong; row += unlabeled) {
-        batch.strong.push_back(slice(images, row, unlabeled));
+        batch.strong.push_back(slice(augmented, row, unlabeled));
       }
     }
     return batch;
