@@ -47,9 +47,20 @@ std::string load_error(const BatchStream& stream, const std::string& bytes) {
   return error_of([&] { stream.load(archive); });
 }
 
-uint64_t seed_bits_of(const BatchStream& stream) {
-  return mixmatch::detail::mix_bits(stream.seed() + mixmatch::detail::kGolden);
+unsigned long long bits_of_seed(uint64_t seed) {
+  return mixmatch::detail::mix_bits(seed + mixmatch::detail::kGolden);
 }
+
+/// Classes 0 … 3 of 20, 1, 7 and 2 rows, which are the numbers from 100 on, in an order that mixes them.
+struct UnequalRows {
+  Tensor rows = at::arange(100, 130, at::kLong).index_select(0, order());
+  Tensor classes = class_of(rows);
+
+  static Tensor class_of(const Tensor& rows) {
+    return rows.ge(120) + rows.ge(121).to(at::kLong) + rows.ge(128);
+  }
+  static Tensor order() { return BatchStream(at::arange(30, at::kLong), 30, 77).rows(0); }
+};
 
 }  // namespace
 
@@ -144,28 +155,107 @@ TEST_CASE("a batch stream keeps rows of its own") {
 }
 
 TEST_CASE("a batch's rows are the same in ATen's calls and in the CUDA kernel") {
-  for (const int64_t size : {1, 7, 250, 49750}) {
+  constexpr uint64_t seed = ~uint64_t{5};
+  const auto compare = [](const BatchStream& stream, const Tensor& rows, const std::vector<int64_t>& limits) {
+    const Tensor bounds = at::tensor(limits, at::kLong);
     for (const int64_t step : {0, 1234}) {
-      const BatchStream stream(stream_indices(size), 64, ~uint64_t{5}, 1, 3);
-      const Tensor expected = stream.rows(step), rows = stream_indices(size), number = step_tensor(step);
+      const Tensor expected = stream.rows(step), number = step_tensor(step);
       CHECK(stream.rows_composite(number).equal(expected));
       Tensor emulated = at::empty({64}, at::kLong);
       cuda_emulation::launch(
           2, 1, 8, cuda_emulation::stream_rows<int64_t>, cuda_emulation::pointer<int64_t>(emulated),
-          cuda_emulation::pointer<const int64_t>(rows), size, cuda_emulation::pointer<const int64_t>(number),
-          int64_t{64}, int64_t{1}, int64_t{3}, static_cast<unsigned long long>(seed_bits_of(stream)));
+          cuda_emulation::pointer<const int64_t>(rows), cuda_emulation::pointer<const int64_t>(bounds),
+          bounds.numel() - 1, cuda_emulation::pointer<const int64_t>(number), int64_t{64}, int64_t{1},
+          int64_t{3}, bits_of_seed(~seed), bits_of_seed(seed));
       CHECK(emulated.equal(expected));
     }
+  };
+  for (const int64_t size : {1, 7, 250, 49750}) {
+    compare(BatchStream(stream_indices(size), 64, seed, 1, 3), stream_indices(size), {0, size});
   }
+  const UnequalRows of;
+  std::vector<Tensor> grouped;
+  for (int64_t c = 0; c < 4; ++c) {
+    grouped.push_back(of.rows.masked_select(of.classes.eq(c)));
+  }
+  compare(BatchStream::balanced(of.rows, of.classes, 64, seed, 1, 3), at::cat(grouped), {0, 20, 21, 28, 30});
+}
+
+TEST_CASE("a balanced stream: of each four rows one of each of four classes, each class in its own epochs") {
+  const UnequalRows of;
+  for (const int64_t batch : {4, 6, 9, 40}) {
+    INFO(batch);
+    const auto stream = BatchStream::balanced(of.rows, of.classes, batch, 3);
+    const Tensor rows = first_rows(stream, 720 / batch).view({180, 4});
+    CHECK(std::get<0>(UnequalRows::class_of(rows).sort(1)).equal(at::arange(4, at::kLong).expand({180, 4})));
+    CHECK(rows.equal(first_rows(BatchStream::balanced(of.rows, of.classes, 4, 3), 180).view({180, 4})));
+    for (int64_t c = 0; c < 4; ++c) {
+      const Tensor members = std::get<0>(of.rows.masked_select(of.classes.eq(c)).sort());
+      const Tensor drawn = rows.masked_select(UnequalRows::class_of(rows).eq(c));
+      const int64_t epochs = drawn.numel() / members.numel();
+      const Tensor by_epoch = drawn.narrow(0, 0, epochs * members.numel()).view({epochs, members.numel()});
+      CHECK(std::get<0>(by_epoch.sort(1)).equal(members.expand_as(by_epoch)));
+      if (members.numel() == 20) {
+        CHECK_FALSE(by_epoch[0].equal(by_epoch[1]));
+      }
+    }
+    CHECK_FALSE(UnequalRows::class_of(rows[0]).equal(UnequalRows::class_of(rows[1])));
+  }
+  // The order of classes changes from round to round: each class comes first in a quarter of them.
+  const Tensor first = UnequalRows::class_of(
+      first_rows(BatchStream::balanced(of.rows, of.classes, 4, 3), 2000).view({2000, 4}).select(1, 0));
+  CHECK((first.bincount() - 500).abs().max().item<int64_t>() < 90);  // standard deviation 19
+}
+
+TEST_CASE("a balanced stream: rows of two equal classes come in orders of their own") {
+  const Tensor rows = at::arange(40, at::kLong);
+  const auto stream = BatchStream::balanced(rows, rows.ge(20).to(at::kLong), 40, 5);
+  const Tensor drawn = stream.rows(0);
+  CHECK_FALSE((drawn.masked_select(drawn.ge(20)) - 20).equal(drawn.masked_select(drawn.lt(20))));
+}
+
+TEST_CASE("a balanced stream of equal classes of one row each, and of one class, is one without classes") {
+  const Tensor rows = stream_indices(12);
+  const BatchStream plain(rows, 5, 8);
+  CHECK(
+      first_rows(BatchStream::balanced(rows, at::full_like(rows, 7), 5, 8), 12).equal(first_rows(plain, 12)));
+  const auto each = first_rows(BatchStream::balanced(rows, rows, 5, 8), 12).view({5, 12});
+  for (int64_t epoch = 0; epoch < 5; ++epoch) {
+    CHECK(std::get<0>(each[epoch].sort()).equal(rows));
+  }
+}
+
+TEST_CASE("a balanced stream is shared by ranks, and takes only its own state") {
+  const UnequalRows of;
+  const auto whole = BatchStream::balanced(of.rows, of.classes, 12, 6);
+  for (int64_t step = 0; step < 10; ++step) {
+    std::vector<Tensor> parts;
+    for (int64_t rank = 0; rank < 3; ++rank) {
+      parts.push_back(BatchStream::balanced(of.rows, of.classes, 4, 6, rank, 3).rows(step));
+    }
+    CHECK(at::cat(parts).equal(whole.rows(step)));
+  }
+  const std::string saved = saved_stream(whole);
+  CHECK(load_error(BatchStream::balanced(of.rows, of.classes, 12, 6), saved).empty());
+  CHECK_THAT(load_error(BatchStream(of.rows, 12, 6), saved), contains("has groups 4, this one 1"));
+  Tensor others = of.classes.clone();
+  others[0] = others[0].item<int64_t>() == 0 ? 2 : 0;
+  CHECK_THAT(load_error(BatchStream::balanced(of.rows, others, 12, 6), saved), contains("other indices"));
+  CHECK_THAT(error_of([&] { BatchStream::balanced(of.rows, of.classes.narrow(0, 1, 5), 4, 1); }),
+             contains("indices and classes must be int64 [N], got Long [30] and Long [5]"));
+  CHECK_THAT(error_of([&] { BatchStream::balanced(of.rows, of.classes.to(at::kFloat), 4, 1); }),
+             contains("and Float [30]"));
+  const Tensor none = at::empty({0}, at::kLong);
+  CHECK_THAT(error_of([&] { BatchStream::balanced(none, none, 4, 1); }), contains("must not be empty"));
 }
 
 TEST_CASE("the library launches the stream's kernel with what it expects") {
   cuda_emulation::EmulatedDevice device;
   device.add("stream_rows<i64>", cuda_emulation::stream_rows<int64_t>);
   const BatchStream stream(stream_indices(40), 30, 8, 1, 2);
-  const Tensor rows = stream_indices(40);
+  const Tensor rows = stream_indices(40), bounds = at::tensor({0, 40}, at::kLong);
   Tensor launched = at::empty({30}, at::kLong);
-  REQUIRE(mixmatch::detail::stream_rows_on_cuda(launched, rows, step_tensor(5), 1, 2, seed_bits_of(stream)));
+  REQUIRE(mixmatch::detail::stream_rows_on_cuda(launched, rows, bounds, step_tensor(5), 1, 2, stream.seed()));
   CHECK(launched.equal(stream.rows(5)));
   CHECK(device.launches() == 1);
 }

@@ -326,6 +326,33 @@ TEST_CASE("Feed: a checkpoint fits the feed of the same rows alone") {
   CHECK_THAT(feed_load_error(Feed(data, feed_options()), saved), contains("other indices"));
 }
 
+TEST_CASE("Feed: balanced labeled batches, whatever the classes' sizes are; the unlabeled ones as ever") {
+  auto data = feed_data();
+  const Tensor labels = data.pool.labels_of(data.split.labeled, torch::kCPU);
+  // All of the first three classes, two of the others.
+  std::vector<int64_t> rows;
+  std::vector<int64_t> seen(10, 0);
+  for (int64_t i = 0; i < labels.numel(); ++i) {
+    const auto label = static_cast<size_t>(labels[i].item<int64_t>());
+    if (label < 3 || ++seen[label] <= 1) {
+      rows.push_back(data.split.labeled[i].item<int64_t>());
+    }
+  }
+  data.split.labeled = at::tensor(rows, at::kLong);
+  const auto options = feed_options().batch_size(20);
+  const Feed plain(data, options), balanced(data, FeedOptions(options).balanced(true));
+  for (int64_t step = 0; step < 4; ++step) {
+    const auto batch = balanced(feed_step(step)), other = plain(feed_step(step));
+    CHECK(batch.labels.bincount({}, 10).equal(at::full({10}, 2, at::kLong)));
+    CHECK_FALSE(other.labels.bincount({}, 10).equal(at::full({10}, 2, at::kLong)));
+    CHECK(batch.unlabeled_rows.equal(other.unlabeled_rows));
+    CHECK(batch.weak[0].equal(other.weak[0]));
+    CHECK(same_batch(batch, Feed(data, FeedOptions(options).balanced(true))(feed_step(step))));
+  }
+  CHECK(feed_load_error(balanced, saved_feed(balanced)).empty());
+  CHECK_THAT(feed_load_error(plain, saved_feed(balanced)), contains("has groups 10, this one 1"));
+}
+
 TEST_CASE("Feed: bad options, each by its name") {
   const auto data = feed_data();
   const auto refusal = [&](const FeedOptions& options) { return error_of([&] { Feed(data, options); }); };

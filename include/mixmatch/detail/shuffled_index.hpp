@@ -48,9 +48,11 @@ inline at::Tensor mix_bits(const at::Tensor& values) {
   return mixed.bitwise_xor(shifted(mixed, 31));
 }
 
-/// shuffled_index() of each of `index` [B], with `epoch` [B], in ATen's calls: any device.
-inline at::Tensor shuffled_indices(const at::Tensor& index, const at::Tensor& epoch, int64_t size,
-                                   uint64_t seed) {
+/// shuffled_index() of each of `index` [B], with `epoch` [B], in ATen's calls: any device. `size`: int64_t,
+/// or one for each, int64 [B].
+template <class Size>
+at::Tensor shuffled_indices(const at::Tensor& index, const at::Tensor& epoch, const Size& size,
+                            uint64_t seed) {
   const auto golden = [](int64_t times) {
     return static_cast<int64_t>(static_cast<uint64_t>(times) * kGolden);
   };
@@ -64,7 +66,7 @@ inline at::Tensor shuffled_indices(const at::Tensor& index, const at::Tensor& ep
   const at::Tensor factor = mix_bits(first + golden(1)), offset = mix_bits(first + golden(2));
   at::Tensor place = index;
   for (int64_t round = 0; round < kShuffleRounds; ++round) {
-    const at::Tensor partner = (pivot[round] + size - place).remainder(size);
+    const at::Tensor partner = (pivot[round] - place + size).remainder(size);
     const at::Tensor hash = factor[round] * at::maximum(place, partner) + offset[round];
     place = at::where(hash.lt(0), partner, place);
   }

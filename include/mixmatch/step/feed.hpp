@@ -29,6 +29,8 @@ struct FeedOptions {
   /// strong_augmentation() on top; none of both: the step has labeled images alone.
   TORCH_ARG(int64_t, weak_views) = 2;
   TORCH_ARG(int64_t, strong_views) = 0;
+  /// Labeled batches in which every class comes as often: see BatchStream::balanced().
+  TORCH_ARG(bool, balanced) = false;
   /// Of rows and augmentation.
   TORCH_ARG(uint64_t, seed) = 1;
   /// Crop and mirror, and how images become what the network gets: by augmentation().normalization(), also
@@ -81,7 +83,11 @@ class Feed {
     TORCH_CHECK(
         pool_.dtype() == at::kByte || (!options.resized_crop().has_value() && !options.color_jitter().any()),
         "Feed: resized_crop and color_jitter are of uint8 images, got ", pool_.dtype());
-    labeled_.emplace(data.split.labeled.to(device_), options.batch_size(), options.seed());
+    const Tensor labeled = data.split.labeled.to(device_);
+    labeled_ = options.balanced()
+                   ? data::BatchStream::balanced(labeled, pool_.labels_of(labeled, torch::kCPU),
+                                                 options.batch_size(), options.seed())
+                   : data::BatchStream(labeled, options.batch_size(), options.seed());
     if (options.weak_views() + options.strong_views() > 0) {
       TORCH_CHECK(data.split.unlabeled.numel() > 0,
                   "Feed: the method needs unlabeled images, there are none");

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
+#include <mixmatch/detail/shuffled_index.hpp>
 
 #include <cstdint>
 #include <string>
@@ -32,17 +33,24 @@ __device__ inline Index shuffled_index(Index index, Index size, u64 key) {
   return static_cast<Index>(place);
 }
 
-// The rows of batch number *position of an endless stream over `indices`: see BatchStream.
+// The rows of batch number *position of an endless stream over `indices`, whose group g is from bounds[g] to
+// bounds[g + 1]: see BatchStream. The first bits are mix_bits(~seed + golden), the others of the seed itself.
 template <class Index>
-__global__ void stream_rows(Index* out, const Index* indices, Index size, const Index* position, Index batch,
-                            Index rank, Index world_size, u64 seed_bits) {
+__global__ void stream_rows(Index* out, const Index* indices, const Index* bounds, Index groups,
+                            const Index* position, Index batch, Index rank, Index world_size, u64 group_bits,
+                            u64 seed_bits) {
   const u64 golden = 0x9E3779B97F4A7C15ull;
   const Index first = (*position * world_size + rank) * batch;
   const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch; i += step) {
-    const Index row = first + i;
-    const u64 key = mix_bits(seed_bits + static_cast<u64>(row / size + 1) * golden);
-    out[i] = indices[shuffled_index(row % size, size, key)];
+    const Index round = (first + i) / groups;
+    const Index group =
+        groups == 1 ? 0
+                    : shuffled_index((first + i) % groups, groups,
+                                     mix_bits(group_bits + static_cast<u64>(round + 1) * golden));
+    const Index start = bounds[group], count = bounds[group + 1] - start;
+    const u64 key = mix_bits(seed_bits + static_cast<u64>(round / count * groups + group + 1) * golden);
+    out[i] = indices[start + shuffled_index(round % count, count, key)];
   }
 }
 
@@ -59,17 +67,17 @@ __global__ void counter_words(Index* out, const Index* step, Index count, u64 se
 )cuda"};
 
 /// The next batch's rows in one kernel; false where it does not apply. All int64 on one CUDA device,
-/// `position` 0-dimensional; `seed_bits` is mix_bits(seed + golden).
-inline bool stream_rows_on_cuda(at::Tensor& out, const at::Tensor& indices, const at::Tensor& position,
-                                int64_t rank, int64_t world_size, uint64_t seed_bits) {
+/// `position` 0-dimensional.
+inline bool stream_rows_on_cuda(at::Tensor& out, const at::Tensor& indices, const at::Tensor& bounds,
+                                const at::Tensor& position, int64_t rank, int64_t world_size, uint64_t seed) {
   if (!has_cuda_memory(indices) || !cuda_kernels_available(indices.device())) {
     return false;
   }
   constexpr int64_t threads = 64;
   launch_cuda_kernel(cuda_shuffle_source, "stream_rows<i64>", indices.device(),
                      {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
-                     indices.data_ptr(), indices.numel(), position.data_ptr(), out.numel(), rank, world_size,
-                     seed_bits);
+                     indices.data_ptr(), bounds.data_ptr(), bounds.numel() - 1, position.data_ptr(),
+                     out.numel(), rank, world_size, mix_bits(~seed + kGolden), mix_bits(seed + kGolden));
   return true;
 }
 
