@@ -41,6 +41,7 @@ template <class O, class Visit>
 requires std::same_as<std::remove_const_t<O>, Options>
 void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
+  mm::training::visit_imbalance_options(o, visit);
   visit(mm::training::OptionText{"size", "Pixels of the square that pictures are resized and cropped to"},
         o.size, mm::training::Range<int64_t>{8, 1024});
   visit(mm::training::OptionText{"from",
@@ -120,6 +121,11 @@ int train_run(CLI::App& app, Options& o) {
                           folder.files,
                           mm::data::parse_picture_fit(o.fit)};
   mm::training::adopt_data(o, data);
+  if (!resumed.has_value()) {
+    mm::training::use_suggested(
+        app, mm::training::suggest_settings(
+                 {o.class_counts, data.split.unlabeled.size(0), o.method, o.steps, o.batch}));
+  }
   mm::training::TrainState state(mm::training::make_network(o, data, device),
                                  mm::training::train_state_options(o));
   const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
@@ -161,6 +167,12 @@ int main(int argc, char** argv) {
   options.methods = mm::training::method_names();
   mm::training::add_options(app, options);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
+  for (const char* derived : {"--lambda-u", "--rampup-steps", "--imbalance", "--alignment"}) {
+    if (options.method == "mixmatch" || derived == std::string("--imbalance") ||
+        derived == std::string("--alignment")) {
+      app.get_option(derived)->default_str("by the data");
+    }
+  }
   app.remove_option(app.get_option("--eval"));  // there is no test set; predict uses the model
   mm::training::add_labels_option(app, options.labels, options.sources.files);
   return mm::training::run_program(app, argc, argv, [&] { return train_run(app, options); });

@@ -30,6 +30,7 @@ template <class O, class Visit>
 requires std::same_as<std::remove_const_t<O>, Options>
 void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
+  mm::training::visit_imbalance_options(o, visit);
   visit(mm::training::OptionText{"dataset",
                                  "Decides the other options' defaults, as --method does: --help shows "
                                  "them"},

@@ -12,9 +12,9 @@
 #include <mixmatch/methods/uda.hpp>
 #include <mixmatch/methods/vat.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/nn/precision.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/step/learner.hpp>
-#include <mixmatch/nn/precision.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -62,6 +62,49 @@ TEST_CASE("supervised: golden loss and gradient") {
   mm::training::Learner learner(in.model);
   const auto loss = mm::methods::Supervised()(learner, in.batch, method_step(0), kNoGenerator);
   check_golden(in, loss, supervised_golden(in), 0);
+}
+
+TEST_CASE("methods: the labeled loss takes adjusted logits, and nothing else does") {
+  const std::vector<double> added{-.5, -2, -1};
+  for_each_method([&](auto method, const std::string& name) {
+    INFO(name);
+    const auto loss_of = [&](const Tensor& adjustment) {
+      MethodInput in;
+      if (name == "mixmatch") {
+        in.batch.weak = {in.batch.weak[0].narrow(0, 0, 2), in.batch.weak[1].narrow(0, 0, 2)};
+        in.batch.hidden_labels = in.batch.hidden_labels.narrow(0, 0, 2);
+      }
+      mm::EmaModel ema(in.model);
+      mm::training::Learner learner(in.model, ema);
+      in.batch.logit_adjustment = adjustment;
+      return method(learner, in.batch, method_step(0), seeded(1));
+    };
+    const auto plain = loss_of({}), none = loss_of(torch::zeros({3})),
+               adjusted = loss_of(torch::tensor(added));
+    const double labeled = reported(adjusted, "loss_labeled");
+    CHECK(reported(none, "loss_labeled") == Approx(reported(plain, "loss_labeled")).epsilon(1e-12));
+    CHECK(std::abs(labeled - reported(plain, "loss_labeled")) > 0.01);
+    for (const auto& [key, value] : plain.values) {
+      if (key != "loss_labeled") {
+        CHECK(reported(adjusted, key) == Approx(reported(plain, key)).epsilon(1e-12).margin(1e-12));
+      }
+    }
+    if (name != "mixmatch" && name != "mixup") {  // whose rows are mixed
+      const MethodInput in;
+      const auto w = matrix_of(in.model->weight.detach()), x = matrix_of(in.batch.labeled);
+      double expected = 0;
+      for (size_t i = 0; i < 2; ++i) {
+        std::vector<double> terms;
+        double sum = 0;
+        for (size_t c = 0; c < 3; ++c) {
+          terms.push_back(std::exp(w[c][0] * x[i][0] + w[c][1] * x[i][1] + added[c]));
+          sum += terms.back();
+        }
+        expected -= std::log(terms[i == 0 ? 2 : 0] / sum) / 2;
+      }
+      CHECK(labeled == Approx(expected).epsilon(1e-6));
+    }
+  });
 }
 
 TEST_CASE("pseudo_label: golden loss and gradient; rows below the threshold count as 0 in the mean") {

@@ -1,5 +1,8 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
+#include <mixmatch/step/learner.hpp>
+
+#include <string>
 
 #include "catch.hpp"
 #include "model_zoo.hpp"
@@ -65,6 +68,70 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
   CHECK(torch::allclose(loss.total, total));
   CHECK(torch::allclose(model->dense->weight.grad(), twin->dense->weight.grad(), 1e-4, 1e-6));
   CHECK(torch::equal(model->norm->running_mean, twin->norm->running_mean));
+  CHECK(torch::equal(one.get_state(), two.get_state()));
+}
+
+TEST_CASE("MixMatch: with a filter and adjusted logits it equals the steps written out") {
+  torch::manual_seed(1);
+  HeldNet model;
+  HeldNet twin(std::dynamic_pointer_cast<HeldNetImpl>(model->clone()));
+  const Rows rows;
+  Batch batch{rows.x,
+              rows.labels,
+              {rows.u + 0.1 * torch::randn_like(rows.u), rows.u + 0.1 * torch::randn_like(rows.u)},
+              at::full({4}, -1, at::TensorOptions(at::kLong))};
+  batch.logit_adjustment = torch::tensor({-.5, -2.});
+  auto one = seeded(5), two = seeded(5);
+  const auto prior = torch::tensor({.7, .3});
+  methods::MixMatch method(MixMatchOptions(), RampedLossOptions().lambda_u(10).rampup_steps(4),
+                           GuessFilter(GuessFilterOptions().prior(prior).open_set(true)));
+  training::Learner learner(model);
+  const auto loss = method(learner, batch, at::full({}, 2, at::TensorOptions(at::kLong)), one);
+  loss.total.backward();
+
+  Tensor q, kept;
+  {
+    torch::NoGradGuard no_grad;
+    BatchNormFreeze freeze(twin);
+    const Tensor logits1 = twin->forward(batch.weak[0]), logits2 = twin->forward(batch.weak[1]);
+    const Tensor scaled = (torch::softmax(logits1, 1) + torch::softmax(logits2, 1)) / 2 * prior / 0.5;
+    q = sharpen(scaled / scaled.sum(1, true), 0.5);
+    const Tensor energy = (torch::logsumexp(logits1, 1) + torch::logsumexp(logits2, 1)) / 2;
+    kept = energy.gt(energy.mean() - energy.std(/*unbiased=*/false)).to(at::kFloat);
+  }
+  REQUIRE(kept.sum().item<double>() > 0);
+  REQUIRE(kept.sum().item<double>() < 4);
+  const auto mixed = mixup(torch::cat({batch.labeled, batch.weak[0], batch.weak[1]}),
+                           torch::cat({mixmatch::one_hot(batch.labels, 2), q, q}), MixUpOptions(), two);
+  auto batches =
+      interleave({mixed.inputs.narrow(0, 0, 4), mixed.inputs.narrow(0, 4, 4), mixed.inputs.narrow(0, 8, 4)});
+  std::vector<Tensor> logits{twin->forward(batches[0])};
+  {
+    BatchNormFreeze freeze(twin);
+    logits.push_back(twin->forward(batches[1]));
+    logits.push_back(twin->forward(batches[2]));
+  }
+  logits = interleave(logits);
+  const Tensor log_p = torch::log_softmax(logits[0] + batch.logit_adjustment, 1);
+  const Tensor labeled = -(mixed.targets.narrow(0, 0, 4) * log_p).sum(1).mean();
+  const Tensor squares =
+      (torch::softmax(torch::cat({logits[1], logits[2]}), 1) - mixed.targets.narrow(0, 4, 8)).square();
+  const Tensor unlabeled = (squares.mean(1) * torch::cat({kept, kept})).mean();
+  (labeled + 5 * unlabeled).backward();
+
+  const auto value = [&loss](const std::string& name) {
+    for (const auto& [key, number] : loss.values) {
+      if (key == name) {
+        return number.item<double>();
+      }
+    }
+    FAIL("no value " << name);
+    return 0.0;
+  };
+  CHECK(value("loss_labeled") == Approx(labeled.item<double>()).epsilon(1e-5));
+  CHECK(value("loss_unlabeled") == Approx(unlabeled.item<double>()).epsilon(1e-4));
+  CHECK(value("open_set_rate") == Approx(1 - kept.mean().item<double>()));
+  CHECK(torch::allclose(model->dense->weight.grad(), twin->dense->weight.grad(), 1e-4, 1e-6));
   CHECK(torch::equal(one.get_state(), two.get_state()));
 }
 

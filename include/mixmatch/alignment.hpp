@@ -4,6 +4,7 @@
 #include <torch/serialize.h>
 #include <torch/types.h>
 #include <mixmatch/detail/describe.hpp>
+#include <mixmatch/logit_adjustment.hpp>
 
 #include <cstdint>
 #include <string>
@@ -35,12 +36,7 @@ struct DistributionAlignmentOptions {
 class DistributionAlignment {
  public:
   explicit DistributionAlignment(const Tensor& prior, const DistributionAlignmentOptions& options = {}) {
-    TORCH_CHECK(
-        prior.defined() && prior.dim() == 1 && prior.size(0) >= 1 && at::isFloatingType(prior.scalar_type()),
-        "DistributionAlignment: prior must be floating-point [L], got ", detail::type_and_sizes(prior));
-    TORCH_CHECK(prior.isfinite().all().item<bool>() && prior.ge(0).all().item<bool>() &&
-                    prior.sum().item<double>() > 0,
-                "DistributionAlignment: prior must hold finite shares >= 0 that are not all 0");
+    detail::check_prior("DistributionAlignment", prior);
     TORCH_CHECK(options.window() >= 1, "DistributionAlignment: window must be >= 1, got ", options.window());
     const torch::NoGradGuard no_grad;
     prior_ = (prior / prior.sum()).to(at::kFloat);

@@ -44,6 +44,24 @@ inline Tensor guess_composite(const std::vector<Tensor>& logits, double temperat
   return sharpen_(mean, temperature, -1);
 }
 
+/// The logits of the passes that guess labels, in a scope without gradient.
+template <class Model>
+std::vector<Tensor> guess_logits(const char* function, Model& model, const std::vector<Tensor>& views,
+                                 const GuessLabelsOptions& options) {
+  TORCH_CHECK(!views.empty(), function, ": views must hold at least one augmented batch, got none");
+  std::vector<Tensor> logits;
+  if (options.update_batch_norm()) {
+    for (const Tensor& view : views) {
+      logits.push_back(forward(model, view));
+    }
+  } else {
+    const auto frozen = freeze_batch_norm(model);
+    logits = forward_each(model, views);
+  }
+  forget_autocast_copies();
+  return logits;
+}
+
 }  // namespace detail
 
 /// sharpen(mean over k of softmax(logits[k]), temperature), without gradient: Algorithm 1, lines 7-8, from
@@ -77,19 +95,9 @@ inline Tensor guess_labels_from_logits(const std::vector<Tensor>& logits, double
 /// `update_batch_norm` is set. The one result serves all K views. Draws nothing itself.
 template <class Model>
 Tensor guess_labels(Model& model, const std::vector<Tensor>& views, const GuessLabelsOptions& options = {}) {
-  TORCH_CHECK(!views.empty(), "guess_labels: views must hold at least one augmented batch, got none");
   torch::NoGradGuard no_grad;
-  std::vector<Tensor> logits;
-  if (options.update_batch_norm()) {
-    for (const Tensor& view : views) {
-      logits.push_back(forward(model, view));
-    }
-  } else {
-    const auto frozen = freeze_batch_norm(model);
-    logits = forward_each(model, views);
-  }
-  detail::forget_autocast_copies();
-  return guess_labels_from_logits(logits, options.temperature());
+  return guess_labels_from_logits(detail::guess_logits("guess_labels", model, views, options),
+                                  options.temperature());
 }
 
 }  // namespace mixmatch

@@ -10,8 +10,11 @@
 #include <mixmatch/alignment.hpp>
 #include <mixmatch/annealing.hpp>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/energy_gate.hpp>
+#include <mixmatch/guess_filter.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/interleave.hpp>
+#include <mixmatch/logit_adjustment.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/mixup.hpp>

@@ -138,10 +138,11 @@ inline void check_rows_alike(const BatchNames& names, const Tensor& labeled, con
               unlabeled.device());
 }
 
-template <class Model>
-MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const Tensor& labeled_view,
-                                  const Tensor& labels, const std::vector<Tensor>& views,
-                                  const MixMatchOptions& options) {
+/// with_guessed_labels(), with the guesses that `guess_of()` gives, [U, L], once the rows are checked.
+template <class Guess>
+MixMatchBatch with_guesses(const BatchNames& names, const Tensor& labeled_view, const Tensor& labels,
+                           const std::vector<Tensor>& views, const MixMatchOptions& options,
+                           Guess&& guess_of) {
   TORCH_CHECK(!views.empty() && static_cast<int64_t>(views.size()) == options.num_augmentations(),
               names.function, ": expected num_augmentations = ", options.num_augmentations(), " views, got ",
               views.size());
@@ -157,7 +158,7 @@ MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const T
   if (MixPartners(names, options.mix_mode()).join_rows()) {
     check_rows_alike(names, labeled_view, views.front());
   }
-  const Tensor guess = guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
+  const Tensor guess = guess_of();
   Tensor targets = labels;
   if (!at::isFloatingType(labels.scalar_type())) {
     targets = one_hot(labels, guess.size(1), guess.scalar_type());
@@ -168,6 +169,15 @@ MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const T
     targets = labels.to(guess.scalar_type());
   }
   return {labeled_view, targets, join_rows(views), guess.repeat({options.num_augmentations(), 1})};
+}
+
+template <class Model>
+MixMatchBatch with_guessed_labels(const BatchNames& names, Model& model, const Tensor& labeled_view,
+                                  const Tensor& labels, const std::vector<Tensor>& views,
+                                  const MixMatchOptions& options) {
+  return with_guesses(names, labeled_view, labels, views, options, [&] {
+    return guess_labels(model, views, GuessLabelsOptions().temperature(options.temperature()));
+  });
 }
 
 /// Algorithm 1, line 5: K augmentations of the unlabeled rows.

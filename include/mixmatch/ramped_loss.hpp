@@ -62,13 +62,15 @@ class RampedLoss {
   }
 
   /// The loss at a step that is a tensor, int64 [] on the device of the logits or the CPU: nothing waits for
-  /// a device, so that a step that is captured in a graph ramps at each replay.
+  /// a device, so that a step that is captured in a graph ramps at each replay. `mask`, if defined: weights
+  /// of the unlabeled rows, as masked_softmax_mse() takes them.
   RampedLossTensors operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
-                               const Tensor& targets_u, const Tensor& step) const {
+                               const Tensor& targets_u, const Tensor& step, const Tensor& mask = {}) const {
     RampedLossTensors out;
     out.weight = weight(step);
     out.labeled = soft_cross_entropy(logits_x, targets_x);
-    out.unlabeled = softmax_mse(logits_u, targets_u);
+    out.unlabeled =
+        mask.defined() ? masked_softmax_mse(logits_u, targets_u, mask) : softmax_mse(logits_u, targets_u);
     out.total = out.labeled + out.weight.to(out.unlabeled.scalar_type()) * out.unlabeled;
     return out;
   }

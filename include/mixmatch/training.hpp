@@ -14,6 +14,7 @@
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>
+#include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>
 #include <mixmatch/program/training_options.hpp>

@@ -2,6 +2,7 @@
 
 #include <torch/arg.h>
 #include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/guess_filter.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
 #include <mixmatch/one_hot.hpp>
@@ -9,6 +10,8 @@
 #include <mixmatch/step/step_loss.hpp>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 namespace mixmatch::methods {
 
@@ -25,11 +28,13 @@ struct FixMatchOptions {
 ///     L = CE(x) + weight 1/U sum_u [max p(weak u) >= threshold] CE(strong u, arg max p(weak u))
 ///
 /// One weak and one strong view. All rows go through the model in one pass, which moves batch-norm
-/// statistics, as in the authors' code; no gradient passes through the weak view. Draws nothing. Reports the
-/// two terms, the share of rows that are selected, and how many of those are right.
+/// statistics, as in the authors' code; no gradient passes through the weak view. Draws nothing. With
+/// a filter p is aligned, and rows that it leaves out are not selected. Reports the two terms, the share of
+/// rows that are selected, and how many of those are right.
 class FixMatch {
  public:
-  explicit FixMatch(const FixMatchOptions& options = {}) : options_(options) {
+  explicit FixMatch(const FixMatchOptions& options = {}, GuessFilter filter = GuessFilter())
+      : options_(options), filter_(std::move(filter)) {
     TORCH_CHECK(options.threshold() >= 0 && options.threshold() <= 1,
                 "FixMatch: threshold must be in [0, 1], got ", options.threshold());
     TORCH_CHECK(options.weight() >= 0 && std::isfinite(options.weight()),
@@ -41,25 +46,33 @@ class FixMatch {
 
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& /*step*/,
-                      const at::Generator& /*generator*/) const {
+                      const at::Generator& /*generator*/) {
     const auto logits = detail::joint_pass(model, batch);
-    const Tensor labeled =
-        soft_cross_entropy(logits.labeled, mixmatch::one_hot(batch.labels, logits.labeled.size(1)));
-    const auto selected = select_confident(torch::softmax(mixmatch::detail::float_logits(logits.weak), 1),
-                                           options_.threshold());
+    const Tensor labeled = soft_cross_entropy(batch.for_labeled(logits.labeled),
+                                              mixmatch::one_hot(batch.labels, logits.labeled.size(1)));
+    const auto guess = filter_({logits.weak});
+    auto selected = select_confident(guess.probabilities, options_.threshold());
+    selected.mask = guess.kept(selected.mask);
     const Tensor unlabeled = masked_cross_entropy(logits.strong, selected.labels, selected.mask);
     const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
-    return {labeled + options_.weight() * unlabeled,
-            {{"loss_labeled", labeled},
-             {"loss_unlabeled", unlabeled},
-             {"guess_confidence", selected.confidence.mean()},
-             {"guess_class_entropy", classes},
-             {"mask_rate", selected.mask.mean()},
-             {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
+    return guess.reported(StepLoss{labeled + options_.weight() * unlabeled,
+                                   {{"loss_labeled", labeled},
+                                    {"loss_unlabeled", unlabeled},
+                                    {"guess_confidence", selected.confidence.mean()},
+                                    {"guess_class_entropy", classes},
+                                    {"mask_rate", selected.mask.mean()},
+                                    {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}});
   }
+
+  /// The filter's.
+  std::vector<Tensor> state() const { return filter_.state(); }
+  void save(torch::serialize::OutputArchive& archive) const { filter_.save(archive); }
+  void load(torch::serialize::InputArchive& archive) { filter_.load(archive); }
+  void to(torch::Device device) { filter_.to(device); }
 
  private:
   FixMatchOptions options_;
+  GuessFilter filter_;
 };
 
 }  // namespace mixmatch::methods

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/guess_filter.hpp>
 #include <mixmatch/interleave.hpp>
 #include <mixmatch/methods/detail/consistency.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
@@ -14,12 +15,35 @@
 namespace mixmatch::methods {
 
 /// `total` carries the gradient; `weight` is lambda_u at this step, float64 []; `guesses` [U, L] are the
-/// sharpened labels of the unlabeled rows before any mixing, to watch their quality.
+/// sharpened labels of the unlabeled rows before any mixing, to watch their quality, and `filtered` says with
+/// them which rows were left out.
 struct MixMatchLoss {
   Tensor total, labeled, unlabeled, weight, guesses;
+  FilteredGuess filtered;
 };
 
 namespace detail {
+
+template <class Model>
+MixMatchLoss mixmatch_loss_of_batch(const mixmatch::detail::BatchNames& names, Model& model,
+                                    const Batch& batch, const Tensor& step, const RampedLoss& criterion,
+                                    const MixMatchOptions& options, GuessFilter& filter,
+                                    const std::optional<at::Generator>& generator) {
+  FilteredGuess guess;
+  const auto guessed =
+      mixmatch::detail::with_guesses(names, batch.labeled, batch.labels, batch.weak, options, [&] {
+        guess =
+            guess_labels(model, batch.weak, GuessLabelsOptions().temperature(options.temperature()), filter);
+        return guess.probabilities;
+      });
+  const auto mixed = mixmatch::detail::mix_labeled_unlabeled(names, guessed, options, generator);
+  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
+  const Tensor mask =
+      guess.weights.defined() ? guess.weights.repeat({options.num_augmentations()}) : Tensor();
+  const auto loss = criterion(batch.for_labeled(logits.labeled), mixed.labeled_targets, logits.unlabeled,
+                              mixed.unlabeled_targets, step, mask);
+  return {loss.total, loss.labeled, loss.unlabeled, loss.weight, guess.probabilities, guess};
+}
 
 template <class Model>
 MixMatchLoss mixmatch_loss_of_views(const mixmatch::detail::BatchNames& names, Model& model,
@@ -27,13 +51,9 @@ MixMatchLoss mixmatch_loss_of_views(const mixmatch::detail::BatchNames& names, M
                                     const std::vector<Tensor>& views, const Tensor& step,
                                     const RampedLoss& criterion, const MixMatchOptions& options,
                                     const std::optional<at::Generator>& generator) {
-  const auto guessed = mixmatch::detail::with_guessed_labels(names, model, labeled, labels, views, options);
-  const auto mixed = mixmatch::detail::mix_labeled_unlabeled(names, guessed, options, generator);
-  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
-  const auto loss =
-      criterion(logits.labeled, mixed.labeled_targets, logits.unlabeled, mixed.unlabeled_targets, step);
-  return {loss.total, loss.labeled, loss.unlabeled, loss.weight,
-          guessed.unlabeled_targets.narrow(0, 0, views.front().size(0))};
+  GuessFilter nothing;
+  return mixmatch_loss_of_batch(names, model, Batch{labeled, labels, views, {}}, step, criterion, options,
+                                nothing, generator);
 }
 
 }  // namespace detail
@@ -81,27 +101,36 @@ MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labele
                                         generator);
 }
 
-/// MixMatch as a method of a training step: mixmatch_loss_of_views() of a batch, K being its weak views.
-/// Reports the loss's two terms, lambda_u and the quality of the guesses.
+/// MixMatch as a method of a training step: mixmatch_loss_of_views() of a batch, K being its weak views. With
+/// a filter guesses are aligned before they are sharpened, and the loss of an unlabeled row counts as its own
+/// image does, which makes most of the mixed one. Reports the loss's two terms, lambda_u and the quality of
+/// the guesses.
 class MixMatch {
  public:
-  explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {})
-      : mixing_(std::move(mixing)), criterion_(loss) {}
+  explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {},
+                    GuessFilter filter = GuessFilter())
+      : mixing_(std::move(mixing)), criterion_(loss), filter_(std::move(filter)) {}
 
   int64_t weak_views() const { return mixing_.num_augmentations(); }
 
   template <class Model>
-  StepLoss operator()(Model& model, const Batch& batch, const Tensor& step,
-                      const at::Generator& generator) const {
-    const auto loss = mixmatch_loss_of_views(model, batch.labeled, batch.labels, batch.weak, step, criterion_,
-                                             mixing_, generator);
-    return detail::with_guess_quality(loss.total, loss.labeled, loss.unlabeled, loss.weight, loss.guesses,
-                                      batch);
+  StepLoss operator()(Model& model, const Batch& batch, const Tensor& step, const at::Generator& generator) {
+    const auto loss = detail::mixmatch_loss_of_batch({"MixMatch", "labeled", "weak"}, model, batch, step,
+                                                     criterion_, mixing_, filter_, generator);
+    return loss.filtered.reported(detail::with_guess_quality(loss.total, loss.labeled, loss.unlabeled,
+                                                             loss.weight, loss.guesses, batch));
   }
+
+  /// The filter's.
+  std::vector<Tensor> state() const { return filter_.state(); }
+  void save(torch::serialize::OutputArchive& archive) const { filter_.save(archive); }
+  void load(torch::serialize::InputArchive& archive) { filter_.load(archive); }
+  void to(torch::Device device) { filter_.to(device); }
 
  private:
   MixMatchOptions mixing_;
   RampedLoss criterion_;
+  GuessFilter filter_;
 };
 
 }  // namespace mixmatch::methods

@@ -36,7 +36,8 @@ class MixUp {
     const Tensor guesses = guess_labels(model, {batch.weak.at(0)}, GuessLabelsOptions().temperature(1));
     const Tensor labels = mixmatch::one_hot(batch.labels, guesses.size(1), guesses.scalar_type());
     const auto mixed_x = mixup(batch.labeled, labels, mixing_, generator);
-    const Tensor labeled = soft_cross_entropy(forward(model, mixed_x.inputs), mixed_x.targets);
+    const Tensor labeled =
+        soft_cross_entropy(batch.for_labeled(forward(model, mixed_x.inputs)), mixed_x.targets);
 
     const auto frozen = freeze_batch_norm(model);
     const auto mixed_u = mixup(batch.weak.at(0), guesses, mixing_, generator);

@@ -10,11 +10,11 @@ namespace mixmatch::methods {
 
 namespace detail {
 
-/// Cross-entropy on the labeled images, mean over rows: the first term of every method that does not mix
-/// them.
+/// Cross-entropy on the labeled images, mean over rows, of adjusted logits (Batch::for_labeled()): the first
+/// term of every method that does not mix them.
 template <class Model>
 Tensor labeled_loss(Model& model, const Batch& batch) {
-  const Tensor logits = forward(model, batch.labeled);
+  const Tensor logits = batch.for_labeled(forward(model, batch.labeled));
   return soft_cross_entropy(logits, mixmatch::one_hot(batch.labels, logits.size(1)));
 }
 

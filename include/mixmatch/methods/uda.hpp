@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <mixmatch/annealing.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
+#include <mixmatch/guess_filter.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
 #include <mixmatch/selection.hpp>
@@ -10,6 +11,8 @@
 #include <mixmatch/step/step_loss.hpp>
 
 #include <cmath>
+#include <utility>
+#include <vector>
 
 namespace mixmatch::methods {
 
@@ -35,11 +38,13 @@ struct UdaOptions {
 ///
 /// One weak and one strong view; annealed_cross_entropy() at annealing_threshold(). All rows go through the
 /// model in one pass, which moves batch-norm statistics, as in the authors' code; no gradient passes through
-/// the weak view. Draws nothing. Reports the two terms, the annealing's threshold and the share of labeled
-/// rows that it keeps, the share of unlabeled rows that are selected, and how many of those are right.
+/// the weak view. Draws nothing. With a filter p is aligned, and rows that it leaves out are not selected.
+/// Reports the two terms, the annealing's threshold and the share of labeled rows that it keeps, the share of
+/// unlabeled rows that are selected, and how many of those are right.
 class Uda {
  public:
-  explicit Uda(const UdaOptions& options = {}) : options_(options) {
+  explicit Uda(const UdaOptions& options = {}, GuessFilter filter = GuessFilter())
+      : options_(options), filter_(std::move(filter)) {
     TORCH_CHECK(options.temperature() >= 0, "Uda: temperature must be >= 0, got ", options.temperature());
     TORCH_CHECK(options.threshold() >= 0 && options.threshold() <= 1,
                 "Uda: threshold must be in [0, 1], got ", options.threshold());
@@ -53,31 +58,38 @@ class Uda {
 
   template <class Model>
   StepLoss operator()(Model& model, const Batch& batch, const Tensor& step,
-                      const at::Generator& /*generator*/) const {
+                      const at::Generator& /*generator*/) {
     const auto logits = detail::joint_pass(model, batch);
     const Tensor limit =
         annealing_threshold(step, options_.total_steps(), logits.labeled.size(1), options_.annealing());
-    const auto labeled = annealed_cross_entropy(logits.labeled, batch.labels, limit);
+    const auto labeled = annealed_cross_entropy(batch.for_labeled(logits.labeled), batch.labels, limit);
 
-    const Tensor prediction = torch::softmax(mixmatch::detail::float_logits(logits.weak), 1);
-    auto selected = select_confident(prediction, options_.threshold());
-    selected.mask = selected.confidence.gt(options_.threshold()).to(prediction.scalar_type());
-    const Tensor unlabeled =
-        masked_kl_divergence(logits.strong, sharpen(prediction, options_.temperature()), selected.mask);
+    const auto guess = filter_({logits.weak});
+    auto selected = select_confident(guess.probabilities, options_.threshold());
+    selected.mask = guess.kept(selected.confidence.gt(options_.threshold()).to(selected.mask.scalar_type()));
+    const Tensor unlabeled = masked_kl_divergence(
+        logits.strong, sharpen(guess.probabilities, options_.temperature()), selected.mask);
     const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
-    return {labeled.loss + options_.weight() * unlabeled,
-            {{"loss_labeled", labeled.loss},
-             {"loss_unlabeled", unlabeled},
-             {"annealing_threshold", limit},
-             {"annealing_rate", labeled.kept},
-             {"guess_confidence", selected.confidence.mean()},
-             {"guess_class_entropy", classes},
-             {"mask_rate", selected.mask.mean()},
-             {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
+    return guess.reported(StepLoss{labeled.loss + options_.weight() * unlabeled,
+                                   {{"loss_labeled", labeled.loss},
+                                    {"loss_unlabeled", unlabeled},
+                                    {"annealing_threshold", limit},
+                                    {"annealing_rate", labeled.kept},
+                                    {"guess_confidence", selected.confidence.mean()},
+                                    {"guess_class_entropy", classes},
+                                    {"mask_rate", selected.mask.mean()},
+                                    {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}});
   }
+
+  /// The filter's.
+  std::vector<Tensor> state() const { return filter_.state(); }
+  void save(torch::serialize::OutputArchive& archive) const { filter_.save(archive); }
+  void load(torch::serialize::InputArchive& archive) { filter_.load(archive); }
+  void to(torch::Device device) { filter_.to(device); }
 
  private:
   UdaOptions options_;
+  GuessFilter filter_;
 };
 
 }  // namespace mixmatch::methods

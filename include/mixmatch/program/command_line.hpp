@@ -11,6 +11,7 @@
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/own_pictures.hpp>
+#include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/memory.hpp>
@@ -224,6 +225,18 @@ inline TrainingOptions with_config(TrainingOptions o, const Config& stored) {
   add_options(app, o, /*all=*/true);
   adopt_config(app, stored, o);
   return o;
+}
+
+/// Puts the settings in the place of what the command line leaves open, and says so on stdout, a line each.
+inline void use_suggested(CLI::App& app, const std::vector<SuggestedSetting>& settings) {
+  for (const auto& [name, value, reason] : settings) {
+    CLI::Option* option = app.get_option("--" + name);
+    if (option->count() == 0) {
+      option->add_result(value);
+      option->run_callback();
+      print_message(stdout, "--{} {}: {}\n", name, value, reason);
+    }
+  }
 }
 
 /// The value of an option that decides the other options' defaults, before they are parsed: the last one

@@ -18,6 +18,7 @@
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
+#include <mixmatch/run/metrics_table.hpp>
 
 #include <cmath>
 #include <limits>
@@ -76,6 +77,12 @@ inline std::string confusion_csv(const Tensor& confusion, const std::vector<std:
     text += "\n";
   }
   return text;
+}
+
+/// The last share of unlabeled rows that a run left out as of no class; NaN where it has no gate.
+inline double last_open_set_rate(const MetricsTable& metrics) {
+  const auto rates = metrics.column("open_set_rate");
+  return rates.empty() ? std::numeric_limits<double>::quiet_NaN() : rates.back();
 }
 
 /// Whether confidences are calibrated, and by what.
@@ -163,6 +170,10 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                      .set("recalibrated_" + kind + "_error", recalibrated.raw)
                      .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
                      .set("seconds_per_step", run.seconds_per_step());
+  const double open_set_rate = detail::last_open_set_rate(run.metrics());
+  if (!std::isnan(open_set_rate)) {
+    summary.set("open_set_rate", open_set_rate);
+  }
   Report report;
   Tensor probabilities;
   double balanced = 0, calibration_error = 0, scaled_calibration_error = 0;  // in percent
@@ -222,6 +233,10 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     }
     report.wrong_examples = wrong_examples(judged, probabilities, 24);
   }
+  if (!std::isnan(open_set_rate)) {
+    print_message(stdout, "left out as of no class: {:.1f} % of the unlabeled images of the last steps\n",
+                  100 * open_set_rate);
+  }
   report.metrics = run.metrics();
   report.config = config_of(o);
   const auto percent = [&](const std::string& name, double error) {
@@ -243,6 +258,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
   if (has_test) {
     percent("validation error, averaged weights", validation_error);
   }
+  percent("unlabeled images left out as of no class", 100 * open_set_rate);
   percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
   percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
   report.summary.emplace_back("confidences", detail::confidence_text(confidence));

@@ -140,7 +140,7 @@ inline void save_split(const std::filesystem::path& path, const TrainingOptions&
 
 /// Throws where options and data do not fit, before anything is written: a class among them that has images
 /// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
-/// instead). o.labels and o.validation then are how many there are, whoever drew them.
+/// instead). o.labels, o.validation and o.class_counts then are how many there are, whoever drew them.
 inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_class = true) {
   TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
               " must be less than the images' size, ", data.pool.image_size());
@@ -162,6 +162,12 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
         lost;
     TORCH_CHECK(!every_class, text);
     print_message(stderr, "the fold leaves{}\n", lost);
+  }
+  const Tensor counts =
+      at::bincount(data.pool.labels_of(data.split.labeled, torch::kCPU), {}, data.pool.num_classes());
+  o.class_counts.assign(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
+  if (o.alignment == "prior") {
+    parse_prior(o.prior, data.pool.num_classes());
   }
   o.labels = data.split.labeled.size(0);
   o.validation = data.split.validation.size(0);

@@ -6,10 +6,14 @@
 #include <mixmatch/augment/random_resized_crop.hpp>
 #include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/training_data.hpp>
+#include <mixmatch/detail/io/parse_number.hpp>
+#include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/detail/io/shell_quote.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/guess_filter.hpp>
 #include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/logit_adjustment.hpp>
 #include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
@@ -25,6 +29,7 @@
 #include <mixmatch/step/trainer.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <concepts>
 #include <cstdint>
 #include <cstdio>
@@ -85,6 +90,7 @@ struct TrainingOptions {
   int64_t warmup_steps = 0;
   double lambda_u = 75;
   int64_t rampup_steps = 16384;  ///< -1: check_options() puts 40 % of the steps in its place
+  std::string imbalance = "none", alignment = "none", prior, open_set = "none";
   double threshold = 0.95;
   std::string annealing = "linear";
   double entropy_weight = 0.06, radius = 6;
@@ -106,6 +112,8 @@ struct TrainingOptions {
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
   double target_precision = 0.95;  ///< see ConfidenceRule
+  // No option: of adopt_data(), how many labeled images each class has.
+  std::vector<int64_t> class_counts;
 };
 
 /// What an option is for.
@@ -137,6 +145,9 @@ struct ChoiceOrFile {
 struct Off {};
 
 namespace detail {
+
+/// Those that have a GuessFilter.
+inline std::vector<std::string> filtering_methods() { return {"mixmatch", "uda", "fixmatch"}; }
 
 inline Choice model_names() {
   Choice names{"wide_resnet"};
@@ -279,6 +290,30 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.target_precision, Real{0, 1});
 }
 
+/// visit() for the options of data whose classes are unequal, or whose unlabeled images are of none: of the
+/// programs whose method is with_method()'s.
+template <class Options, class Visit>
+void visit_imbalance_options(Options& o, Visit&& visit) {
+  using R = OptionRole;
+  visit(
+      OptionText{"imbalance",
+                 "Labeled classes of unequal size: batches in which each comes as often, or the logarithm of "
+                 "its share on its logit in the loss"},
+      o.imbalance, Choice{"none", "balanced_batches", "logit_adjustment"});
+  visit(
+      OptionText{"alignment",
+                 "Which distribution of classes guessed labels are aligned to: the labeled images', the same "
+                 "for all, or --prior",
+                 R::run, detail::filtering_methods()},
+      o.alignment, Choice{"none", "labeled", "uniform", "prior"});
+  visit(OptionText{"prior", "For --alignment prior: the classes' shares in their order, as 5,3,2", R::run,
+                   detail::filtering_methods()},
+        o.prior);
+  visit(OptionText{"open-set", "energy: leave unlabeled images out that look like no class", R::run,
+                   detail::filtering_methods()},
+        o.open_set, Choice{"none", "energy"});
+}
+
 /// The overload that a program's own options have in its place.
 template <class Options, class Visit>
 requires std::same_as<std::remove_const_t<Options>, TrainingOptions>
@@ -306,6 +341,46 @@ std::vector<std::string> changeable_of(const Options& o) {
     }
   });
   return names;
+}
+
+/// --prior as shares, float64 [num_classes]. Throws on anything but as many numbers >= 0, not all 0.
+inline Tensor parse_prior(const std::string& text, int64_t num_classes) {
+  std::vector<double> shares;
+  size_t begin = 0;
+  bool right = true;
+  while (begin <= text.size()) {
+    const size_t end = std::min(text.find(',', begin), text.size());
+    const auto number = mixmatch::detail::parse_number<double>(text.substr(begin, end - begin));
+    right = right && number.has_value() && *number >= 0 && std::isfinite(*number);
+    shares.push_back(number.value_or(0));
+    begin = end + 1;
+  }
+  right = right && std::any_of(shares.begin(), shares.end(), [](double share) { return share > 0; });
+  TORCH_CHECK(right && static_cast<int64_t>(shares.size()) == num_classes, "--prior: expected the shares of ",
+              num_classes, " classes, numbers >= 0 with commas between that are not all 0, got ",
+              text.empty() ? "nothing" : mixmatch::detail::printable_beginning(text, 80));
+  const Tensor prior = at::tensor(shares, at::kDouble);
+  return prior / prior.sum();
+}
+
+/// The labeled images' shares of the classes, float64 [L]. Throws before adopt_data().
+inline Tensor labeled_prior(const TrainingOptions& o) {
+  TORCH_CHECK(!o.class_counts.empty(), "labeled_prior: no data was adopted (adopt_data)");
+  const Tensor counts = at::tensor(o.class_counts, at::kLong).to(at::kDouble);
+  return counts / counts.sum();
+}
+
+/// What --alignment and --open-set ask for.
+inline GuessFilter guess_filter(const TrainingOptions& o) {
+  GuessFilterOptions options;
+  if (o.alignment == "labeled") {
+    options.prior(labeled_prior(o));
+  } else if (o.alignment == "uniform") {
+    options.prior(at::ones_like(labeled_prior(o)));
+  } else if (o.alignment == "prior") {
+    options.prior(parse_prior(o.prior, static_cast<int64_t>(o.class_counts.size())));
+  }
+  return GuessFilter(options.open_set(o.open_set == "energy"));
 }
 
 inline MixMatchOptions mixmatch_options(const TrainingOptions& o) {
@@ -367,6 +442,7 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
       .feed(FeedOptions()
                 .batch_size(o.batch)
                 .unlabeled_ratio(o.unlabeled_ratio)
+                .balanced(o.imbalance == "balanced_batches")
                 .weak_views(o.num_augmentations)
                 .seed(o.seed)
                 .augmentation(augment_options(o))
@@ -377,6 +453,7 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
       // Published statistics are no random start to be forgotten.
       .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
       .precision(parse_precision(o.precision))
+      .logit_adjustment(o.imbalance == "logit_adjustment" ? logit_adjustment(labeled_prior(o)) : Tensor())
       // TorchScript's executor looks at the host.
       .graph(o.graph && models::script_file_of(o.model).empty())
       .prefetch(o.prefetch);
@@ -541,6 +618,17 @@ inline void check_options(TrainingOptions& o) {
   TORCH_CHECK(models::script_file_of(o.model).empty() || (o.head == "random" && !o.freeze_statistics),
               "--model ", o.model, " has no head and no batch norms that are known: no --head ",
               o.freeze_statistics ? "and no --freeze-statistics" : o.head.c_str());
+  const auto filtering = detail::filtering_methods();
+  for (const auto& [name, value] : {std::pair{"alignment", o.alignment}, {"open-set", o.open_set}}) {
+    TORCH_CHECK(value == "none" || o.method == "supervised" ||
+                    std::find(filtering.begin(), filtering.end(), o.method) != filtering.end(),
+                "--", name, " ", value,
+                " is for guessed labels, those of mixmatch, uda and fixmatch; --method ", o.method,
+                " has none");
+  }
+  TORCH_CHECK((o.alignment == "prior") == !o.prior.empty(),
+              o.prior.empty() ? "--alignment prior needs --prior: the classes' shares"
+                              : "--prior is for --alignment prior, got --alignment " + o.alignment);
   TORCH_CHECK(o.schedule_steps != 0, "--schedule-steps must be > 0, or -1, got 0");
   if (o.lr_schedule != "constant" || o.method == "uda") {
     o.schedule_steps = schedule_length(o);

@@ -26,7 +26,7 @@ namespace mixmatch::training {
 template <class Visit>
 void visit_methods(const TrainingOptions& o, Visit&& visit) {
   using namespace methods;
-  visit("mixmatch", [&] { return MixMatch(mixmatch_options(o), ramped_loss_options(o)); });
+  visit("mixmatch", [&] { return MixMatch(mixmatch_options(o), ramped_loss_options(o), guess_filter(o)); });
   visit("supervised", [] { return Supervised(); });
   visit("pseudo_label", [&] { return PseudoLabel(o.threshold, ramped_loss_options(o)); });
   visit("pi_model", [&] { return PiModel(ramped_loss_options(o)); });
@@ -43,9 +43,12 @@ void visit_methods(const TrainingOptions& o, Visit&& visit) {
                    .threshold(o.threshold)
                    .weight(o.lambda_u)
                    .annealing(parse_annealing(o.annealing))
-                   .total_steps(schedule_length(o)));
+                   .total_steps(schedule_length(o)),
+               guess_filter(o));
   });
-  visit("fixmatch", [&] { return FixMatch(FixMatchOptions().threshold(o.threshold).weight(o.lambda_u)); });
+  visit("fixmatch", [&] {
+    return FixMatch(FixMatchOptions().threshold(o.threshold).weight(o.lambda_u), guess_filter(o));
+  });
 }
 
 /// The names that with_method() knows.

@@ -32,6 +32,8 @@ struct TrainerOptions {
   TORCH_ARG(bool, measure_convolutions) = false;
   /// Where the host reads the images: the next step's on a thread of its own.
   TORCH_ARG(bool, prefetch) = true;
+  /// Batch::logit_adjustment, floating-point [L] as logit_adjustment() gives; undefined: none.
+  TORCH_ARG(Tensor, logit_adjustment) = {};
 };
 
 /// The steps of a run: a batch, the method's loss under autocast, its gradient, the optimiser with decay of
@@ -53,7 +55,7 @@ struct TrainerOptions {
 /// boolean masks). `weak_views()` and `strong_views()`, if it has them, say how many augmentations of each
 /// unlabeled image it looks at. A method with state of its own keeps it in tensors that it changes in place,
 /// which `state()` returns (for the graph) and save(OutputArchive&) and load(InputArchive&) store (for the
-/// checkpoint). `state` must outlive the Trainer.
+/// checkpoint). One with `to(device)` is moved to the model's. `state` must outlive the Trainer.
 ///
 /// The same step on every device: on the CPU as it is written, on a GPU captured in a CUDA graph. Where the
 /// images are on the GPU, rows and images are drawn in the graph; else the host reads them, and the graph
@@ -86,6 +88,12 @@ class Trainer {
     TORCH_CHECK(feed_.device().is_cpu() || feed_.device() == device_,
                 "Trainer: the images must be on the CPU or on ", device_, ", the model's device, got ",
                 feed_.device());
+    if (options.logit_adjustment().defined()) {
+      options_.logit_adjustment(options.logit_adjustment().to(device_));
+    }
+    if constexpr (requires { method_.to(device_); }) {
+      method_.to(device_);
+    }
   }
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
@@ -156,7 +164,8 @@ class Trainer {
   Tensor on_device(const Tensor& tensor) const { return tensor.defined() ? tensor.to(device_) : tensor; }
 
   Tensor step() {
-    const Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
+    Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
+    batch.logit_adjustment = options_.logit_adjustment();
     StepLoss loss;
     {
       const auto statistics = learner_.training_step(step_);
