@@ -21,7 +21,7 @@ struct EnergyGateOptions {
 ///     s(u) > m_0
 ///
 /// s is the negative energy (Liu et al., arXiv 2010.03759, eq. 4),
-with m_0 and m_1 the means of the scores below and above (m_0 + m_1) / 2, moving averages that follow the
+/// with m_0 and m_1 the means of the scores below and above (m_0 + m_1) / 2, moving averages that follow the
 /// model: the threshold that divides scores best into two groups (Otsu 1979), by which foreign rows are told
 /// in Yu et al. (arXiv 2007.11330) too. To leave all of the lower group out would take half of the rows where
 /// none is foreign; its mean takes a third of them, and most of the foreign rows where there are some. There
