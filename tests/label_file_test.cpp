@@ -263,6 +263,27 @@ TEST_CASE("label file: corrected predictions count above the folders, and later 
   CHECK(text_of(label_pictures(dir.path(), {read_label_file(dir / "again.csv")}).list) == text_of(blank));
 }
 
+TEST_CASE("label file: the folders need not give all classes, nor any") {
+  TempDir dir;
+  touch(dir / "unlabeled/a.png");
+  touch(dir / "unlabeled/b.png");
+  touch(dir / "unlabeled/c.png");
+  touch(dir / "elsewhere.png");
+  const std::string csv = "file,label\na.png,cat\nunlabeled/b.png,dog\n";
+  const std::vector<std::string> expected{"unlabeled/a.png=cat", "unlabeled/b.png=dog", "unlabeled/c.png="};
+  CHECK(text_of(labeled_by(dir.path(), csv).list) == expected);
+  CHECK_THAT(error_of([&] { list_pictures(dir.path()); }), contains("has no directory \"labeled\""));
+  // One class by its folder, the other by the file; pictures of it are held out.
+  touch(dir / "train/cat/1.png");
+  touch(dir / "val/dog/2.png");
+  CHECK(text_of(labeled_by(dir.path(), csv).list) ==
+        std::vector<std::string>{"train/cat/1.png=cat", "unlabeled/a.png=cat", "unlabeled/b.png=dog",
+                                 "*val/dog/2.png=dog", "unlabeled/c.png="});
+  CHECK_THAT(error_of([&] { labeled_by(dir.path(), "file,label\na.png,cat\n"); }),
+             contains("all pictures of class \"dog\" are held out"));
+  CHECK_THAT(error_of([&] { list_pictures(dir.path()); }), contains("holds one class folder"));
+}
+
 TEST_CASE("label file: pictures that the layout holds out stay so, unless a row says otherwise") {
   TempDir dir;
   touch_folder(dir.path());

@@ -186,9 +186,9 @@ class LabelPictures {
     TORCH_CHECK(!error, loader, ": cannot read ", printable(root), ": ", error.message());
     named_root_ = (std::filesystem::absolute(root) / "").lexically_normal().parent_path();
     list_.root = root;
-    if (std::filesystem::is_directory(root / "labeled", error) ||
-        std::filesystem::is_directory(root / "train", error)) {
-      list_ = list_pictures(loader, root, strict);
+    const auto has = [&](const char* part) { return std::filesystem::is_directory(root / part, error); };
+    if (has("labeled") || has("train") || has("unlabeled")) {
+      list_ = list_pictures(loader, root, strict, /*complete=*/false);
       const auto* label = list_.labels.data_ptr<int64_t>();
       for (size_t i = 0; i < list_.files.size(); ++i) {
         const auto name = label[i] < 0 ? "" : list_.class_names[static_cast<size_t>(label[i])];
@@ -443,16 +443,17 @@ class LabelPictures {
 /// The pictures of a folder with the labels of `files` (read_label_file), each of which counts above those
 /// before it.
 ///
-/// Where DIR has "labeled" or "train", its pictures are those of list_pictures(), and what a row says counts
-/// above that; elsewhere the rows are all pictures that there are. A row names a file relative to DIR or to
-/// DIR/unlabeled, wherever below DIR that is, or by an absolute path; one that is not found so, by the row's
-/// `path`. Rows that name a file outside DIR (links are what they lead to, but for those of the layout
-/// itself) or none are left out, counted in `left_out`; if `strict`, the first of them throws.
+/// Where DIR has "labeled", "train" or "unlabeled", its pictures are those of list_pictures(), and what a row
+/// says counts above that; elsewhere the rows are all pictures that there are. A row names a file relative to
+/// DIR or to DIR/unlabeled, wherever below DIR that is, or by an absolute path; one that is not found so, by
+/// the row's `path`. Rows that name a file outside DIR (links are what they lead to, but for those of the
+/// layout itself) or none are left out, counted in `left_out`; if `strict`, the first of them throws.
 ///
 /// Classes are those that a picture has, in the order of their bytes; pictures come class by class, then
 /// those held out, then the unlabeled ones, in the order of their names. Throws c10::Error with one line as
-/// list_pictures(), and where two rows of a file disagree about a picture, a held-out one has no label,
-/// fewer than two classes have a picture, or all of a class are held out.
+/// list_pictures(), but that the folders need not give all classes, and where two rows of a file disagree
+/// about a picture, a held-out one has no label, fewer than two classes have a picture, or all of a class are
+/// held out.
 inline LabeledPictures label_pictures(const std::filesystem::path& dir, const std::vector<LabelFile>& files,
                                       bool strict = false) {
   detail::LabelPictures pictures("label_pictures", dir, strict);

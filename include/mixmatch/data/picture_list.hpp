@@ -8,6 +8,7 @@
 #include <mixmatch/detail/io/utf8.hpp>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -162,15 +163,17 @@ inline void check_strict(const char* loader, const PictureList& list, bool stric
   }
 }
 
-/// list_pictures() whose errors begin with `loader`.
-inline PictureList list_pictures(const char* loader, const std::filesystem::path& dir, bool strict) {
+/// list_pictures() whose errors begin with `loader`. Where the folders are not all that gives labels
+/// (`complete` false), there need be no class folders, and one class or held-out pictures alone will do.
+inline PictureList list_pictures(const char* loader, const std::filesystem::path& dir, bool strict,
+                                 bool complete = true) {
   using mixmatch::detail::printable;
   TORCH_CHECK(image_folder_exists(loader, dir), loader, ": no directory ", printable(dir));
   PictureList list;
   list.root = dir;
   leave_out_siblings(loader, dir, list);
   const std::string train = one_part(loader, dir, "labeled", "train");
-  if (train.empty()) {
+  if (train.empty() && complete) {
     TORCH_CHECK(!is_dangling(dir / "labeled"), loader, ": ", printable(dir / "labeled"),
                 " is a link to nothing");
     const auto similar = std::find_if(list.left_out.begin(), list.left_out.end(),
@@ -179,10 +182,13 @@ inline PictureList list_pictures(const char* loader, const std::filesystem::path
                 " has no directory \"labeled\" or \"train\", in which each class has a folder of pictures",
                 similar == list.left_out.end() ? "" : "; it has " + similar->kind);
   }
-  const auto names = class_folders(loader, dir, train, strict, list);
-  TORCH_CHECK(!names.empty(), loader, ": ", printable(dir / train), " holds no class folder");
-  TORCH_CHECK(names.size() > 1, loader, ": ", printable(dir / train), " holds one class folder, \"",
-              printable(names[0]), "\"; expected at least two");
+  std::vector<std::string> names;
+  if (!train.empty()) {
+    names = class_folders(loader, dir, train, strict, list);
+  }
+  TORCH_CHECK(!names.empty() || !complete, loader, ": ", printable(dir / train), " holds no class folder");
+  TORCH_CHECK(names.size() > 1 || !complete, loader, ": ", printable(dir / train),
+              " holds one class folder, \"", printable(names[0]), "\"; expected at least two");
   std::vector<int64_t> labels;
   for (size_t i = 0; i < names.size(); ++i) {
     const auto before = list.size();
@@ -195,10 +201,13 @@ inline PictureList list_pictures(const char* loader, const std::filesystem::path
   const auto held_out_begin = list.size();
   if (const auto part = one_part(loader, dir, "validation", "val"); !part.empty()) {
     for (const auto& name : class_folders(loader, dir, part, strict, list)) {
-      const auto known = std::find(names.begin(), names.end(), name);
-      TORCH_CHECK(known != names.end(), loader, ": class folder ", printable(dir / part / name),
-                  ": there is no ", printable(dir / train / name), " to train with");
-      add_part(loader, part + "/" + name, known - names.begin(), list, labels);
+      const auto label = std::find(names.begin(), names.end(), name) - names.begin();
+      if (label == static_cast<std::ptrdiff_t>(names.size())) {
+        TORCH_CHECK(!complete, loader, ": class folder ", printable(dir / part / name), ": there is no ",
+                    printable(dir / train / name), " to train with");
+        names.push_back(name);
+      }
+      add_part(loader, part + "/" + name, label, list, labels);
     }
   }
   list.validation = at::arange(held_out_begin, list.size(), at::kLong);
