@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "own_pictures.hpp"
+#include "script_net.hpp"
 
 namespace fs = std::filesystem;
 
@@ -172,6 +173,30 @@ TEST_CASE("own_images: a run from another one does not hold out what that has le
       train_on(dir / "data", dir / "other", {"--from", (dir / "last").string(), "--validation", "2"});
   CHECK(other.status == 0);
   CHECK(other.err.find("has learnt from") == std::string::npos);
+}
+
+TEST_CASE("own_images: a TorchScript network is reviewed, and goes on with its own classes alone") {
+  TempDir dir;
+  write_folder(dir / "data");
+  small_net(3, 2).save((dir / "net.pt").string());
+  const auto finished =
+      train_on(dir / "data", dir / "last", {"--model", "torchscript:" + (dir / "net.pt").string()});
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  auto cells = read_cells(dir / "last" / "predictions.csv");
+  REQUIRE(cells.size() == 11);
+  cells[1][label_cell] = "dög";
+  write_cells(dir / "review.csv", cells);
+  const std::vector<std::string> from{"--from", (dir / "last").string(), "--labels",
+                                      (dir / "review.csv").string()};
+  const auto next = train_on(dir / "data", dir / "next", from);
+  INFO(next.err);
+  CHECK(next.status == 0);
+  CHECK(lines_of_part(dir / "next", "labeled").size() == 17);
+  fs::rename(dir / "data" / "labeled" / "c a t", dir / "data" / "labeled" / "cat");
+  check_refused(train_on(dir / "data", dir / "x", from),
+                "is of other classes, and which layer of a TorchScript");
+  CHECK_FALSE(fs::exists(dir / "x"));
 }
 
 TEST_CASE("own_images: a CSV lists pictures anywhere below a folder, with those held out") {

@@ -123,6 +123,8 @@ inline models::Network make_network(const TrainingOptions& o, const TrainingData
   auto network = make_network(o, data.pool.num_classes(), device, &loaded);
   if (!o.weights.empty() && loaded.kept_head.empty() &&
       detail::has_other_classes(o.weights, data.pool.class_names)) {
+    TORCH_CHECK(!network->head_name.empty(), mixmatch::detail::printable(o.weights),
+                " is of other classes, and which layer of a TorchScript network is their head is not known");
     network->head()->reset_parameters();
     loaded.kept_head = {network->head_name + ".weight", network->head_name + ".bias"};
   }

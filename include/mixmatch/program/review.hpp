@@ -8,6 +8,7 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/review_order.hpp>
 #include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
@@ -34,20 +35,21 @@ Tensor compute_rows(const data::ImagePool& pool, const Tensor& rows, Compute&& c
   return at::cat(parts);
 }
 
-/// What pictures differ by: the averaged network's features, or where there are none the square roots of the
-/// probabilities (then distances are Hellinger's).
+/// What pictures differ by: the averaged network's features or, where its last layer is not known, the square
+/// roots of the probabilities (then distances are Hellinger's).
 template <class Model>
 Tensor embed_rows(TrainState<Model>& state, const data::ImagePool& pool, const Tensor& rows,
                   const Tensor& probabilities, const EvaluateOptions& options) {
   if constexpr (requires { state.model->features(probabilities); }) {
-    const auto average = state.ema.average_parameters();
-    const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
-    return compute_rows(pool, rows, [&](const data::ImageDataset& images) {
-      return extract_features([&](const Tensor& x) { return state.model->features(x); }, images, options);
-    });
-  } else {
-    return probabilities.sqrt();
+    if (!models::detail::head_name_of(state.model).empty()) {
+      const auto average = state.ema.average_parameters();
+      const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
+      return compute_rows(pool, rows, [&](const data::ImageDataset& images) {
+        return extract_features([&](const Tensor& x) { return state.model->features(x); }, images, options);
+      });
+    }
   }
+  return probabilities.sqrt();
 }
 
 /// A CSV of labels that the model doubts, the most doubtful first:
