@@ -232,6 +232,13 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
       print_message(stdout, detail::acceptance_text(confidence) + "\n");
     }
     report.wrong_examples = wrong_examples(judged, probabilities, 24);
+    if (!has_test && !data.files.empty()) {
+      const Tensor rows = most_confident_errors(probabilities, judged.labels, 24);
+      for (size_t i = 0; i < report.wrong_examples.size(); ++i) {
+        const auto row = data.split.validation[rows[static_cast<int64_t>(i)].item<int64_t>()];
+        report.wrong_examples[i].name = data.files[static_cast<size_t>(row.item<int64_t>())];
+      }
+    }
   }
   if (!std::isnan(open_set_rate)) {
     print_message(stdout, "left out as of no class: {:.1f} % of the unlabeled images of the last steps\n",

@@ -452,9 +452,10 @@ class ReportPage {
     for (const auto& example : report_.wrong_examples) {
       out += figure(
           example.image, class_name(example.truth),
-          fmt::format("true: <b>{}</b><br>predicted: <b>{}</b><br>confidence: {:.1f} %{}{}",
-                      class_name(example.truth), class_name(example.predicted), 100 * example.confidence,
-                      example.name.empty() ? "" : "<br>", escape_html(example.name)));
+          fmt::format(
+              "true: <b>{}</b><br>predicted: <b>{}</b><br>confidence: {:.1f} %{}", class_name(example.truth),
+              class_name(example.predicted), 100 * example.confidence,
+              example.name.empty() ? std::string() : "<br><code>" + escape_html(example.name) + "</code>"));
     }
     return out.empty() ? out : "<div class=\"images\">\n" + out + "</div>\n";
   }
