@@ -268,6 +268,74 @@ TEST_CASE("options: every method by its name, with its own numbers") {
              contains("there is no method magic"));
 }
 
+TEST_CASE("options: what is done about unequal and foreign images, and what does not fit") {
+  auto o = small_options("run");
+  o.precision = "fp32";
+  const auto data = make_data(o, make_pool(30, 30));
+  mm::training::adopt_data(o, data);
+  const Tensor labels = data.pool.labels_of(data.split.labeled, torch::kCPU);
+  REQUIRE(o.class_counts.size() == static_cast<size_t>(data.pool.num_classes()));
+  for (size_t c = 0; c < o.class_counts.size(); ++c) {
+    CHECK(o.class_counts[c] == labels.eq(static_cast<int64_t>(c)).sum().item<int64_t>());
+  }
+  o.class_counts = {6, 3, 1};
+  CHECK(mm::training::guess_filter(o).empty());
+  CHECK_FALSE(mm::training::trainer_options(o).feed().balanced());
+  CHECK_FALSE(mm::training::trainer_options(o).logit_adjustment().defined());
+  o.imbalance = "balanced_batches";
+  CHECK(mm::training::trainer_options(o).feed().balanced());
+  o.imbalance = "logit_adjustment";
+  CHECK_FALSE(mm::training::trainer_options(o).feed().balanced());
+  CHECK(mm::training::trainer_options(o).logit_adjustment().exp().allclose(torch::tensor({.6, .3, .1}), 1e-5,
+                                                                           1e-6));
+  const auto aligned = [&](const std::string& alignment, const std::string& prior) {
+    o.alignment = alignment;
+    o.prior = prior;
+    auto filter = mm::training::guess_filter(o);
+    return filter({torch::zeros({1, 3})}).probabilities[0];  // uniform, which becomes the prior
+  };
+  CHECK(aligned("labeled", "").allclose(torch::tensor({.6, .3, .1}), 1e-4, 1e-5));
+  CHECK(aligned("uniform", "").allclose(torch::full({3}, 1.0 / 3), 1e-4, 1e-5));
+  CHECK(aligned("prior", "1,0,3").allclose(torch::tensor({.25, 0., .75}), 1e-4, 1e-5));
+  o.open_set = "energy";
+  CHECK(mm::training::guess_filter(o).state().size() == 4);
+
+  for (const std::string prior :
+       {"", "1,2", "1,2,3,4", "1,2,x", "1,2,", "0,0,0", "1,-1,1", "1,inf,1", "nan,1,1"}) {
+    INFO(prior);
+    CHECK_THAT(
+        error_of([&] { mm::training::parse_prior(prior, 3); }),
+        contains("--prior: expected the shares of 3 classes, numbers >= 0 with commas between that are "
+                 "not all 0, got " +
+                 (prior.empty() ? "nothing" : prior)));
+  }
+  const auto refusal = [](const std::string& method, const std::string& alignment, const std::string& prior,
+                          const std::string& open_set) {
+    auto bad = small_options("run");
+    bad.method = method;
+    bad.alignment = alignment;
+    bad.prior = prior;
+    bad.open_set = open_set;
+    return error_of([&] { mm::training::check_options(bad); });
+  };
+  CHECK(refusal("mixmatch", "prior", "1,2,1", "energy").empty());
+  CHECK(refusal("mixmatch", "prior", "", "none") == "--alignment prior needs --prior: the classes' shares");
+  CHECK(refusal("mixmatch", "labeled", "1,2", "none") ==
+        "--prior is for --alignment prior, got --alignment labeled");
+  CHECK(refusal("vat", "labeled", "", "none") ==
+        "--alignment labeled is for guessed labels, those of mixmatch, uda and fixmatch; --method vat has "
+        "none");
+  CHECK_THAT(refusal("mean_teacher", "none", "", "energy"),
+             contains("--open-set energy is for guessed labels"));
+  o = small_options("run");
+  o.alignment = "prior";
+  o.prior = "1,2";
+  CHECK_THAT(error_of([&] { mm::training::adopt_data(o, data); }),
+             contains("--prior: expected the shares of "));
+  CHECK_THAT(error_of([] { mm::training::labeled_prior(TrainingOptions()); }),
+             contains("no data was adopted"));
+}
+
 TEST_CASE("options: a run's configuration is what defines it, and a part of it may change") {
   const TrainingOptions o(mm::presets::cifar10);
   const auto config = mm::training::config_of(o);

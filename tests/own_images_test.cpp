@@ -326,6 +326,63 @@ TEST_CASE("own_images: a damaged picture that is found when it is drawn is repla
   CHECK_THAT(strict.err, contains("damaged.png: the picture is cut short"));
 }
 
+TEST_CASE("own_images: settings from the data are said, kept and give way to the user's; what is left out") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  // Two classes of about ten pictures, one of three.
+  int64_t number = 0;
+  for (const auto& entry : fs::directory_iterator(dir / "data" / "labeled" / "c")) {
+    if (++number > 3) {
+      fs::remove(entry.path());
+    }
+  }
+  const auto finished = run(own_images(dir / "data", dir / "run", {"--open-set", "energy"}));
+  INFO(finished.err << finished.out);
+  REQUIRE(finished.status == 0);
+  // 75 * 3/10 * sqrt(3 * 6 / 1048576)
+  CHECK_THAT(finished.out,
+             contains("--lambda-u 0.093: 75 for ten classes and 2^20 images of training; here 3 "
+                      "and 18"));
+  CHECK_THAT(finished.out, contains("--rampup-steps 3: "));
+  CHECK_THAT(finished.out, contains("--imbalance balanced_batches: labeled classes have 3 to "));
+  CHECK_THAT(finished.out, contains("--alignment labeled: labeled classes have 3 to "));
+  CHECK_THAT(finished.out, contains("left out as of no class: "));
+  const auto setting = [&](const std::string& run, const std::string& name) {
+    const auto config = mixmatch::training::read_json_object(dir / run / "config.json");
+    const auto* value = mixmatch::training::find_setting(config, name);
+    return value == nullptr ? std::string("missing") : *value;
+  };
+  CHECK(setting("run", "lambda-u") == "0.093");
+  CHECK(setting("run", "rampup-steps") == "3");
+  CHECK(setting("run", "imbalance") == "balanced_batches");
+  CHECK(setting("run", "alignment") == "labeled");
+  const double rate = std::stod(summary_of(dir / "run", "open_set_rate"));
+  CHECK(rate > 0);
+  CHECK(rate < 1);
+  CHECK_THAT(lines_of(read_file(dir / "run" / "metrics.csv"))[0], contains(",open_set_rate"));
+  const auto resumed = run(own_images(dir / "data", dir / "run", {"--resume", "--steps", "5"}));
+  INFO(resumed.err);
+  REQUIRE(resumed.status == 0);
+  CHECK(setting("run", "lambda-u") == "0.093");
+  CHECK(resumed.out.find("--lambda-u") == std::string::npos);
+
+  const auto mine = run(own_images(dir / "data", dir / "mine",
+                                   {"--lambda-u", "7", "--rampup-steps", "2", "--alignment", "none"}));
+  INFO(mine.err);
+  REQUIRE(mine.status == 0);
+  CHECK(setting("mine", "lambda-u") == "7");
+  CHECK(setting("mine", "rampup-steps") == "2");
+  CHECK(setting("mine", "alignment") == "none");
+  CHECK(setting("mine", "imbalance") == "balanced_batches");
+  CHECK(summary_of(dir / "mine", "open_set_rate") == "missing");
+  CHECK(mine.out.find("--lambda-u") == std::string::npos);
+  check_refused(run(own_images(dir / "data", dir / "x", {"--alignment", "prior", "--prior", "1,2"})),
+                "--prior: expected the shares of 3 classes");
+  check_refused(run(own_images(dir / "data", dir / "x", {"--method", "vat", "--open-set", "energy"})),
+                "--open-set energy is for guessed labels");
+  CHECK_FALSE(fs::exists(dir / "x"));
+}
+
 TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   TempDir dir;
   const fs::path out = dir / "run";
