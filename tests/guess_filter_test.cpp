@@ -38,16 +38,17 @@ struct GateByHand {
       }
     }
     const auto rows = static_cast<double>(scores.size());
+    double mean = 0, square = 0;
+    for (const double score : scores) {
+      mean += score / rows;
+    }
+    for (double& score : scores) {
+      score -= mean;
+      square += score * score / rows;
+    }
     if (!seen) {
-      double mean = 0, square = 0;
-      for (const double score : scores) {
-        mean += score / rows;
-      }
-      for (const double score : scores) {
-        square += (score - mean) * (score - mean) / rows;
-      }
-      low = mean - std::sqrt(square);
-      high = mean + std::sqrt(square);
+      low = -std::sqrt(square);
+      high = std::sqrt(square);
       seen = true;
     }
     std::vector<bool> kept;
@@ -103,7 +104,7 @@ mm::GuessFilterOptions both_parts() {
 
 }  // namespace
 
-TEST_CASE("EnergyGate: rows above the lower of two moving means, over all views, as by hand") {
+TEST_CASE("EnergyGate: rows above the lower of two means that follow the batch, over all views, as by hand") {
   mm::EnergyGate gate;
   GateByHand expected;
   double left_out = 0;
@@ -117,8 +118,8 @@ TEST_CASE("EnergyGate: rows above the lower of two moving means, over all views,
     for (int64_t i = 0; i < 7; ++i) {
       CHECK((kept[i].item<double>() == 1) == by_hand[static_cast<size_t>(i)]);
     }
-    CHECK(gate.means()[0].item<double>() == Approx(expected.low).epsilon(1e-5));
-    CHECK(gate.means()[1].item<double>() == Approx(expected.high).epsilon(1e-5));
+    CHECK(gate.offsets()[0].item<double>() == Approx(expected.low).epsilon(1e-5));
+    CHECK(gate.offsets()[1].item<double>() == Approx(expected.high).epsilon(1e-5));
     left_out += (1 - kept).sum().item<double>();
   }
   CHECK(left_out > 0);
@@ -142,7 +143,7 @@ TEST_CASE("EnergyGate: two groups of rows are told apart whatever their shares a
   }
 }
 
-TEST_CASE("EnergyGate: no gradient, any dtype, NaN left out, one row and rows all alike") {
+TEST_CASE("EnergyGate: no gradient, any dtype, a NaN, one row and rows all alike") {
   mm::EnergyGate gate;
   Tensor logits = some_logits(1).set_requires_grad(true);
   CHECK_FALSE(gate.keep({logits}).requires_grad());
@@ -151,13 +152,15 @@ TEST_CASE("EnergyGate: no gradient, any dtype, NaN left out, one row and rows al
   }
   mm::EnergyGate fresh;
   CHECK(fresh.keep({some_logits(1, 1)}).sizes() == at::IntArrayRef({1}));
-  CHECK(fresh.means().isfinite().all().item<bool>());
+  CHECK(fresh.offsets().isfinite().all().item<bool>());
   mm::EnergyGate same;
   CHECK(same.keep({at::ones({4, 3})}).sum().item<double>() == 0);  // none is above their mean
   Tensor broken = some_logits(3);
   gate.keep({some_logits(1)});
   broken[2][1] = std::numeric_limits<float>::quiet_NaN();
-  CHECK(gate.keep({broken})[2].item<double>() == 0);
+  const Tensor before = gate.offsets().clone();
+  CHECK(gate.keep({broken}).sum().item<double>() == 0);
+  CHECK(gate.offsets().equal(before));
 }
 
 TEST_CASE("EnergyGate: bad input") {
