@@ -41,7 +41,7 @@ template <class O, class Visit>
 requires std::same_as<std::remove_const_t<O>, Options>
 void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
-  mm::training::visit_imbalance_options(o, visit);
+  mm::training::visit_train_classifier_options(o, visit);
   visit(mm::training::OptionText{"size", "Pixels of the square that pictures are resized and cropped to"},
         o.size, mm::training::Range<int64_t>{8, 1024});
   visit(mm::training::OptionText{"from",
@@ -159,7 +159,7 @@ int main(int argc, char** argv) {
   options.program = argv[0];
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
   mm::training::use_method_preset(options);
-  mm::training::use_weights_preset(argc, argv, options);
+  mm::training::use_weights_preset(argc, argv, options, /*has_train=*/true);
   const auto model = mm::training::find_option(argc, argv, "--model", options.model);
   if (const int64_t size = mm::models::published_image_size(model); size > 0) {
     options.size = size;

@@ -30,7 +30,7 @@ template <class O, class Visit>
 requires std::same_as<std::remove_const_t<O>, Options>
 void visit_options(O& o, Visit&& visit) {
   mm::training::visit_training_options(o, visit);
-  mm::training::visit_imbalance_options(o, visit);
+  mm::training::visit_train_classifier_options(o, visit);
   visit(mm::training::OptionText{"dataset",
                                  "Decides the other options' defaults, as --method does: --help shows "
                                  "them"},
@@ -153,7 +153,7 @@ int main(int argc, char** argv) {
     options.widen = mm::presets::cifar100_sgd_widen;
     options.l2 = mm::presets::cifar100_sgd_l2;
   }
-  mm::training::use_weights_preset(argc, argv, options);
+  mm::training::use_weights_preset(argc, argv, options, /*has_train=*/true);
   CLI::App app("Semi-supervised learning by one of several methods, with the papers' numbers.", "train");
   mm::training::add_options(app, options);
   app.get_option("--data")->required(false);  // shapes are drawn, not read

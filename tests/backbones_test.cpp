@@ -23,13 +23,13 @@ using models::VisionTransformerOptions;
 namespace {
 
 /// One of the networks, whichever type it has.
-struct Network {
+struct ErasedNetwork {
   std::shared_ptr<torch::nn::Module> module;
   std::function<Tensor(const Tensor&)> forward;
 };
 
 template <class Holder>
-Network erased(const Holder& holder) {
+ErasedNetwork erased(const Holder& holder) {
   return {holder.ptr(), [network = holder.ptr()](const Tensor& x) { return network->forward(x); }};
 }
 

@@ -62,7 +62,7 @@ struct CachedFolder {
   std::vector<int64_t> labels;
 };
 
-Tensor rows_of(const std::vector<int64_t>& rows) { return at::tensor(rows, at::kLong); }
+Tensor picture_rows(const std::vector<int64_t>& rows) { return at::tensor(rows, at::kLong); }
 
 Tensor all_rows(int64_t count) { return at::arange(count, at::kLong); }
 
@@ -92,10 +92,10 @@ TEST_CASE(
       CHECK(cache->kept() == capacity);
     }
     const int64_t before = cache->decoded();
-    const Tensor rows = rows_of({3, 19, 3, 3, 0, 19});
+    const Tensor rows = picture_rows({3, 19, 3, 3, 0, 19});
     CHECK(cache->gather(rows).equal(expected.index_select(0, rows)));
     CHECK(cache->decoded() - before <= 3);
-    CHECK(cache->gather(rows_of({})).sizes() == at::IntArrayRef({0, 3, kSize, kSize}));
+    CHECK(cache->gather(picture_rows({})).sizes() == at::IntArrayRef({0, 3, kSize, kSize}));
   }
 }
 
@@ -186,25 +186,25 @@ TEST_CASE("PictureCache: an unreadable picture is replaced by the next without a
     }
   }
   CHECK_THAT(error_of([&] {
-               folder.make(9, PictureCacheOptions().strict(true))->gather(rows_of({1, 13}));
+               folder.make(9, PictureCacheOptions().strict(true))->gather(picture_rows({1, 13}));
              }),
              contains("cannot read ") && contains("unlabeled/113.png: the picture is cut short"));
   // The next with the same label might be held out.
   cut(5);
   CHECK_THAT(error_of([&] {
-               folder.make(9)->gather(rows_of({1, 5}));
+               folder.make(9)->gather(picture_rows({1, 5}));
              }),
              contains("cannot read ") && contains("labeled/b/5.png: the picture is cut short"));
   const auto cache = folder.make(9);
   CHECK(cache->check(5) == "the picture is cut short");
   CHECK(cache->check(4).empty());
   CHECK(cache->kept() == 1);
-  CHECK(cache->gather(rows_of({4})).equal(whole.narrow(0, 4, 1)));
+  CHECK(cache->gather(picture_rows({4})).equal(whole.narrow(0, 4, 1)));
   CHECK(cache->decoded() == 2);
   for (int64_t i = 8; i < 20; ++i) {
     cut(i);
   }
-  CHECK_THAT(error_of([&] { cache->gather(rows_of({13})); }),
+  CHECK_THAT(error_of([&] { cache->gather(picture_rows({13})); }),
              contains("unlabeled/113.png: the picture is cut short; nor any other picture without a label"));
 }
 
@@ -212,10 +212,10 @@ TEST_CASE("PictureCache: refuses what does not fit in one line") {
   const CachedFolder folder;
   const auto cache = folder.make(3);
   CHECK_THAT(error_of([&] {
-               cache->gather(rows_of({0, 20}));
+               cache->gather(picture_rows({0, 20}));
              }),
              contains("row 20 is out of range for 20 pictures"));
-  CHECK_THAT(error_of([&] { cache->gather(rows_of({-1})); }), contains("row -1 is out of range"));
+  CHECK_THAT(error_of([&] { cache->gather(picture_rows({-1})); }), contains("row -1 is out of range"));
   CHECK_THAT(error_of([&] { cache->gather(at::zeros({1})); }), contains("rows must be int64 [B] on the CPU"));
   CHECK_THAT(error_of([&] { folder.make(-1); }), contains("cache_memory must be >= 0"));
   CHECK_THAT(error_of([&] { folder.make(1, PictureCacheOptions().threads(-1)); }),
@@ -253,16 +253,18 @@ TEST_CASE(
   demand.gather(all_rows(8));
   CHECK(cache.decoded() == 9);
 
-  const Tensor rows = rows_of({5, 19, 0, 5});
+  const Tensor rows = picture_rows({5, 19, 0, 5});
   const Tensor expected = memory.images.index_select(0, rows);
   CHECK(demand.gather(rows).equal(expected));
   const ImageDataset some = mixmatch::data::take(demand, rows);
   CHECK(some.on_demand());
   CHECK(some.size() == 4);
   CHECK(some.labels.equal(mixmatch::data::take(memory, rows).labels));
-  CHECK(some.gather(rows_of({3, 1})).equal(expected.index_select(0, rows_of({3, 1}))));
-  CHECK(mixmatch::data::take(some, rows_of({2})).gather(rows_of({0})).equal(memory.images.narrow(0, 0, 1)));
-  CHECK_THAT(error_of([&] { some.gather(rows_of({4})); }), contains("out of range"));
+  CHECK(some.gather(picture_rows({3, 1})).equal(expected.index_select(0, picture_rows({3, 1}))));
+  CHECK(mixmatch::data::take(some, picture_rows({2}))
+            .gather(picture_rows({0}))
+            .equal(memory.images.narrow(0, 0, 1)));
+  CHECK_THAT(error_of([&] { some.gather(picture_rows({4})); }), contains("out of range"));
   CHECK(mixmatch::data::to_device(demand, torch::kCPU).on_demand());
 
   const auto pixels = [](const Tensor& images) { return images.flatten(1).narrow(1, 0, 3); };
@@ -282,7 +284,7 @@ TEST_CASE("ImagePool: images on demand beside others") {
     const auto pool = [&](const ImageDataset& set) {
       return first ? ImagePool({set, ImageDataset{}, other}) : ImagePool({other, set});
     };
-    const Tensor rows = rows_of({23, 0, 19, 20, 3, 4, 5});
+    const Tensor rows = picture_rows({23, 0, 19, 20, 3, 4, 5});
     CHECK(pool(demand).gather(rows).equal(pool(memory).gather(rows)));
     CHECK(pool(demand).labels.equal(pool(memory).labels));
     CHECK(pool(demand).image_size() == kSize);
@@ -310,9 +312,9 @@ TEST_CASE("ImagePool: knows in whose place others are given") {
   REQUIRE(demand.size() == 19);
   const ImagePool pool({mixmatch::data::take(demand, all_rows(5)), demand});
   CHECK(pool.replaced().numel() == 0);
-  const Tensor images = pool.gather(rows_of({5 + 11, 5 + 12}));
+  const Tensor images = pool.gather(picture_rows({5 + 11, 5 + 12}));
   CHECK(images[0].equal(images[1]));
-  CHECK(pool.replaced().equal(rows_of({5 + 11})));
+  CHECK(pool.replaced().equal(picture_rows({5 + 11})));
   CHECK(demand.files[11] == folder.files[12]);
 }
 
@@ -326,7 +328,7 @@ TEST_CASE("data_checksum: of pictures in files, without decoding them") {
   data_checksum(ImagePool({demand}));
   CHECK(dynamic_cast<const PictureCache&>(*demand.source).decoded() == 8);
   const auto rows = [&](const std::vector<int64_t>& of) {
-    return data_checksum(ImagePool({mixmatch::data::take(demand, rows_of(of))}));
+    return data_checksum(ImagePool({mixmatch::data::take(demand, picture_rows(of))}));
   };
   CHECK(rows({9, 10}) != rows({10, 9}));
 

@@ -17,6 +17,7 @@
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>
+#include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/verdict.hpp>
 #include <mixmatch/program/with_method.hpp>

@@ -83,13 +83,22 @@ class NetworkImpl : public torch::nn::Module {
     }
   }
 
-  Tensor forward(const Tensor& images) { return forward_(normalized(images)); }
+  Tensor forward(const Tensor& images) {
+    return takes_features_ ? head()->forward(images.flatten(1)) : forward_(normalized(images));
+  }
 
   /// What the last layer sees of the images, [N, D].
   Tensor features(const Tensor& images) { return features_(normalized(images)); }
   /// The last layer, a torch::nn::Linear of D inputs.
   torch::nn::Linear head() const {
     return torch::nn::Linear(std::dynamic_pointer_cast<torch::nn::LinearImpl>(named_children()[head_name]));
+  }
+
+  /// Makes forward() take features, [N, D, ...] of D numbers a row, in the place of images: the last layer
+  /// alone, for training on features that were computed once. A clone takes images.
+  void take_features(bool on) {
+    TORCH_CHECK(!on || !head_name.empty(), "take_features: this network has no last layer that is known");
+    takes_features_ = on;
   }
 
   /// Takes layers out of the training: their parameters need no gradient, and they stay in evaluation mode
@@ -213,7 +222,7 @@ class NetworkImpl : public torch::nn::Module {
   Tensor scale_, shift_;  // [C, 1, 1]
   std::vector<std::string> frozen_;
   std::vector<std::shared_ptr<torch::nn::Module>> evaluating_;  // in every mode
-  bool frozen_statistics_ = false;
+  bool frozen_statistics_ = false, takes_features_ = false;
   std::function<Tensor(const Tensor&)> forward_, features_;
   std::function<void(int64_t)> set_groups_;
   std::function<std::shared_ptr<torch::nn::Module>(const torch::nn::Module&, const NetworkImpl&,

@@ -253,10 +253,14 @@ inline std::string find_option(int argc, char** argv, std::string_view name, std
   return usual;
 }
 
-/// The settings of fine-tuning as defaults where `--weights` is given, before the options are parsed.
-inline void use_weights_preset(int argc, char** argv, TrainingOptions& o) {
+/// The settings of fine-tuning as defaults where `--weights` is given, before the options are parsed. Of
+/// programs that have --train, the last layer alone, but with methods that need augmentations.
+inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool has_train = false) {
   o.weights = find_option(argc, argv, "--weights", "");
   use_fine_tuning_preset(o);
+  if (has_train && !o.weights.empty() && o.method != "uda" && o.method != "fixmatch") {
+    o.train = "head";
+  }
 }
 
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`

@@ -9,6 +9,7 @@
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
@@ -60,6 +61,9 @@ inline void freeze_layers(models::Network& network, const TrainingOptions& o) {
   for (std::string name; std::getline(list, name, ',');) {
     names.push_back(name);
   }
+  if (o.train == "head") {
+    names.push_back("backbone");
+  }
   network->freeze(names);
   network->freeze_statistics(o.freeze_statistics);
 }
@@ -102,16 +106,8 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
 /// The linear probe of the network on the labeled images as they are, in evaluation mode.
 inline LinearProbe probe_labeled(models::Network& network, const TrainingData& data,
                                  const EvaluateOptions& options) {
-  const bool training = network->is_training();
-  network->eval();
-  std::vector<Tensor> features;
-  for (const Tensor& rows : data.split.labeled.split(options.batch_size())) {  // not all images at once
-    features.push_back(extract_features([&](const Tensor& images) { return network->features(images); },
-                                        {data.pool.gather(rows), {}, {}}, options));
-  }
-  network->train(training);
-  return fit_linear_probe(at::cat(features), data.pool.labels_of(data.split.labeled, torch::kCPU),
-                          data.pool.num_classes());
+  return fit_linear_probe(features_of_rows(network, data.pool, data.split.labeled, options, [](int64_t) {}),
+                          data.pool.labels_of(data.split.labeled, torch::kCPU), data.pool.num_classes());
 }
 
 /// The network that a run starts from: make_network(), without the weights' head where that is of other

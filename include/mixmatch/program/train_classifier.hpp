@@ -4,6 +4,7 @@
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/run_split.hpp>
+#include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/training_run.hpp>
@@ -15,14 +16,16 @@ namespace mixmatch::training {
 
 /// A whole run: trains `state`'s model on `data` by the method that o.method names until o.steps, into
 /// `directory` (of run_directory), or goes on there (o.resume). `o` is a TrainingOptions, or a program's own
-/// that visit_options() knows. Returns 0, or the status of TrainingRun::leave after an interrupt, with a
+/// that visit_options() knows. With o.train "head" the images' features are computed first, and the last
+/// layer is trained on those. Returns 0, or the status of TrainingRun::leave after an interrupt, with a
 /// checkpoint saved. `state` then holds the trained model and its averages.
 template <ModuleModel Model, class Options>
 int train_classifier(const Options& o, const TrainingData& data, TrainState<Model>& state,
                      const RunDirectory& directory) {
   const auto device = detail::device_of(state.model);
+  TrainedOn seen(o, state.model, data, device);
   return with_method(o, [&](auto method) {
-    Trainer trainer(state, std::move(method), data, trainer_options(o));
+    Trainer trainer(state, std::move(method), seen.data(), trainer_options(o));
     TrainingRun run(directory, training_run_options(o, data, device), state.step);
     state.register_in(run.checkpoint());
     trainer.register_in(run.checkpoint());
@@ -31,15 +34,18 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
     } else {
       save_split(run.directory().split(), o, data);
       run.start();
-      log_example_images(run.board(), trainer.feed());
+      if (o.train == "all") {
+        log_example_images(run.board(), trainer.feed());
+      }
     }
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
       if (run.evaluation_due()) {
-        run.record_errors(evaluate_all(state, data.validation, data.test, evaluate_options(o, device)));
+        run.record_errors(evaluate_all(state, seen.data().validation, seen.data().test, seen.options()));
       }
       run.finish_step();
     }
+    seen.end();
     return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device);
   });
 }

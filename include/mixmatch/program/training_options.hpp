@@ -81,6 +81,7 @@ struct TrainingOptions {
   std::string model = "wide_resnet", head = "random", freeze;
   std::string network_file;  ///< of torchscript:FILE, where it is now: a run's own copy; empty: FILE
   bool freeze_statistics = false;
+  std::string train = "all";
   int64_t depth = 28, widen = 2, filters = 0, scales = 3;
   std::string precision = "auto";  ///< choose_device() puts the one chosen in its place
   int threads = 0;                 ///< the same; results are equal to the bit with equal numbers alone
@@ -290,11 +291,15 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.target_precision, Real{0, 1});
 }
 
-/// visit() for the options of data whose classes are unequal, or whose unlabeled images are of none: of the
-/// programs whose method is with_method()'s.
+/// visit() for the options of the programs whose loop is train_classifier(): what is trained, and data whose
+/// classes are unequal, or whose unlabeled images are of none.
 template <class Options, class Visit>
-void visit_imbalance_options(Options& o, Visit&& visit) {
+void visit_train_classifier_options(Options& o, Visit&& visit) {
   using R = OptionRole;
+  visit(OptionText{"train",
+                   "all layers; head: the last one alone, on the features of images as they are, not "
+                   "augmented, which are computed once"},
+        o.train, Choice{"all", "head"});
   visit(
       OptionText{"imbalance",
                  "Labeled classes of unequal size: batches in which each comes as often, or the logarithm of "
@@ -437,7 +442,18 @@ inline std::optional<augment::RandomResizedCropOptions> resized_crop_options(con
              : std::nullopt;
 }
 
+namespace detail {
+
+/// For features in the place of images: neither augmented nor normalised.
+inline augment::RandomCropFlipOptions unchanged_features() {
+  return augment::RandomCropFlipOptions().padding(0).mirror(false).normalization(
+      augment::NormalizeOptions().mean({0.0}).stddev({1.0}));
+}
+
+}  // namespace detail
+
 inline TrainerOptions trainer_options(const TrainingOptions& o) {
+  const bool features = o.train == "head";
   return TrainerOptions()
       .feed(FeedOptions()
                 .batch_size(o.batch)
@@ -445,9 +461,9 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
                 .balanced(o.imbalance == "balanced_batches")
                 .weak_views(o.num_augmentations)
                 .seed(o.seed)
-                .augmentation(augment_options(o))
-                .resized_crop(resized_crop_options(o))
-                .color_jitter(augment::ColorJitterOptions::of_strength(o.color_jitter))
+                .augmentation(features ? detail::unchanged_features() : augment_options(o))
+                .resized_crop(features ? std::nullopt : resized_crop_options(o))
+                .color_jitter(augment::ColorJitterOptions::of_strength(features ? 0 : o.color_jitter))
                 .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
                                                        : augment::RandAugmentOptions::fixmatch()))
       // Published statistics are no random start to be forgotten.
@@ -614,6 +630,15 @@ inline void use_fine_tuning_preset(TrainingOptions& o) {
 inline void check_options(TrainingOptions& o) {
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
+  }
+  if (o.train == "head") {
+    TORCH_CHECK(!o.weights.empty(),
+                "--train head needs --weights: a last layer on random features learns little");
+    TORCH_CHECK(o.method != "uda" && o.method != "fixmatch", "--train head: --method ", o.method,
+                " learns from strong augmentations, and features are not augmented; take --train all");
+  }
+  if (o.freeze_statistics || o.train == "head") {
+    o.recalibrate = 0;  // there is nothing to recalibrate
   }
   TORCH_CHECK(models::script_file_of(o.model).empty() || (o.head == "random" && !o.freeze_statistics),
               "--model ", o.model, " has no head and no batch norms that are known: no --head ",

@@ -61,7 +61,8 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
   o.schedule_steps = o.schedule_steps == o.steps ? steps : o.schedule_steps;
   o.steps = steps;
   TrainState state(make_network(o, data, device, /*quiet=*/true), train_state_options(o));
-  Trainer trainer(state, methods::Supervised(), data, trainer_options(o));
+  TrainedOn seen(o, state.model, data, device, /*labeled_only=*/true);
+  Trainer trainer(state, methods::Supervised(), seen.data(), trainer_options(o));
   Progress progress("supervised baseline", steps);
   while (state.step < steps) {
     const auto means = trainer.run(std::min<int64_t>(o.log_every, steps - state.step));
@@ -71,6 +72,7 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
     progress.update(state.step, "");
   }
   progress.finish();
+  seen.end();
   return predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
                                data.validation, evaluate_options(o, device))
       .argmax(1);

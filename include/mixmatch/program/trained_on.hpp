@@ -1,0 +1,108 @@
+#pragma once
+
+#include <torch/types.h>
+#include <mixmatch/data/training_data.hpp>
+#include <mixmatch/evaluation/predict.hpp>
+#include <mixmatch/program/training_options.hpp>
+#include <mixmatch/run/progress.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// The network's features of rows (int64 [N]) of a pool, float32 [N, D] on the CPU, in evaluation mode: a
+/// batch of images at a time. `progress(done)` is called after each.
+template <class Network, class Progress>
+Tensor features_of_rows(Network& network, const data::ImagePool& pool, const Tensor& rows,
+                        const EvaluateOptions& options, Progress&& progress) {
+  const mixmatch::detail::EvaluationModeGuard evaluation(network);
+  std::vector<Tensor> parts;
+  int64_t done = 0;
+  for (const Tensor& part : rows.split(options.batch_size())) {
+    parts.push_back(extract_features([&](const Tensor& images) { return network->features(images); },
+                                     {pool.gather(part), {}, {}}, options));
+    done += part.numel();
+    progress(done);
+  }
+  return at::cat(parts);
+}
+
+/// What a run's steps see: the images themselves or, with o.train "head", the network's features of them in
+/// their place, [N, D, 1, 1], which are computed here once. As long as it lives, or until end(), the network
+/// then takes features (models::NetworkImpl::take_features()).
+class TrainedOn {
+ public:
+  /// With `labeled_only` features of those rows and of held-out images alone: all that supervised training
+  /// needs. `data` must outlive it.
+  template <class Network>
+  TrainedOn(const TrainingOptions& o, Network& network, const TrainingData& data, torch::Device device,
+            bool labeled_only = false)
+      : data_(&data), options_(evaluate_options(o, device)) {
+    if (o.train != "head") {
+      return;
+    }
+    if constexpr (requires { network->take_features(true); }) {
+      features_.emplace(features_of(network, data, labeled_only));
+      data_ = &*features_;
+      options_.normalization(detail::unchanged_features().normalization());
+      network->take_features(true);
+      end_ = [&network] { network->take_features(false); };
+    } else {
+      TORCH_CHECK(false, "--train head is for the library's networks");
+    }
+  }
+  TrainedOn(const TrainedOn&) = delete;
+  TrainedOn& operator=(const TrainedOn&) = delete;
+  ~TrainedOn() { end(); }
+
+  /// The network takes images again.
+  void end() {
+    if (const auto end = std::exchange(end_, nullptr)) {
+      end();
+    }
+  }
+
+  const TrainingData& data() const { return *data_; }
+  /// To evaluate on data().
+  const EvaluateOptions& options() const { return options_; }
+
+ private:
+  template <class Network>
+  TrainingData features_of(Network& network, const TrainingData& data, bool labeled_only) const {
+    const auto as_images = [](const Tensor& features) { return features.view({features.size(0), -1, 1, 1}); };
+    const auto judged = [&](const data::ImageDataset& images) {
+      if (images.size() == 0) {
+        return images;
+      }
+      const mixmatch::detail::EvaluationModeGuard evaluation(network);
+      const Tensor features =
+          extract_features([&](const Tensor& x) { return network->features(x); }, images, options_);
+      return data::ImageDataset{as_images(features), images.labels, images.class_names};
+    };
+    const Tensor rows =
+        labeled_only ? data.split.labeled.cpu() : at::arange(data.pool.size(), at::TensorOptions(at::kLong));
+    data::SslSplit split = data.split;
+    if (labeled_only) {
+      split = {at::arange(rows.numel(), at::kLong), at::empty({0}, at::kLong), at::empty({0}, at::kLong)};
+    }
+    Progress progress("features", rows.numel());
+    const Tensor features = features_of_rows(network, data.pool, rows, options_,
+                                             [&](int64_t done) { progress.update(done, ""); });
+    progress.finish();
+    return {data::ImagePool({data::to_device(
+                {as_images(features), data.pool.labels_of(rows, torch::kCPU), data.pool.class_names},
+                data.pool.device())}),
+            std::move(split), judged(data.validation), judged(data.test)};
+  }
+
+  const TrainingData* data_;
+  EvaluateOptions options_;
+  std::optional<TrainingData> features_;
+  std::function<void()> end_;
+};
+
+}  // namespace mixmatch::training
