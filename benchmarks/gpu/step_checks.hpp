@@ -22,11 +22,18 @@ using kernel_checks::Check;
 using mixmatch::StepMeans;
 using torch::Tensor;
 
-/// A small task, the same each time, with the numbers of a method.
+/// A small task, the same each time, with the numbers of a method; "NAME, filtered" has balanced batches, and
+/// guesses that are aligned and gated.
 inline mixmatch::training::TrainingOptions small_options(const std::string& method) {
   mixmatch::training::TrainingOptions o(mixmatch::presets::cifar10);
-  o.method = method;
+  o.method = method.substr(0, method.find(','));
   mixmatch::training::use_method_preset(o);
+  if (o.method != method) {
+    o.imbalance = "balanced_batches";
+    o.alignment = "labeled";
+    o.open_set = "energy";
+    o.class_counts = {5, 4, 3, 2, 1, 1, 1, 1, 1, 1};
+  }
   o.steps = 200;
   o.batch = 8;
   o.rampup_steps = std::min<int64_t>(o.rampup_steps, 100);
@@ -108,7 +115,7 @@ class ExactConvolutions {
 /// Rows, images and augmentation are the same on every device, and without MixUp a MixMatch step draws
 /// nothing else; a strong view is a part of FixMatch's.
 inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) {
-  for (const std::string method : {"mixmatch", "fixmatch"}) {
+  for (const std::string method : {"mixmatch", "fixmatch", "mixmatch, filtered"}) {
     auto o = small_options(method);
     o.mix_mode = ".";
     o.rampup_steps = 0;
@@ -156,6 +163,9 @@ inline void check_graph_of(std::vector<Check>& checks, torch::Device device, con
 
 inline void check_graph(std::vector<Check>& checks, torch::Device device) {
   for (const auto& method : mixmatch::training::method_names()) {
+    check_graph_of(checks, device, method);
+  }
+  for (const std::string method : {"mixmatch, filtered", "uda, filtered", "fixmatch, filtered"}) {
     check_graph_of(checks, device, method);
   }
 }
