@@ -29,27 +29,10 @@ struct Options {
   int threads = 0;
 };
 
-/// What went wrong in one line: TorchScript tells it after a traceback, others before one.
-std::string reason_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
-  const std::string mark = "\nRuntimeError: ";
-  if (const auto at = text.rfind(mark); at != text.npos) {
-    text.erase(0, at + mark.size());
-  }
-  return text.substr(0, text.find('\n'));
-}
-
 /// The module of a file, after one pass of images like those to come.
 torch::jit::Module load_model(const std::string& path, const mm::data::ImageDataset& data,
                               torch::Device device) {
-  TORCH_CHECK(fs::is_regular_file(path), "--model ", path, ": there is no such file");
-  torch::jit::Module model;
-  try {
-    model = torch::jit::load(path, device);
-  } catch (const std::exception& error) {
-    TORCH_CHECK(false, "--model ", path, " is no TorchScript module: ", reason_of(error));
-  }
+  auto model = mm::read_script_file(path, device).module;
   const Tensor images = mm::augment::normalize(data.images.narrow(0, 0, 2).to(device));
   c10::IValue result;
   try {
@@ -58,7 +41,7 @@ torch::jit::Module load_model(const std::string& path, const mm::data::ImageData
     result = model.forward({images});
   } catch (const std::exception& error) {
     TORCH_CHECK(false, "--model ", path, ": forward of images ", images.sizes(),
-                " fails: ", reason_of(error));
+                " fails: ", mm::detail::script_error(error));
   }
   const std::array<int64_t, 2> shape{2, data.num_classes()};
   const at::IntArrayRef expected(shape);
@@ -176,7 +159,7 @@ int main(int argc, char** argv) {
     try {
       return train(o);
     } catch (const std::exception& error) {
-      TORCH_CHECK(false, reason_of(error));
+      TORCH_CHECK(false, mm::detail::script_error(error));
     }
   });
 }

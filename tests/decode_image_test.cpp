@@ -426,6 +426,15 @@ TEST_CASE("decode_image: PNG of every kind") {
   CHECK(color(turned, 0, 0) == "9,9,9");
 }
 
+TEST_CASE("decode_image: a libpng of another version than the headers' is said to be that") {
+  using mixmatch::detail::png_library_problem;
+  CHECK(png_library_problem("1.6.39", "1.6.39").empty());
+  CHECK(png_library_problem("1.6.39", "1.6.4").empty());  // the third number may differ
+  CHECK(png_library_problem("1.6.39", "1.5.30") ==
+        "this program was compiled for libpng 1.6.39 and runs with libpng 1.5.30");
+  CHECK_FALSE(png_library_problem("1.6.39", "2.6.39").empty());
+}
+
 TEST_CASE("decode_image: WebP") {
   const auto image = smooth_picture(33, 21);
   const std::string lossless = encode_webp(image);

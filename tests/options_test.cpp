@@ -14,12 +14,14 @@
 #endif
 
 #include <clocale>
+#include <concepts>
 #include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <iostream>
 #include <locale>
 #include <string>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -194,6 +196,15 @@ TEST_CASE("options: those that do not fit together are refused in a line that na
           o.method = "supervised";
           o.batch = 1;
         }).empty());
+  CHECK(refusal([](auto& o) { o.train = "head"; }) ==
+        "--train head needs --weights: a last layer on random features learns little");
+  CHECK(refusal([](auto& o) {
+          o.train = "head";
+          o.weights = "w";
+          o.method = "fixmatch";
+        }) ==
+        "--train head: --method fixmatch learns from strong augmentations, and features are not "
+        "augmented; take --train all");
   CHECK_THAT(refusal([](auto& o) {
                o.learning_rate = 2;
                o.weight_decay = 0.75;
@@ -499,10 +510,23 @@ bool set_comma_locale(const fs::path& dir) {
   return set;
 }
 
+/// With the options of train_classifier(), as `train` has them.
+struct AllOptions : TrainingOptions {
+  using TrainingOptions::TrainingOptions;
+};
+
+template <class O, class Visit>
+requires std::same_as<std::remove_const_t<O>, AllOptions>
+void visit_options(O& o, Visit&& visit) {
+  mm::training::visit_training_options(o, visit);
+  mm::training::visit_train_classifier_options(o, visit);
+}
+
 /// A run of four steps with `more` options, stopped after `first` of them and resumed; its files as one text.
 std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<std::string>& more = {}) {
   for (const int64_t steps : {first, int64_t{4}}) {
-    TrainingOptions o(mm::presets::cifar10);
+    AllOptions o(mm::presets::cifar10);
+    o.methods = mm::training::method_names();
     CLI::App app("", "program");
     mm::training::add_options(app, o);
     std::vector<std::string> arguments{
@@ -730,6 +754,40 @@ TEST_CASE("options: --model torchscript:FILE is resumed to the bit, from the run
   small_net(3, 3).save((dir / "net.pt").string());
   const std::vector<std::string> options{"--model", "torchscript:" + (dir / "net.pt").string()};
   CHECK(run_in_parts(dir / "whole", 4, options) == run_in_parts(dir / "parts", 2, options));
+
+  // Nothing is known of a script's layers.
+  const auto refusal_of = [](const auto& set) {
+    TrainingOptions o(mm::presets::cifar10);
+    o.model = "torchscript:net.pt";
+    set(o);
+    return error_of([&] { mm::training::check_options(o); });
+  };
+  CHECK(refusal_of([](auto&) {}).empty());
+  CHECK(refusal_of([](auto& o) { o.head = "probe"; }) ==
+        "--model torchscript:net.pt has no last layer that is known: --head must be random, got probe");
+  CHECK_THAT(refusal_of([](auto& o) { o.freeze_statistics = true; }),
+             contains("it cannot --freeze-statistics"));
+  CHECK_THAT(refusal_of([](auto& o) { o.backbone_rate = 0.5; }),
+             contains("--backbone-rate must be 1, got 0.5"));
+  // Weights by its names start it, with the settings of fine-tuning that need no known layers.
+  TrainingOptions tuned(mm::presets::cifar10);
+  tuned.model = options.back();
+  auto network = mm::models::script_network(dir / "net.pt", 3);
+  {
+    torch::NoGradGuard no_grad;
+    network->named_parameters()["bias"].fill_(5);
+  }
+  mm::save_safetensors(dir / "weights.safetensors", network);
+  tuned.weights = (dir / "weights.safetensors").string();
+  mm::training::use_fine_tuning_preset(tuned);
+  mm::training::check_options(tuned);
+  CHECK(
+      mm::training::make_network(tuned, 3, torch::kCPU)->named_parameters()["bias"].eq(5).all().item<bool>());
+  tuned.freeze = "backbone";
+  CHECK_THAT(error_of([&] { mm::training::make_network(tuned, 3, torch::kCPU); }), contains("no backbone"));
+  tuned.freeze = "kernel";
+  CHECK_FALSE(
+      mm::training::make_network(tuned, 3, torch::kCPU)->named_parameters()["kernel"].requires_grad());
 }
 
 TEST_CASE("options: --model and --weights; a network with dropout that is resumed") {
@@ -760,6 +818,25 @@ TEST_CASE("options: --model and --weights; a network with dropout that is resume
   }
   CHECK(torch::equal(tuned->named_buffers()["_bn1.running_mean"],
                      published->named_buffers()["_bn1.running_mean"]));
+
+  // The last layer alone, on features: nothing else moves, by any method that needs no strong views.
+  for (const std::string method : {"mixmatch", "vat"}) {
+    std::vector<std::string> head = options;
+    for (const std::string option : {"--train", "head", "--method", method.c_str(), "--head", "probe"}) {
+      head.push_back(option);
+    }
+    CHECK(run_in_parts(dir / ("head " + method), 4, head) ==
+          run_in_parts(dir / ("head parts " + method), 2, head));
+    auto trained = mm::models::load_classifier(dir / ("head " + method) / "model.safetensors").model;
+    for (const auto& item : trained->named_parameters()) {
+      if (item.key().rfind("_fc.", 0) != 0) {
+        CHECK(torch::equal(item.value(), published->named_parameters()[item.key()]));
+      }
+    }
+    for (const auto& item : trained->named_buffers()) {
+      CHECK(torch::equal(item.value(), published->named_buffers()[item.key()]));
+    }
+  }
 
   TrainingOptions o(mm::presets::cifar10);
   o.model = "efficientnet_lite0";

@@ -102,5 +102,5 @@ TEST_CASE("predict_probabilities names what does not fit") {
                    },
                    images, EvaluateOptions().batch_size(2));
              }),
-             contains("returned 4 classes for the first batch and 5 for a later one"));
+             contains("returned 4 columns for the first batch and 5 for a later one"));
 }

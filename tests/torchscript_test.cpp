@@ -103,9 +103,9 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
     net.save(in.string());
   };
   check_refused(run({MIXMATCH_TORCHSCRIPT}), "--model is required");
-  refused("--model " + in.string() + ": there is no such file");
+  refused("cannot read " + in.string() + ": No such file");
   write_file(in, "no zip archive");
-  refused("--model " + in.string() + " is no TorchScript module: ");
+  refused(in.string() + " is no TorchScript file: it is no zip archive");
   small_net(3, 7).save(in.string());
   refused("must return logits [2, 10] for the data's 10 classes, got [2, 7]");
   small_net(4).save(in.string());

@@ -257,6 +257,7 @@ inline std::string find_option(int argc, char** argv, std::string_view name, std
 /// programs that have --train, the last layer alone, but with methods that need augmentations.
 inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool has_train = false) {
   o.weights = find_option(argc, argv, "--weights", "");
+  o.model = find_option(argc, argv, "--model", o.model);
   use_fine_tuning_preset(o);
   if (has_train && !o.weights.empty() && o.method != "uda" && o.method != "fixmatch") {
     o.train = "head";

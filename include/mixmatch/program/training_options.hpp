@@ -613,11 +613,13 @@ inline void use_fine_tuning_preset(TrainingOptions& o) {
   if (o.weights.empty()) {
     return;
   }
-  o.head = "probe";
-  o.freeze_statistics = true;
+  if (models::script_file_of(o.model).empty()) {  // a script's layers are not known
+    o.head = "probe";
+    o.freeze_statistics = true;
+    o.backbone_rate = presets::fine_tuning_backbone_rate;
+  }
   o.optimizer = "adam";
   o.learning_rate = presets::fine_tuning_learning_rate;
-  o.backbone_rate = presets::fine_tuning_backbone_rate;
   o.lr_schedule = "half_cosine";
   o.warmup_steps = presets::fine_tuning_warmup;
   o.weight_decay = presets::fine_tuning_weight_decay;
@@ -631,6 +633,15 @@ inline void check_options(TrainingOptions& o) {
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
   }
+  const bool script = !models::script_file_of(o.model).empty();
+  TORCH_CHECK(!script || o.head == "random", "--model ", o.model,
+              " has no last layer that is known: --head must be random, got ", o.head);
+  TORCH_CHECK(!script || !o.freeze_statistics, "--model ", o.model,
+              " has no batch norms that are known: it cannot --freeze-statistics");
+  TORCH_CHECK(!script || o.backbone_rate == 1, "--model ", o.model,
+              " has no last layer that is known: --backbone-rate must be 1, got ", o.backbone_rate);
+  TORCH_CHECK(!script || o.train == "all", "--model ", o.model,
+              " has no last layer that is known: --train must be all, got ", o.train);
   if (o.train == "head") {
     TORCH_CHECK(!o.weights.empty(),
                 "--train head needs --weights: a last layer on random features learns little");
@@ -640,9 +651,6 @@ inline void check_options(TrainingOptions& o) {
   if (o.freeze_statistics || o.train == "head") {
     o.recalibrate = 0;  // there is nothing to recalibrate
   }
-  TORCH_CHECK(models::script_file_of(o.model).empty() || (o.head == "random" && !o.freeze_statistics),
-              "--model ", o.model, " has no head and no batch norms that are known: no --head ",
-              o.freeze_statistics ? "and no --freeze-statistics" : o.head.c_str());
   const auto filtering = detail::filtering_methods();
   for (const auto& [name, value] : {std::pair{"alignment", o.alignment}, {"open-set", o.open_set}}) {
     TORCH_CHECK(value == "none" || o.method == "supervised" ||
