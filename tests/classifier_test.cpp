@@ -87,7 +87,7 @@ Tensor probabilities_of(const std::vector<Classification>& all) {
   return torch::stack(rows);
 }
 
-double difference(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
+double off_by(const Tensor& a, const Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
 
@@ -105,7 +105,7 @@ TEST_CASE("Classifier: classes and calibrated probabilities of files and of pict
     CHECK(classifier.confidence().threshold == 0.4);
     const auto all = classifier.classify(made.files);
     REQUIRE(all.size() == 6);
-    CHECK(difference(probabilities_of(all), expected) < 1e-6);
+    CHECK(off_by(probabilities_of(all), expected) < 1e-6);
     for (size_t i = 0; i < all.size(); ++i) {
       const auto row = expected[static_cast<int64_t>(i)];
       CHECK(all[i].error.empty());
@@ -116,7 +116,7 @@ TEST_CASE("Classifier: classes and calibrated probabilities of files and of pict
       const auto one = classifier.classify(made.files[i]);
       const auto from_memory = classifier.classify(bytes_of(read_file(made.files[i])));
       CHECK(one.probabilities == from_memory.probabilities);  // to the bit
-      CHECK(difference(probabilities_of({one}), row.unsqueeze(0)) < 1e-6);
+      CHECK(off_by(probabilities_of({one}), row.unsqueeze(0)) < 1e-6);
     }
   }
   const Trained without({}, std::nullopt);
@@ -203,7 +203,7 @@ TEST_CASE(
   const auto all = classifier.classify(made.files), others = from_script.classify(made.files);
   CHECK(from_script.class_names() == classifier.class_names());
   CHECK(from_script.confidence().threshold == 0.4);
-  CHECK(difference(probabilities_of(all), probabilities_of(others)) < 1e-4);
+  CHECK(off_by(probabilities_of(all), probabilities_of(others)) < 1e-4);
   for (int i = 0; i < 4; ++i) {  // TorchScript's optimiser would change the third
     CHECK(from_script.classify(made.files)[0].probabilities == others[0].probabilities);
   }
