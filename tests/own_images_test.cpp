@@ -99,14 +99,13 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
   const auto predictions = lines_of(read_file(dir / "run" / "predictions.csv"));
   CHECK(predictions[0] == "file,class,confidence,second_class,margin,abstain,path,label");
   CHECK(predictions.size() == static_cast<size_t>(pictures(dir / "data" / "unlabeled")) + 1);
-  // The least certain comes first; after a hundred that differ, it is certainty that orders.
-  double least = 1, before = 0;
+  // After a hundred that stand for others, it is certainty that orders.
+  double before = 0;
   for (size_t i = 1; i < predictions.size(); ++i) {
     const auto cells = cells_of(predictions[i]);
     REQUIRE(cells.size() == 8);
     const double confidence = std::stod(cells[2]);
-    least = std::min(least, confidence);
-    CHECK((i <= 100 || confidence >= before));
+    CHECK((i <= 101 || confidence >= before));
     before = confidence;
     CHECK(cells[7].empty());
     CHECK(cells[3] != cells[1]);
@@ -115,7 +114,6 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
     CHECK(fs::exists(cells[6]));
     CHECK(fs::equivalent(cells[6], dir / "data" / "unlabeled" / cells[0]));
   }
-  CHECK(std::stod(cells_of(predictions[1])[2]) == least);
   CHECK_THAT(finished.out, contains("precision 0.95 cannot be shown with 6 held-out images: every prediction "
                                     "abstains"));
   CHECK_THAT(finished.out, contains("confidences are not calibrated: 6 held-out images, it takes 20"));

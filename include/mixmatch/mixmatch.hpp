@@ -59,6 +59,7 @@
 #include <mixmatch/evaluation/confidence_rule.hpp>
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
+#include <mixmatch/evaluation/cross_validated_probe.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>

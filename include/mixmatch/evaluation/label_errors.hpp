@@ -27,7 +27,8 @@ struct LabelErrors {
 /// row with a NaN is left out, and a class without rows is never said instead. No gradient.
 ///
 /// The paper's probabilities are of a model that has not seen the rows. Those of a model that was trained on
-/// them follow the labels, wrong ones too, and fewer errors are found the more it has learnt by heart.
+/// them follow the labels, wrong ones too, and fewer errors are found the more it has learnt by heart:
+/// cross_validated_probe() does without its last layer.
 ///
 /// Throws on other shapes. Not to be confused with most_confident_errors(), the model's own errors.
 inline LabelErrors find_label_errors(const Tensor& probabilities, const Tensor& labels,

@@ -4,6 +4,7 @@
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/csv.hpp>
 #include <mixmatch/evaluation/confidence_rule.hpp>
+#include <mixmatch/evaluation/cross_validated_probe.hpp>
 #include <mixmatch/evaluation/label_errors.hpp>
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/review_order.hpp>
@@ -35,32 +36,39 @@ Tensor compute_rows(const data::ImagePool& pool, const Tensor& rows, Compute&& c
   return at::cat(parts);
 }
 
-/// What pictures differ by: the averaged network's features or, where its last layer is not known, the square
-/// roots of the probabilities (then distances are Hellinger's).
+/// Whether the network tells what its last layer sees.
 template <class Model>
-Tensor embed_rows(TrainState<Model>& state, const data::ImagePool& pool, const Tensor& rows,
-                  const Tensor& probabilities, const EvaluateOptions& options) {
-  if constexpr (requires { state.model->features(probabilities); }) {
-    if (!models::detail::head_name_of(state.model).empty()) {
-      const auto average = state.ema.average_parameters();
-      const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
-      return compute_rows(pool, rows, [&](const data::ImageDataset& images) {
-        return extract_features([&](const Tensor& x) { return state.model->features(x); }, images, options);
-      });
-    }
+bool has_features(const TrainState<Model>& state) {
+  if constexpr (requires(Model model, Tensor images) { model->features(images); }) {
+    return !models::detail::head_name_of(state.model).empty();
+  } else {
+    return false;
   }
-  return probabilities.sqrt();
 }
 
-/// A CSV of labels that the model doubts, the most doubtful first:
-///
-///     file,class,confidence,given,given_confidence,path,label
-///
-/// `class` is what the model says instead of `given`; `label` is for a person.
+/// That of rows of a pool, by the averaged weights.
+template <class Model>
+Tensor compute_features(TrainState<Model>& state, const data::ImagePool& pool, const Tensor& rows,
+                        const EvaluateOptions& options) {
+  if constexpr (requires(Model model, Tensor images) { model->features(images); }) {
+    const auto average = state.ema.average_parameters();
+    const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
+    return compute_rows(pool, rows, [&](const data::ImageDataset& images) {
+      return extract_features([&](const Tensor& x) { return state.model->features(x); }, images, options);
+    });
+  } else {
+    return {};
+  }
+}
+
+constexpr const char* label_errors_header = "file,class,confidence,given,given_confidence,path,label\n";
+
+/// Lines of a CSV of labels that are doubted: `class` is what is said instead of `given`, `label` is for a
+/// person.
 inline std::string format_label_errors(const LabelErrors& errors, const Predictions& p,
                                        const Tensor& labels) {
   using mixmatch::detail::csv_cell;
-  std::string text = "file,class,confidence,given,given_confidence,path,label\n";
+  std::string text;
   for (int64_t i = 0; i < errors.rows.numel(); ++i) {
     const auto row = errors.rows[i].item<int64_t>();
     const auto found = errors.classes[i].item<int64_t>(), given = labels[row].item<int64_t>();
@@ -78,9 +86,13 @@ inline std::string format_label_errors(const LabelErrors& errors, const Predicti
 /// What a person should look at after a run on a folder's pictures (data.files), by the averaged weights:
 ///
 /// - predictions.csv: the pictures without a label, but those that cannot be read, in review_order() by the
-///   network's features. `file` is relative to "unlabeled", or to the folder for a picture that is elsewhere;
-/// - label_errors.csv: those that train with a label or are held out, and whose label is doubted
-///   (find_label_errors) with a probability of at least 1/2; `file` is relative to the folder;
+///   network's features, or where these are not known by the square roots of the probabilities (whose
+///   distances are Hellinger's). `file` is relative to "unlabeled", or to the folder for a picture that is
+///   elsewhere;
+/// - label_errors.csv: those whose label is doubted (find_label_errors), the ones that train first, as a
+///   cross_validated_probe() of the features sees them, for the network knows them by heart; then those that
+///   are held out, as the network sees them with a probability of at least 1/2. A class with fewer than three
+///   pictures to train with is not judged. `file` is relative to the folder;
 /// - in `report`, the first 24 of both.
 ///
 /// Both files can be filled in and read by data::read_label_file(). Returns how many labels are doubted.
@@ -125,8 +137,9 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
   const Predictions unlabeled = describe(rows, true);
   const Tensor scaled = scale_temperature(unlabeled.probabilities, rule.temperature);
   const Tensor order = review_order(scaled.amax(1), [&](const Tensor& candidates) {
-    return detail::embed_rows(state, data.pool, rows.index_select(0, candidates),
-                              scaled.index_select(0, candidates), options);
+    return detail::has_features(state)
+               ? detail::compute_features(state, data.pool, rows.index_select(0, candidates), options)
+               : scaled.index_select(0, candidates).sqrt();
   });
   write_predictions(directory.predictions(), unlabeled, order);
   for (int64_t k = 0; k < std::min(shown, order.numel()); ++k) {
@@ -134,18 +147,32 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
     report.uncertain.push_back(show(rows, scaled, i, scaled[i].argmax().item<int64_t>(), -1));
   }
 
-  Tensor labeled_rows = at::cat({data.split.labeled.cpu(), data.split.validation.cpu()});
-  Predictions labeled = describe(labeled_rows, false);
-  labeled.probabilities = scale_temperature(labeled.probabilities, rule.temperature);
-  const Tensor given = labels.index_select(0, labeled_rows);
-  const LabelErrors errors = find_label_errors(labeled.probabilities, given, /*least_confidence=*/0.5);
-  write_file_atomically(directory.label_errors(), detail::format_label_errors(errors, labeled, given));
-  for (int64_t k = 0; k < std::min(shown, errors.rows.numel()); ++k) {
-    const auto i = errors.rows[k].item<int64_t>();
-    report.label_errors.push_back(show(labeled_rows, labeled.probabilities, i,
-                                       errors.classes[k].item<int64_t>(), given[i].item<int64_t>()));
+  std::string text = detail::label_errors_header;
+  int64_t doubted = 0;
+  for (const bool trains : {true, false}) {
+    Tensor known = (trains ? data.split.labeled : data.split.validation).cpu();
+    Predictions p = describe(known, false);
+    Tensor given = labels.index_select(0, known);
+    const bool by_probe = trains && detail::has_features(state) && known.numel() > 0;
+    p.probabilities = by_probe
+                          ? cross_validated_probe(detail::compute_features(state, data.pool, known, options),
+                                                  given, data.pool.num_classes())
+                          : scale_temperature(p.probabilities, rule.temperature);
+    if (by_probe) {
+      const Tensor few = at::bincount(given, {}, data.pool.num_classes()).lt(3).index_select(0, given);
+      given = given.masked_fill(few, -1);
+    }
+    const LabelErrors errors = find_label_errors(p.probabilities, given, by_probe ? 0 : 0.5);
+    text += detail::format_label_errors(errors, p, given);
+    for (int64_t k = 0; k < errors.rows.numel() && doubted + k < shown; ++k) {
+      const auto i = errors.rows[k].item<int64_t>();
+      report.label_errors.push_back(
+          show(known, p.probabilities, i, errors.classes[k].item<int64_t>(), given[i].item<int64_t>()));
+    }
+    doubted += errors.rows.numel();
   }
-  return errors.rows.numel();
+  write_file_atomically(directory.label_errors(), text);
+  return doubted;
 }
 
 }  // namespace mixmatch::training

@@ -474,17 +474,17 @@ class ReportPage {
   }
 
   std::string uncertain() const {
-    return "<p>The first of predictions.csv: unlabeled pictures that the model is unsure of, and that differ "
-           "from each other. Fill in the column <code>label</code> there, and train again with "
+    return "<p>The first of predictions.csv: unlabeled pictures that the model is unsure of, and that stand "
+           "for others. Fill in the column <code>label</code> there, and train again with "
            "<code>--labels</code> and <code>--from</code>.</p>\n" +
            doubtful(report_.uncertain);
   }
 
   std::string label_errors() const {
-    return "<p>The first of label_errors.csv: pictures that the model is sure to be of another class than "
-           "their label (confident learning). Those that it trained on it knows with their label, so it "
-           "misses "
-           "errors among them; and what it finds may also be a rare but right picture of its class.</p>\n" +
+    return "<p>The first of label_errors.csv: pictures that seem to be of another class than their label "
+           "(confident learning). Those that were trained on are judged by a linear probe that has not seen "
+           "their label, on features that may have; the list misses errors, and much of it may be right but "
+           "rare pictures of their class.</p>\n" +
            doubtful(report_.label_errors);
   }
 
