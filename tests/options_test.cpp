@@ -783,6 +783,17 @@ TEST_CASE("options: --model torchscript:FILE is resumed to the bit, from the run
   mm::training::check_options(tuned);
   CHECK(
       mm::training::make_network(tuned, 3, torch::kCPU)->named_parameters()["bias"].eq(5).all().item<bool>());
+  for (const auto& [model, train] :
+       {std::pair<std::string, std::string>{"resnet18", "head"}, {options.back(), "all"}}) {
+    std::vector<std::string> words{"program", "--weights", tuned.weights, "--model", model};
+    std::vector<char*> argv;
+    for (auto& word : words) {
+      argv.push_back(word.data());
+    }
+    TrainingOptions given(mm::presets::cifar10);
+    mm::training::use_weights_preset(static_cast<int>(argv.size()), argv.data(), given, /*has_train=*/true);
+    CHECK(given.train == train);
+  }
   tuned.freeze = "backbone";
   CHECK_THAT(error_of([&] { mm::training::make_network(tuned, 3, torch::kCPU); }), contains("no backbone"));
   tuned.freeze = "kernel";

@@ -254,12 +254,14 @@ inline std::string find_option(int argc, char** argv, std::string_view name, std
 }
 
 /// The settings of fine-tuning as defaults where `--weights` is given, before the options are parsed. Of
-/// programs that have --train, the last layer alone, but with methods that need augmentations.
+/// programs that have --train, the last layer alone, but with methods that need augmentations and with
+/// TorchScript, whose last layer is not known.
 inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool has_train = false) {
   o.weights = find_option(argc, argv, "--weights", "");
   o.model = find_option(argc, argv, "--model", o.model);
   use_fine_tuning_preset(o);
-  if (has_train && !o.weights.empty() && o.method != "uda" && o.method != "fixmatch") {
+  if (has_train && !o.weights.empty() && o.method != "uda" && o.method != "fixmatch" &&
+      models::script_file_of(o.model).empty()) {
     o.train = "head";
   }
 }
