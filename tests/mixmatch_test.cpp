@@ -101,8 +101,19 @@ TEST_CASE("MixMatch: with a filter and adjusted logits it equals the steps writt
   }
   REQUIRE(kept.sum().item<double>() > 0);
   REQUIRE(kept.sum().item<double>() < 4);
-  const auto mixed = mixup(torch::cat({batch.labeled, batch.weak[0], batch.weak[1]}),
-                           torch::cat({mixmatch::one_hot(batch.labels, 2), q, q}), MixUpOptions(), two);
+  const Tensor x = torch::cat({batch.labeled, batch.weak[0], batch.weak[1]}),
+               targets = torch::cat({mixmatch::one_hot(batch.labels, 2), q, q});
+  const auto drawn = mixup(x, targets, MixUpOptions(), two);
+  // What is left out is mixed into nothing.
+  const Tensor usable = torch::cat({torch::ones({4}), kept, kept}).index_select(0, drawn.permutation);
+  const Tensor share = (usable * drawn.lambda + (1 - usable)).unsqueeze(1);
+  REQUIRE(usable.narrow(0, 0, 4).sum().item<double>() < 4);
+  const auto pairs = [&](const Tensor& of) {
+    return share * of + (1 - share) * of.index_select(0, drawn.permutation);
+  };
+  struct {
+    Tensor inputs, targets;
+  } mixed{pairs(x), pairs(targets)};
   auto batches =
       interleave({mixed.inputs.narrow(0, 0, 4), mixed.inputs.narrow(0, 4, 4), mixed.inputs.narrow(0, 8, 4)});
   std::vector<Tensor> logits{twin->forward(batches[0])};

@@ -245,6 +245,27 @@ TEST_CASE("mixup: inputs and targets of a row share lambda and partner") {
   CHECK(undominated.lambda.lt(.5).any().item<bool>());
 }
 
+TEST_CASE("mixup: rows that are no partners are mixed into none, and the draws are the same") {
+  const Tensor x = torch::randn({12, 3}), targets = torch::softmax(torch::randn({12, 2}), 1);
+  const Tensor usable = at::arange(12, at::kLong).remainder(3).ne(0).to(at::kFloat);
+  for (const bool per_sample : {true, false}) {
+    const auto options = MixUpOptions().per_sample(per_sample);
+    auto one = seeded(4), two = seeded(4);
+    const auto all = mixup(x, targets, options, one);
+    const auto some = mixup(x, targets, MixUpOptions(options).partners(usable), two);
+    CHECK(some.permutation.equal(all.permutation));
+    CHECK(torch::equal(one.get_state(), two.get_state()));
+    for (int64_t i = 0; i < 12; ++i) {
+      const bool mixed = usable[some.permutation[i].item<int64_t>()].item<float>() != 0;
+      CHECK(some.inputs[i].equal(mixed ? all.inputs[i] : x[i]));
+      CHECK(some.targets[i].equal(mixed ? all.targets[i] : targets[i]));
+      CHECK((some.lambda[i].item<float>() == 1) == !mixed);
+    }
+  }
+  CHECK_THAT(error_of([&] { mixup(x, targets, MixUpOptions().partners(torch::ones({3}))); }),
+             contains("mixup: partners must be [12] as inputs has rows, got [3]"));
+}
+
 TEST_CASE("mixup: half-precision images with float32 targets") {
   for (const auto type : {at::kHalf, at::kBFloat16, at::kDouble}) {
     const Tensor inputs = torch::randn({6, 3, 4, 4}).to(type).contiguous(at::MemoryFormat::ChannelsLast);

@@ -221,9 +221,11 @@ inline void check_unmixed(const BatchNames& names, const LabeledRows& x, const L
   }
 }
 
+/// `kept`: 0 for unlabeled rows that are to be mixed into no other; undefined for none.
 inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMatchBatch& unmixed,
                                            const MixMatchOptions& options,
-                                           const std::optional<at::Generator>& generator) {
+                                           const std::optional<at::Generator>& generator,
+                                           const Tensor& kept = {}) {
   const LabeledRows x{unmixed.labeled_inputs, unmixed.labeled_targets};
   const LabeledRows y{unmixed.unlabeled_inputs, unmixed.unlabeled_targets};
   check_unmixed(names, x, y, options);
@@ -231,8 +233,8 @@ inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMat
   const auto options_of = [&](double alpha) {
     return MixUpOptions().alpha(alpha).per_sample(options.per_sample());
   };
-  const auto mix = [&](const LabeledRows& rows, double alpha) {
-    auto mixed = mixup(rows.inputs, rows.targets, options_of(alpha), generator);
+  const auto mix = [&](const LabeledRows& rows, double alpha, const Tensor& partners = {}) {
+    auto mixed = mixup(rows.inputs, rows.targets, options_of(alpha).partners(partners), generator);
     return LabeledRows{std::move(mixed.inputs), std::move(mixed.targets)};
   };
   const MixPartners with(names, options.mix_mode());
@@ -242,7 +244,8 @@ inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMat
   }
   if (with.labeled == "xxy" || with.unlabeled == "yxy") {
     const auto all =
-        mix({join_rows({x.inputs, y.inputs}), join_rows({x.targets, y.targets})}, 0.5 * (alpha_x + alpha_y));
+        mix({join_rows({x.inputs, y.inputs}), join_rows({x.targets, y.targets})}, 0.5 * (alpha_x + alpha_y),
+            kept.defined() ? at::cat({at::ones({x.inputs.size(0)}, kept.options()), kept}) : kept);
     const auto part = [&all](int64_t first, int64_t count) {
       return LabeledRows{all.inputs.narrow(0, first, count), all.targets.narrow(0, first, count)};
     };
@@ -250,7 +253,7 @@ inline MixMatchBatch mix_labeled_unlabeled(const BatchNames& names, const MixMat
     unlabeled = with.unlabeled == "yxy" ? part(x.inputs.size(0), y.inputs.size(0)) : y;
   }
   if (with.unlabeled == "yy") {
-    unlabeled = mix(y, alpha_y);
+    unlabeled = mix(y, alpha_y, kept);
   } else if (with.unlabeled == "yx") {
     unlabeled = mixed_with(names, y, x, options_of(alpha_y), generator);
   }

@@ -26,6 +26,9 @@ struct MixUpOptions {
   /// lambda' = max(lambda, 1 - lambda): the result stays nearer to its own row than to its partner (MixMatch,
   /// eq. 9).
   TORCH_ARG(bool, keep_dominant) = true;
+  /// Which rows may be mixed into others, [N], 0 for those that may not: a row whose partner is one of them
+  /// stays as it is (lambda' = 1). Undefined: all may.
+  TORCH_ARG(Tensor, partners) = {};
 };
 
 /// The mixed rows, and what was drawn: lambda' [N], or a scalar if one was drawn for the batch, and the
@@ -172,6 +175,12 @@ inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixU
     result.lambda = result.lambda.squeeze(0);
   }
   result.permutation = detail::random_permutation(rows, inputs.device(), generator);
+  if (options.partners().defined()) {
+    TORCH_CHECK(options.partners().dim() == 1 && options.partners().size(0) == rows,
+                "mixup: partners must be [", rows, "] as inputs has rows, got ", options.partners().sizes());
+    const Tensor usable = options.partners().index_select(0, result.permutation).ne(0);
+    result.lambda = at::where(usable, result.lambda, at::ones_like(result.lambda));
+  }
   result.inputs = detail::mix_rows(inputs, inputs, result.permutation, result.lambda, "mixup");
   result.targets = detail::mix_rows(targets, targets, result.permutation, result.lambda, "mixup");
   return result;

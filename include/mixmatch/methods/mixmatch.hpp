@@ -36,12 +36,12 @@ MixMatchLoss mixmatch_loss_of_batch(const mixmatch::detail::BatchNames& names, M
             guess_labels(model, batch.weak, GuessLabelsOptions().temperature(options.temperature()), filter);
         return guess.probabilities;
       });
-  const auto mixed = mixmatch::detail::mix_labeled_unlabeled(names, guessed, options, generator);
-  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
-  const Tensor mask =
+  const Tensor kept =
       guess.weights.defined() ? guess.weights.repeat({options.num_augmentations()}) : Tensor();
+  const auto mixed = mixmatch::detail::mix_labeled_unlabeled(names, guessed, options, generator, kept);
+  const auto logits = forward_interleaved(model, mixed.labeled_inputs, mixed.unlabeled_inputs);
   const auto loss = criterion(batch.for_labeled(logits.labeled), mixed.labeled_targets, logits.unlabeled,
-                              mixed.unlabeled_targets, step, mask);
+                              mixed.unlabeled_targets, step, kept);
   return {loss.total, loss.labeled, loss.unlabeled, loss.weight, guess.probabilities, guess};
 }
 
@@ -102,9 +102,9 @@ MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labele
 }
 
 /// MixMatch as a method of a training step: mixmatch_loss_of_views() of a batch, K being its weak views. With
-/// a filter guesses are aligned before they are sharpened, and the loss of an unlabeled row counts as its own
-/// image does, which makes most of the mixed one. Reports the loss's two terms, lambda_u and the quality of
-/// the guesses.
+/// a filter guesses are aligned before they are sharpened, and a row that is left
+/// out neither counts in the loss nor is mixed into another. Reports the loss's two terms, lambda_u and the
+/// quality of the guesses.
 class MixMatch {
  public:
   explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {},
