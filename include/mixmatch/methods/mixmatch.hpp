@@ -102,9 +102,8 @@ MixMatchLoss mixmatch_loss(Model& model, Augment&& augment, const Tensor& labele
 }
 
 /// MixMatch as a method of a training step: mixmatch_loss_of_views() of a batch, K being its weak views. With
-/// a filter guesses are aligned before they are sharpened, and a row that is left
-/// out neither counts in the loss nor is mixed into another. Reports the loss's two terms, lambda_u and the
-/// quality of the guesses.
+/// a filter guesses are aligned before they are sharpened, and a row that is left out neither counts in the
+/// loss nor is mixed into another. Reports the loss's two terms, lambda_u and the quality of the guesses.
 class MixMatch {
  public:
   explicit MixMatch(MixMatchOptions mixing = {}, const RampedLossOptions& loss = {},
