@@ -186,14 +186,17 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
   std::vector<std::string> names{"model", "depth", "widen", "filters", "scales", "size", "fit"};
   const auto *method = find_setting(stored, "method"), *weights = find_setting(stored, "weights");
   if ((method != nullptr && *method == o.method) || (weights != nullptr && !weights->empty())) {
-    for (const char* name : {"freeze", "freeze-statistics", "optimizer", "lr", "backbone-rate", "lr-schedule",
-                             "warmup-steps", "weight-decay", "l2", "ema-decay"}) {
+    for (const char* name : {"train", "freeze", "freeze-statistics", "optimizer", "lr", "backbone-rate",
+                             "lr-schedule", "warmup-steps", "weight-decay", "l2", "ema-decay"}) {
       names.emplace_back(name);
     }
   }
   adopt_settings(app, stored, names);
   if (!models::script_file_of(o.model).empty()) {
     o.model = "torchscript:" + run.network().string();
+    if (app.count("--head") == 0) {
+      o.head = "random";
+    }
   }
 }
 
