@@ -236,7 +236,8 @@ TEST_CASE("own_images: pictures decoded on demand give the same run, which goes 
                          const std::vector<std::string>& more = {}) {
     return run(own_images(dir / "data", dir / name,
                           with({"--validation", "6", "--recalibrate", "20", "--augment", "resized_crop",
-                                "--color-jitter", "0.4", "--cache-memory", memory},
+                                "--color-jitter", "0.4", "--cache-memory", memory, "--lambda-u", "7",
+                                "--rampup-steps", "3"},  // else they follow from --steps
                                more)));
   };
   const auto memory = train("memory", "auto"), demand = train("demand", "40K");
