@@ -5,6 +5,7 @@
 #include "cuda_emulation.hpp"
 
 #include <limits>
+#include <vector>
 
 using torch::Tensor;
 
@@ -57,7 +58,10 @@ TEST_CASE("the sharpen kernel averages views and sharpens as the formula says") 
         for (size_t k = 0; k < count; ++k) {
           views.push_back((at::randn({3, classes}) * 4).to(type));
         }
-        for (const double temperature : {0.5, 1.0, 0.3, 0.01, 0.0}) {
+        const std::vector<double> temperatures = type == at::kFloat
+                                                     ? std::vector<double>{0.5, 1.0, 0.3, 0.01, 0.0}
+                                                     : std::vector<double>{0.5, 0.0};
+        for (const double temperature : temperatures) {
           INFO(type << ", " << classes << " classes, " << count << " views, T " << temperature);
           const auto out_type = type == at::kDouble ? at::kDouble : at::kFloat;
           const Tensor result = run(views, true, temperature, out_type);

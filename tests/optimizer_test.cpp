@@ -375,7 +375,7 @@ TEST_CASE("Optimizer: a factor on a parameter's learning rate is that learning r
         const auto options = OptimizerOptions(0.01).rule(rule).weight_decay(0.3).l2(0.2);
         const auto averaging = mm::EmaModelOptions(0.25);
         const auto train = [&](const OptimizerOptions& own) {
-          auto model = optimizer_model(4, /*large=*/true);
+          auto model = optimizer_model(4);
           model->to(type);
           mm::EmaModel ema(model, averaging);
           const auto optimizer = make_optimizer(path, model, ema, own);
@@ -386,7 +386,7 @@ TEST_CASE("Optimizer: a factor on a parameter's learning rate is that learning r
           return optimizer_results(model, ema);
         };
         const auto mine = train(OptimizerOptions(options).rate_factor(factor));
-        auto model = optimizer_model(4, /*large=*/true);
+        auto model = optimizer_model(4);
         const auto names = model->named_parameters().keys();
         REQUIRE(mine.size() == 2 * names.size());
         for (const double value : {0.1, 3.0, 0.0, 1.0}) {

@@ -302,55 +302,55 @@ TEST_CASE("Trainer: every method's steps resume from a checkpoint bit for bit, w
 }
 
 TEST_CASE("Trainer: with filtered guesses, balanced batches or adjusted logits it resumes bit for bit") {
-  for (const std::string name : {"mixmatch", "uda", "fixmatch"}) {
-    for (const std::string imbalance : {"balanced_batches", "logit_adjustment"}) {
-      INFO(name << " " << imbalance);
-      auto o = tiny_run();
-      o.method = name;
-      mm::training::use_method_preset(o);
-      o.steps = 10;
-      o.filters = 4;
-      o.threshold = 0.4;
-      o.rampup_steps = 0;
-      o.imbalance = imbalance;
-      o.alignment = "labeled";
-      o.open_set = "energy";
-      o.class_counts = {9, 4, 2};
-      mm::training::check_options(o);
-      const TempDir dir;
-      const std::string file = dir / "checkpoint.pt";
-      const auto made = [&](const std::string& of) {
-        return mm::training::with_method(o, [&](auto method) {
-          TrainerProgram program(o, std::move(method), file);
-          if (of == "resumed") {
-            program.run_until(2);  // another position, to be overwritten
-            program.checkpoint.load();
-          } else {
-            program.run_until(5);
-            program.checkpoint.save();
-          }
-          const auto means = program.run_until(10);
-          CHECK(means.finite);
-          CHECK(means.names.back() == "open_set_rate");
-          auto results = trained_tensors(program);
-          results.push_back(at::tensor(means.values));
-          return results;
-        });
-      };
-      const auto whole = made("whole"), resumed = made("resumed");
-      bool same = whole.size() == resumed.size();
-      for (size_t i = 0; same && i < whole.size(); ++i) {
-        same = whole[i].equal(resumed[i]) || at::allclose(whole[i], resumed[i], 0, 0, /*equal_nan=*/true);
-      }
-      CHECK(same);
-      // A run without the filter does not go on from it.
-      o.alignment = "none";
-      mm::training::with_method(o, [&](auto method) {
-        TrainerProgram other(o, std::move(method), file);
-        CHECK_THAT(error_of([&] { other.checkpoint.load(); }),
-                   contains("entry 'method'") && contains("\"aligned\" on, this one off"));
+  using Case = std::pair<std::string, std::string>;
+  for (const auto& [name, imbalance] : {Case{"mixmatch", "balanced_batches"}, Case{"uda", "logit_adjustment"},
+                                        Case{"fixmatch", "balanced_batches"}}) {
+    INFO(name << " " << imbalance);
+    auto o = tiny_run();
+    o.method = name;
+    mm::training::use_method_preset(o);
+    o.steps = 10;
+    o.filters = 4;
+    o.threshold = 0.4;
+    o.rampup_steps = 0;
+    o.imbalance = imbalance;
+    o.alignment = "labeled";
+    o.open_set = "energy";
+    o.class_counts = {9, 4, 2};
+    mm::training::check_options(o);
+    const TempDir dir;
+    const std::string file = dir / "checkpoint.pt";
+    const auto made = [&](const std::string& of) {
+      return mm::training::with_method(o, [&](auto method) {
+        TrainerProgram program(o, std::move(method), file);
+        if (of == "resumed") {
+          program.run_until(2);  // another position, to be overwritten
+          program.checkpoint.load();
+        } else {
+          program.run_until(5);
+          program.checkpoint.save();
+        }
+        const auto means = program.run_until(10);
+        CHECK(means.finite);
+        CHECK(means.names.back() == "open_set_rate");
+        auto results = trained_tensors(program);
+        results.push_back(at::tensor(means.values));
+        return results;
       });
+    };
+    const auto whole = made("whole"), resumed = made("resumed");
+    bool same = whole.size() == resumed.size();
+    for (size_t i = 0; same && i < whole.size(); ++i) {
+      same = whole[i].equal(resumed[i]) || at::allclose(whole[i], resumed[i], 0, 0, /*equal_nan=*/true);
     }
+    CHECK(same);
+    // A run without the filter does not go on from it.
+    o.alignment = "none";
+    mm::training::with_method(o, [&](auto method) {
+      TrainerProgram other(o, std::move(method), file);
+      CHECK_THAT(error_of([&] { other.checkpoint.load(); }),
+                 contains("entry 'method'") && contains("\"aligned\" on, this one off"));
+    });
   }
 }
 
@@ -602,9 +602,8 @@ TEST_CASE("Trainer: what is wrong is said, and a step that throws changes nothin
 
 TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the step by the CPU's kernels") {
   auto names = mm::training::method_names();
-  for (const std::string name : {"mixmatch", "uda", "fixmatch"}) {
-    names.push_back(name + ", filtered");
-  }
+  names.emplace_back("mixmatch, filtered");
+  names.emplace_back("fixmatch, filtered");
   for (const auto& text : names) {
     INFO(text);
     const std::string name = text.substr(0, text.find(','));
