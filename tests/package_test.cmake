@@ -38,10 +38,10 @@ elseif(CASE STREQUAL "examples")
     file(MAKE_DIRECTORY ${WORK}/copied)
     file(COPY ${program} DESTINATION ${WORK}/copied)
     string(APPEND project "add_executable(${name} ${name}.cpp)\ntarget_link_libraries(${name} PRIVATE mixmatch::mixmatch CLI11::CLI11)\n")
-    # Each includes what it needs; that torch.h is compiled once is to save minutes.
+    # Each includes what it needs; that what most of them include is compiled once is to save minutes.
     if(NOT first)
       set(first ${name})
-      string(APPEND project "target_precompile_headers(${name} PRIVATE <torch/torch.h> <CLI/CLI.hpp>)\n")
+      string(APPEND project "target_precompile_headers(${name} PRIVATE <torch/torch.h> <CLI/CLI.hpp> <mixmatch/mixmatch.hpp> <mixmatch/training.hpp>)\n")
     else()
       string(APPEND project "target_precompile_headers(${name} REUSE_FROM ${first})\n")
     endif()
