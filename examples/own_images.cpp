@@ -28,7 +28,6 @@ struct Options : TrainingOptions {
     validation = 0;
     depth = 10;
     steps = 3000;
-    rampup_steps = 1000;
     eval_every = 500;
   }
   int64_t size = 32, baseline_steps = -1;

@@ -161,6 +161,9 @@ TEST_CASE("EnergyGate: no gradient, any dtype, a NaN, one row and rows all alike
   const Tensor before = gate.offsets().clone();
   CHECK(gate.keep({broken}).sum().item<double>() == 0);
   CHECK(gate.offsets().equal(before));
+  mm::EnergyGate later;  // the first batch without one is the first
+  later.keep({broken});
+  CHECK(later.keep({some_logits(1)}).equal(mm::EnergyGate().keep({some_logits(1)})));
 }
 
 TEST_CASE("EnergyGate: bad input") {

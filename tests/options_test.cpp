@@ -196,6 +196,13 @@ TEST_CASE("options: those that do not fit together are refused in a line that na
           o.method = "supervised";
           o.batch = 1;
         }).empty());
+  CHECK_THAT(refusal([](auto& o) {
+               o.resume = true;
+               o.lr_schedule = "half_cosine";
+               o.schedule_steps = 10;
+               o.steps = 20;
+             }),
+             contains("--steps 20: the run's learning rate has fallen to 0 at step 10"));
   CHECK(refusal([](auto& o) { o.train = "head"; }) ==
         "--train head needs --weights: a last layer on random features learns little");
   CHECK(refusal([](auto& o) {
@@ -203,8 +210,8 @@ TEST_CASE("options: those that do not fit together are refused in a line that na
           o.weights = "w";
           o.method = "fixmatch";
         }) ==
-        "--train head: --method fixmatch learns from strong augmentations, and features are not "
-        "augmented; take --train all");
+        "--train head: --method fixmatch learns from differences between augmentations, and "
+        "features are not augmented; take --train all");
   CHECK_THAT(refusal([](auto& o) {
                o.learning_rate = 2;
                o.weight_decay = 0.75;
@@ -523,7 +530,9 @@ void visit_options(O& o, Visit&& visit) {
 }
 
 /// A run of four steps with `more` options, stopped after `first` of them and resumed; its files as one text.
-std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<std::string>& more = {}) {
+/// Before it goes on, the file `gone` is removed.
+std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<std::string>& more = {},
+                         const fs::path& gone = {}) {
   for (const int64_t steps : {first, int64_t{4}}) {
     AllOptions o(mm::presets::cifar10);
     o.methods = mm::training::method_names();
@@ -533,6 +542,7 @@ std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<s
         "program",       "--data", "the data", "--out", out.string(), "--steps", std::to_string(steps),
         "--recalibrate", "0"};
     if (fs::exists(out)) {
+      fs::remove(gone);
       arguments.push_back("--resume");
     } else {
       for (const std::string argument :
@@ -835,7 +845,10 @@ TEST_CASE("options: --model and --weights; a network with dropout that is resume
   for (const std::string option : {"--train", "head", "--head", "probe"}) {
     head.push_back(option);
   }
-  CHECK(run_in_parts(dir / "head", 4, head) == run_in_parts(dir / "head parts", 2, head));
+  const std::string whole = run_in_parts(dir / "head", 4, head);
+  fs::copy_file(options.back(), dir / "other.safetensors");
+  CHECK(run_in_parts(dir / "head parts", 2, head, options.back()) == whole);  // the checkpoint has them
+  fs::rename(dir / "other.safetensors", options.back());
   auto trained = mm::models::load_classifier(dir / "head" / "model.safetensors").model;
   for (const auto& item : trained->named_parameters()) {
     if (item.key().rfind("_fc.", 0) != 0) {

@@ -64,8 +64,9 @@ class EnergyGate {
     const Tensor counts = members.sum(1);
     const Tensor of_batch = (members * score).sum(1) / counts.clamp_min(1);
     const Tensor known = counts.gt(0).logical_and(of_batch.isfinite());
-    offsets_.copy_(at::where(known, offsets + (1 - options_.decay()) * (of_batch - offsets), offsets));
-    batches_.add_(1);
+    offsets_.copy_(at::where(known, offsets + (1 - options_.decay()) * (of_batch - offsets),
+                             at::where(offsets.isfinite(), offsets, offsets_)));
+    batches_.add_(spread.isfinite());  // one with a NaN is none to begin with
     return kept;
   }
 

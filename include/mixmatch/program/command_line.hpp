@@ -182,16 +182,21 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
   if (app.count("--head") == 0) {
     o.head = "probe";
   }
+  const auto* train = app.get_option_no_throw("--train");
+  const bool train_given = train != nullptr && train->count() > 0;
   const auto stored = read_json_object(run.config());
   std::vector<std::string> names{"model", "depth", "widen", "filters", "scales", "size", "fit"};
   const auto *method = find_setting(stored, "method"), *weights = find_setting(stored, "weights");
   if ((method != nullptr && *method == o.method) || (weights != nullptr && !weights->empty())) {
     for (const char* name : {"train", "freeze", "freeze-statistics", "optimizer", "lr", "backbone-rate",
-                             "lr-schedule", "warmup-steps", "weight-decay", "l2", "ema-decay"}) {
+                             "lr-schedule", "warmup-steps", "momentum", "weight-decay", "l2", "ema-decay"}) {
       names.emplace_back(name);
     }
   }
   adopt_settings(app, stored, names);
+  if (!train_given && detail::compares_views(o.method)) {
+    o.train = "all";
+  }
   if (!models::script_file_of(o.model).empty()) {
     o.model = "torchscript:" + run.network().string();
     if (app.count("--head") == 0) {
@@ -263,7 +268,7 @@ inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool h
   o.weights = find_option(argc, argv, "--weights", "");
   o.model = find_option(argc, argv, "--model", o.model);
   use_fine_tuning_preset(o);
-  if (has_train && !o.weights.empty() && o.method != "uda" && o.method != "fixmatch" &&
+  if (has_train && !o.weights.empty() && !detail::compares_views(o.method) &&
       models::script_file_of(o.model).empty()) {
     o.train = "head";
   }

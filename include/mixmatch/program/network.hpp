@@ -77,8 +77,8 @@ inline std::filesystem::path script_path(const TrainingOptions& o) {
 }
 
 /// The programs' network, chosen here alone (o.model): what is around it takes any. With weights drawn from
-/// the seed, and then those of o.weights, of which `loaded` tells what was not taken; o.freeze frozen;
-/// channels-last on the device.
+/// the seed, and then, unless a checkpoint brings its own (o.resume), those of o.weights, of which `loaded`
+/// tells what was not taken; o.freeze frozen; channels-last on the device.
 inline models::Network make_network(const TrainingOptions& o, int64_t num_classes, torch::Device device,
                                     LoadSafetensorsResult* loaded = nullptr) {
   torch::manual_seed(o.seed);
@@ -91,7 +91,7 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
                                                        .filters(o.filters)
                                                        .scales(o.scales))
                      : models::named_network(o.model, num_classes);
-  if (!o.weights.empty()) {
+  if (!o.weights.empty() && !o.resume) {
     const auto result = models::load_pretrained(o.weights, network);
     if (loaded != nullptr) {
       *loaded = result;
@@ -110,6 +110,14 @@ inline LinearProbe probe_labeled(models::Network& network, const TrainingData& d
                           data.pool.labels_of(data.split.labeled, torch::kCPU), data.pool.num_classes());
 }
 
+/// Makes the labeled images' linear probe the network's last layer.
+inline void use_probe(models::Network& network, const TrainingData& data, const EvaluateOptions& options) {
+  const auto probe = probe_labeled(network, data, options);
+  const torch::NoGradGuard no_grad;
+  network->head()->weight.copy_(probe.weight);
+  network->head()->bias.copy_(probe.bias);
+}
+
 /// The network that a run starts from: make_network(), without the weights' head where that is of other
 /// classes, and, where o.head says so and the weights have no head of these classes, the labeled images'
 /// linear probe as its head. Says on the standard output what of the weights was not taken, unless `quiet`.
@@ -117,6 +125,9 @@ inline models::Network make_network(const TrainingOptions& o, const TrainingData
                                     bool quiet = false) {
   LoadSafetensorsResult loaded;
   auto network = make_network(o, data.pool.num_classes(), device, &loaded);
+  if (o.resume) {
+    return network;
+  }
   if (!o.weights.empty() && loaded.kept_head.empty() &&
       detail::has_other_classes(o.weights, data.pool.class_names)) {
     TORCH_CHECK(!network->head_name.empty(), mixmatch::detail::printable(o.weights),
@@ -128,11 +139,8 @@ inline models::Network make_network(const TrainingOptions& o, const TrainingData
     detail::print_loaded(o.weights, loaded);
   }
   const bool new_head = o.weights.empty() || !loaded.kept_head.empty();
-  if (o.head == "probe" && new_head && !o.resume) {  // a checkpoint has its own
-    const auto probe = probe_labeled(network, data, evaluate_options(o, device));
-    const torch::NoGradGuard no_grad;
-    network->head()->weight.copy_(probe.weight);
-    network->head()->bias.copy_(probe.bias);
+  if (o.head == "probe" && new_head) {
+    use_probe(network, data, evaluate_options(o, device));
     if (!quiet) {
       print_message(stdout, "the head starts as a linear probe on {} labeled images\n",
                     data.split.labeled.size(0));

@@ -15,6 +15,7 @@
 #include <mixmatch/run/run_directory.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -147,6 +148,10 @@ inline data::LabeledPictures find_pictures(const TrainingOptions& o, const Label
         files.push_back(std::move(held_out));
       }
     }
+    if (from.has_value() && !known.has_value()) {
+      print_message(stdout, "{} is of other pictures: its labels and what it held out are not taken\n",
+                    mixmatch::detail::printable(from->path()));
+    }
     for (const auto& path : sources.files) {
       files.push_back(data::read_label_file(path));
       if (from.has_value()) {
@@ -154,6 +159,13 @@ inline data::LabeledPictures find_pictures(const TrainingOptions& o, const Label
         if (!foreign.empty()) {
           print_message(stderr, "{}: {}\n", program, foreign);
         }
+      }
+      const auto& rows = files.back().rows;
+      if (std::none_of(rows.begin(), rows.end(), [](const data::PictureLabel& row) {
+            return row.label.has_value() || row.held_out.has_value();
+          })) {
+        print_message(stderr, "{}: {}: no row says anything: fill in its column label\n", program,
+                      files.back().name);
       }
     }
   }

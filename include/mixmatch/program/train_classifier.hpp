@@ -7,6 +7,7 @@
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/training_run.hpp>
 #include <mixmatch/step/trainer.hpp>
 
@@ -23,6 +24,9 @@ template <ModuleModel Model, class Options>
 int train_classifier(const Options& o, const TrainingData& data, TrainState<Model>& state,
                      const RunDirectory& directory) {
   const auto device = detail::device_of(state.model);
+  if (o.resume && o.train == "head") {  // features of the run's own network, wherever its weights came from
+    Checkpoint(directory.checkpoint()).add("model", state.model).load();
+  }
   TrainedOn seen(o, state.model, data, device);
   return with_method(o, [&](auto method) {
     Trainer trainer(state, std::move(method), seen.data(), trainer_options(o));

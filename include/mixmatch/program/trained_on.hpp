@@ -5,6 +5,7 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/progress.hpp>
+#include <mixmatch/run/standard_streams.hpp>
 
 #include <cstdint>
 #include <functional>
@@ -20,15 +21,19 @@ template <class Network, class Progress>
 Tensor features_of_rows(Network& network, const data::ImagePool& pool, const Tensor& rows,
                         const EvaluateOptions& options, Progress&& progress) {
   const mixmatch::detail::EvaluationModeGuard evaluation(network);
-  std::vector<Tensor> parts;
+  Tensor features;
   int64_t done = 0;
   for (const Tensor& part : rows.split(options.batch_size())) {
-    parts.push_back(extract_features([&](const Tensor& images) { return network->features(images); },
-                                     {pool.gather(part), {}, {}}, options));
+    const Tensor found = extract_features([&](const Tensor& images) { return network->features(images); },
+                                          {pool.gather(part), {}, {}}, options);
+    if (!features.defined()) {
+      features = at::empty({rows.numel(), found.size(1)}, found.options());
+    }
+    features.narrow(0, done, found.size(0)).copy_(found);
     done += part.numel();
     progress(done);
   }
-  return at::cat(parts);
+  return features;
 }
 
 /// What a run's steps see: the images themselves or, with o.train "head", the network's features of them in
@@ -36,8 +41,8 @@ Tensor features_of_rows(Network& network, const data::ImagePool& pool, const Ten
 /// then takes features (models::NetworkImpl::take_features()).
 class TrainedOn {
  public:
-  /// With `labeled_only` features of those rows and of held-out images alone: all that supervised training
-  /// needs. `data` must outlive it.
+  /// With `labeled_only` features of those rows alone: all that supervised steps need. Says on the standard
+  /// output that the last layer alone is trained, unless `labeled_only`. `data` must outlive it.
   template <class Network>
   TrainedOn(const TrainingOptions& o, Network& network, const TrainingData& data, torch::Device device,
             bool labeled_only = false)
@@ -46,7 +51,12 @@ class TrainedOn {
       return;
     }
     if constexpr (requires { network->take_features(true); }) {
-      features_.emplace(features_of(network, data, labeled_only));
+      if (!labeled_only) {
+        print_message(stdout,
+                      "only the last layer is trained, on features of images that are not augmented (--train "
+                      "all: every layer)\n");
+      }
+      features_.emplace(features_of(network, data, device, labeled_only));
       data_ = &*features_;
       options_.normalization(detail::unchanged_features().normalization());
       network->take_features(true);
@@ -72,11 +82,12 @@ class TrainedOn {
 
  private:
   template <class Network>
-  TrainingData features_of(Network& network, const TrainingData& data, bool labeled_only) const {
+  TrainingData features_of(Network& network, const TrainingData& data, torch::Device device,
+                           bool labeled_only) const {
     const auto as_images = [](const Tensor& features) { return features.view({features.size(0), -1, 1, 1}); };
     const auto judged = [&](const data::ImageDataset& images) {
-      if (images.size() == 0) {
-        return images;
+      if (images.size() == 0 || labeled_only) {
+        return data::ImageDataset();
       }
       const mixmatch::detail::EvaluationModeGuard evaluation(network);
       const Tensor features =
@@ -93,10 +104,11 @@ class TrainedOn {
     const Tensor features = features_of_rows(network, data.pool, rows, options_,
                                              [&](int64_t done) { progress.update(done, ""); });
     progress.finish();
-    return {data::ImagePool({data::to_device(
-                {as_images(features), data.pool.labels_of(rows, torch::kCPU), data.pool.class_names},
-                data.pool.device())}),
-            std::move(split), judged(data.validation), judged(data.test)};
+    // Where the model is, though the images may be decoded elsewhere: they are small.
+    const data::ImageDataset all{as_images(features), data.pool.labels_of(rows, torch::kCPU),
+                                 data.pool.class_names};
+    return {data::ImagePool({data::to_device(all, device)}), std::move(split), judged(data.validation),
+            judged(data.test)};
   }
 
   const TrainingData* data_;

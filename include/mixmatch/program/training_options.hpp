@@ -148,6 +148,11 @@ struct Off {};
 namespace detail {
 
 /// Those that have a GuessFilter.
+/// Whether a method learns from what differs between an image's augmentations.
+inline bool compares_views(const std::string& method) {
+  return method == "pi_model" || method == "mean_teacher" || method == "uda" || method == "fixmatch";
+}
+
 inline std::vector<std::string> filtering_methods() { return {"mixmatch", "uda", "fixmatch"}; }
 
 inline Choice model_names() {
@@ -645,8 +650,10 @@ inline void check_options(TrainingOptions& o) {
   if (o.train == "head") {
     TORCH_CHECK(!o.weights.empty(),
                 "--train head needs --weights: a last layer on random features learns little");
-    TORCH_CHECK(o.method != "uda" && o.method != "fixmatch", "--train head: --method ", o.method,
-                " learns from strong augmentations, and features are not augmented; take --train all");
+    TORCH_CHECK(
+        !detail::compares_views(o.method), "--train head: --method ", o.method,
+        " learns from differences between augmentations, and features are not augmented; take --train "
+        "all");
   }
   if (o.freeze_statistics || o.train == "head") {
     o.recalibrate = 0;  // there is nothing to recalibrate
@@ -662,6 +669,10 @@ inline void check_options(TrainingOptions& o) {
   TORCH_CHECK((o.alignment == "prior") == !o.prior.empty(),
               o.prior.empty() ? "--alignment prior needs --prior: the classes' shares"
                               : "--prior is for --alignment prior, got --alignment " + o.alignment);
+  TORCH_CHECK(
+      !o.resume || o.lr_schedule != "half_cosine" || o.schedule_steps < 0 || o.steps <= o.schedule_steps,
+      "--steps ", o.steps, ": the run's learning rate has fallen to 0 at step ", o.schedule_steps,
+      " (--lr-schedule half_cosine), so that it learns nothing more; start another from its weights");
   TORCH_CHECK(o.schedule_steps != 0, "--schedule-steps must be > 0, or -1, got 0");
   if (o.lr_schedule != "constant" || o.method == "uda") {
     o.schedule_steps = schedule_length(o);

@@ -12,7 +12,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <filesystem>
 #include <string>
+#include <system_error>
 
 namespace mixmatch::training {
 
@@ -57,6 +59,7 @@ inline std::string verdict_text(const std::string& method, const PairedCompariso
 template <class Options>
 Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device device, int64_t steps) {
   o.method = "supervised";
+  o.alignment = o.open_set = "none";
   o.resume = false;
   o.schedule_steps = o.schedule_steps == o.steps ? steps : o.schedule_steps;
   o.steps = steps;
@@ -81,9 +84,9 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
 /// The classes, int64 [N], that the linear probe of the network that a run starts from predicts for the
 /// validation images.
 inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, torch::Device device) {
-  o.head = "probe";
   o.resume = false;
-  auto network = make_network(o, data, device, /*quiet=*/true);
+  auto network = make_network(o, data.pool.num_classes(), device);
+  use_probe(network, data, evaluate_options(o, device));
   network->eval();
   return predict_probabilities([&](const Tensor& images) { return network->forward(images); },
                                data.validation, evaluate_options(o, device))
@@ -103,6 +106,11 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
   if (data.validation.size() == 0) {
     return verdict_text(o.method, {});
   }
+  std::error_code ignored;
+  if (!o.weights.empty() && !std::filesystem::exists(o.weights, ignored)) {
+    return verdict_without(mixmatch::detail::printable(o.weights) +
+                           ", from which a baseline would start, is gone");
+  }
   const Tensor truth = data.validation.labels;
   const Tensor classes =
       predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); }, data.validation,
@@ -110,15 +118,22 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
           .argmax(1);
   const Tensor probe = probes ? probe_predictions(o, data, device) : Tensor();
   if (supervised) {
-    return verdict_text("fine-tuning", compare_predictions(truth, classes, probe),
-                        {"a linear probe", "freeze more (--freeze backbone)"});
+    return o.train == "head"
+               ? verdict_text("training of the last layer", compare_predictions(truth, classes, probe),
+                              {"a linear probe", "take fewer --steps"})
+               : verdict_text("fine-tuning", compare_predictions(truth, classes, probe),
+                              {"a linear probe", "train less (--train head)"});
   }
   const Tensor baseline =
       baseline_predictions(o, data, device, baseline_steps < 0 ? o.steps : baseline_steps);
   if (!baseline.defined()) {
     return verdict_without("the supervised baseline diverged");
   }
-  const std::string text = verdict_text(o.method, compare_predictions(truth, classes, baseline));
+  Baseline against;
+  if (!o.weights.empty()) {
+    against.name += " from the same weights";
+  }
+  const std::string text = verdict_text(o.method, compare_predictions(truth, classes, baseline), against);
   return probe.defined() ? fmt::format("{}; a linear probe: {:.1f} %", text,
                                        100 * probe.ne(truth).to(at::kDouble).mean().item<double>())
                          : text;
