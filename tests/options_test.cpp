@@ -887,6 +887,7 @@ TEST_CASE("options: --model and --weights; a network with dropout that is resume
   o.resume = true;  // a checkpoint has a head of its own
   CHECK(torch::equal(mm::training::make_network(o, shades, torch::kCPU)->head()->weight,
                      network->head()->weight));
+  o.resume = false;
   auto data = make_data(small_options(dir / "none"), make_pool(60, 60));
   o.padding = 0;
   o.model = "vit_s16";
