@@ -228,7 +228,8 @@ void add_run_targets(std::vector<Target>& targets) {
        read_named_split});
   targets.push_back({"label_file",
                      {"labels.csv"},
-                     {{"file,label,split\nlabeled/a/1.png,b,\n5.png,\"c, d\",train\nunlabeled/4.png,a,val\n"},
+                     {{"file,label,split\nlabeled/a/1.png,b,\nlabeled/b/2.png,a,\n5.png,\"c, d\",train\n"
+                       "unlabeled/4.png,a,val\n"},
                       {"\xEF\xBB\xBF"
                        "file;class;confidence;path;label\r\n4.png;a;0,5;;b\r\n"}},
                      {"file",
