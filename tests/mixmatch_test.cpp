@@ -20,6 +20,18 @@ Tensor noisy(const Tensor& x, at::Generator generator) {
   return x + 0.1 * torch::randn(x.sizes(), generator, x.options());
 }
 
+/// The logits of three times four rows, interleaved, in three passes of which the first moves the statistics.
+std::vector<Tensor> interleaved_by_hand(HeldNet& twin, const Tensor& inputs) {
+  const auto batches = interleave({inputs.narrow(0, 0, 4), inputs.narrow(0, 4, 4), inputs.narrow(0, 8, 4)});
+  std::vector<Tensor> logits{twin->forward(batches[0])};
+  {
+    BatchNormFreeze freeze(twin);
+    logits.push_back(twin->forward(batches[1]));
+    logits.push_back(twin->forward(batches[2]));
+  }
+  return interleave(logits);
+}
+
 }  // namespace
 
 TEST_CASE("mixmatch_loss: equals the steps written out") {
@@ -46,15 +58,7 @@ TEST_CASE("mixmatch_loss: equals the steps written out") {
   }
   const auto mixed = mixup(torch::cat({x, u1, u2}), torch::cat({mixmatch::one_hot(batch.labels, 2), q, q}),
                            MixUpOptions(), two);
-  auto batches =
-      interleave({mixed.inputs.narrow(0, 0, 4), mixed.inputs.narrow(0, 4, 4), mixed.inputs.narrow(0, 8, 4)});
-  std::vector<Tensor> logits{twin->forward(batches[0])};
-  {
-    BatchNormFreeze freeze(twin);
-    logits.push_back(twin->forward(batches[1]));
-    logits.push_back(twin->forward(batches[2]));
-  }
-  logits = interleave(logits);
+  const auto logits = interleaved_by_hand(twin, mixed.inputs);
   const Tensor labeled = -(mixed.targets.narrow(0, 0, 4) * torch::log_softmax(logits[0], 1)).sum(1).mean();
   const Tensor unlabeled =
       (torch::softmax(torch::cat({logits[1], logits[2]}), 1) - mixed.targets.narrow(0, 4, 8)).square().mean();
@@ -114,15 +118,7 @@ TEST_CASE("MixMatch: with a filter and adjusted logits it equals the steps writt
   struct {
     Tensor inputs, targets;
   } mixed{pairs(x), pairs(targets)};
-  auto batches =
-      interleave({mixed.inputs.narrow(0, 0, 4), mixed.inputs.narrow(0, 4, 4), mixed.inputs.narrow(0, 8, 4)});
-  std::vector<Tensor> logits{twin->forward(batches[0])};
-  {
-    BatchNormFreeze freeze(twin);
-    logits.push_back(twin->forward(batches[1]));
-    logits.push_back(twin->forward(batches[2]));
-  }
-  logits = interleave(logits);
+  const auto logits = interleaved_by_hand(twin, mixed.inputs);
   const Tensor log_p = torch::log_softmax(logits[0] + batch.logit_adjustment, 1);
   const Tensor labeled = -(mixed.targets.narrow(0, 0, 4) * log_p).sum(1).mean();
   const Tensor squares =

@@ -92,14 +92,7 @@ inline Tensor color_jitter_with(const Tensor& images, const Tensor& uniform,
   constexpr const char* function = "color_jitter_with";
   detail::check_color_jitter(function, images);
   detail::check_color_jitter_options(function, options);
-  const int64_t draws = color_jitter_draws();
-  TORCH_CHECK(
-      uniform.defined() && uniform.scalar_type() == at::kFloat &&
-          uniform.sizes() == at::IntArrayRef({images.size(0), draws}) && uniform.device() == images.device(),
-      function, ": uniform must be float32 [", images.size(0), ", ", draws, "] on ", images.device(),
-      ", got ",
-      uniform.defined() ? c10::str(uniform.scalar_type(), " ", uniform.sizes(), " on ", uniform.device())
-                        : std::string("undefined"));
+  mixmatch::detail::check_uniform_draws(function, uniform, images, color_jitter_draws());
   const torch::NoGradGuard no_grad;
   const auto plan = detail::color_jitter_plan(uniform, options);
   return images.is_cpu() ? mixmatch::detail::color_jitter_on_cpu(images, plan)
@@ -123,11 +116,8 @@ inline Tensor color_jitter(const Tensor& images, const ColorJitterOptions& optio
                            std::optional<at::Generator> generator = std::nullopt) {
   detail::check_color_jitter("color_jitter", images);
   detail::check_color_jitter_options("color_jitter", options);
-  const auto device = mixmatch::detail::draw_device(images.device(), generator);
   const Tensor uniform =
-      at::rand({images.size(0), color_jitter_draws()}, mixmatch::detail::to_aten(generator),
-               at::TensorOptions().dtype(at::kFloat).device(device))
-          .to(images.device());
+      mixmatch::detail::uniform_draws(images.size(0), color_jitter_draws(), images.device(), generator);
   return color_jitter_with(images, uniform, options);
 }
 

@@ -40,10 +40,7 @@ inline Tensor cutout(const Tensor& images, const CutoutOptions& options = {},
               "cutout: fill must be in [0, 255] for uint8 images, got ", options.fill());
   const int64_t height = images.size(2), width = images.size(3);
   const auto side = static_cast<int64_t>(options.side() * static_cast<double>(std::min(height, width)));
-  const auto device = mixmatch::detail::draw_device(images.device(), generator);
-  const Tensor uniform = at::rand({images.size(0), 2}, mixmatch::detail::to_aten(generator),
-                                  at::TensorOptions().dtype(at::kFloat).device(device))
-                             .to(images.device());
+  const Tensor uniform = mixmatch::detail::uniform_draws(images.size(0), 2, images.device(), generator);
   // Whether a row, or a column, is in the square of each image.
   const auto within = [&](int64_t draw, int64_t size) {
     const Tensor centre = uniform.select(1, draw).mul(size).floor().clamp_max(size - 1).unsqueeze(1);

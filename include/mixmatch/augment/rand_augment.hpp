@@ -215,14 +215,7 @@ inline Tensor rand_augment_with(const Tensor& images, const Tensor& uniform,
                                 const RandAugmentOptions& options = {}) {
   detail::check_rand_augment_images("rand_augment_with", images);
   detail::check_rand_augment_options("rand_augment_with", options);
-  const int64_t draws = rand_augment_draws(options);
-  TORCH_CHECK(
-      uniform.defined() && uniform.scalar_type() == at::kFloat &&
-          uniform.sizes() == at::IntArrayRef({images.size(0), draws}) && uniform.device() == images.device(),
-      "rand_augment_with: uniform must be float32 [", images.size(0), ", ", draws, "] on ", images.device(),
-      ", got ",
-      uniform.defined() ? c10::str(uniform.scalar_type(), " ", uniform.sizes(), " on ", uniform.device())
-                        : std::string("undefined"));
+  mixmatch::detail::check_uniform_draws("rand_augment_with", uniform, images, rand_augment_draws(options));
   const auto plan = detail::rand_augment_plan(options, images.size(2), images.size(3));
   const Tensor drawn = uniform.detach().contiguous();
   if (images.device().is_cpu()) {
@@ -250,11 +243,8 @@ inline Tensor rand_augment(const Tensor& images, const RandAugmentOptions& optio
                            std::optional<at::Generator> generator = std::nullopt) {
   detail::check_rand_augment_images("rand_augment", images);
   detail::check_rand_augment_options("rand_augment", options);
-  const auto device = mixmatch::detail::draw_device(images.device(), generator);
-  const Tensor uniform =
-      at::rand({images.size(0), rand_augment_draws(options)}, mixmatch::detail::to_aten(generator),
-               at::TensorOptions().dtype(at::kFloat).device(device))
-          .to(images.device());
+  const Tensor uniform = mixmatch::detail::uniform_draws(images.size(0), rand_augment_draws(options),
+                                                         images.device(), generator);
   return rand_augment_with(images, uniform, options);
 }
 

@@ -117,14 +117,7 @@ inline Tensor random_resized_crop_with(const Tensor& images, const Tensor& unifo
   constexpr const char* function = "random_resized_crop_with";
   detail::check_resized_crop(function, images);
   detail::check_resized_crop_options(function, options);
-  const int64_t draws = random_resized_crop_draws();
-  TORCH_CHECK(
-      uniform.defined() && uniform.scalar_type() == at::kFloat &&
-          uniform.sizes() == at::IntArrayRef({images.size(0), draws}) && uniform.device() == images.device(),
-      function, ": uniform must be float32 [", images.size(0), ", ", draws, "] on ", images.device(),
-      ", got ",
-      uniform.defined() ? c10::str(uniform.scalar_type(), " ", uniform.sizes(), " on ", uniform.device())
-                        : std::string("undefined"));
+  mixmatch::detail::check_uniform_draws(function, uniform, images, random_resized_crop_draws());
   const torch::NoGradGuard no_grad;
   const auto boxes = detail::crop_boxes(uniform, images.size(2), images.size(3), options);
   return images.is_cpu() ? mixmatch::detail::resized_crop_on_cpu(images, boxes)
@@ -151,11 +144,8 @@ inline Tensor random_resized_crop(const Tensor& images, const RandomResizedCropO
                                   std::optional<at::Generator> generator = std::nullopt) {
   detail::check_resized_crop("random_resized_crop", images);
   detail::check_resized_crop_options("random_resized_crop", options);
-  const auto device = mixmatch::detail::draw_device(images.device(), generator);
-  const Tensor uniform =
-      at::rand({images.size(0), random_resized_crop_draws()}, mixmatch::detail::to_aten(generator),
-               at::TensorOptions().dtype(at::kFloat).device(device))
-          .to(images.device());
+  const Tensor uniform = mixmatch::detail::uniform_draws(images.size(0), random_resized_crop_draws(),
+                                                         images.device(), generator);
   return random_resized_crop_with(images, uniform, options);
 }
 

@@ -3,7 +3,9 @@
 #include <torch/types.h>
 #include <mixmatch/detail/version.hpp>
 
+#include <cstdint>
 #include <optional>
+#include <string>
 
 namespace mixmatch::detail {
 
@@ -12,6 +14,26 @@ using torch::Tensor;
 /// Draws happen where the generator lives; without one, on the device that the result is for.
 inline at::Device draw_device(at::Device device, const std::optional<at::Generator>& generator) {
   return generator.has_value() ? generator->device() : device;
+}
+
+/// `draws` uniform float32 in [0, 1) for each of `rows` images, [rows, draws], on `device`.
+inline Tensor uniform_draws(int64_t rows, int64_t draws, at::Device device,
+                            const std::optional<at::Generator>& generator) {
+  return at::rand({rows, draws}, to_aten(generator),
+                  at::TensorOptions().dtype(at::kFloat).device(draw_device(device, generator)))
+      .to(device);
+}
+
+/// Throws unless `uniform` is such draws for `images`.
+inline void check_uniform_draws(const char* function, const Tensor& uniform, const Tensor& images,
+                                int64_t draws) {
+  TORCH_CHECK(
+      uniform.defined() && uniform.scalar_type() == at::kFloat &&
+          uniform.sizes() == at::IntArrayRef({images.size(0), draws}) && uniform.device() == images.device(),
+      function, ": uniform must be float32 [", images.size(0), ", ", draws, "] on ", images.device(),
+      ", got ",
+      uniform.defined() ? c10::str(uniform.scalar_type(), " ", uniform.sizes(), " on ", uniform.device())
+                        : std::string("undefined"));
 }
 
 /// n draws of Beta(alpha, alpha), exact for any alpha > 0. In log space, since for a small alpha both Gamma

@@ -1,10 +1,10 @@
 #pragma once
 
 #include <torch/arg.h>
-#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/guess_filter.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
+#include <mixmatch/methods/detail/selection.hpp>
 #include <mixmatch/one_hot.hpp>
 #include <mixmatch/selection.hpp>
 #include <mixmatch/step/step_loss.hpp>
@@ -54,14 +54,9 @@ class FixMatch {
     auto selected = select_confident(guess.probabilities, options_.threshold());
     selected.mask = guess.kept(selected.mask);
     const Tensor unlabeled = masked_cross_entropy(logits.strong, selected.labels, selected.mask);
-    const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
-    return guess.reported(StepLoss{labeled + options_.weight() * unlabeled,
-                                   {{"loss_labeled", labeled},
-                                    {"loss_unlabeled", unlabeled},
-                                    {"guess_confidence", selected.confidence.mean()},
-                                    {"guess_class_entropy", classes},
-                                    {"mask_rate", selected.mask.mean()},
-                                    {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}});
+    return guess.reported(detail::with_selection(
+        {labeled + options_.weight() * unlabeled, {{"loss_labeled", labeled}, {"loss_unlabeled", unlabeled}}},
+        selected, logits.weak.size(1), batch));
   }
 
   /// The filter's.

@@ -1,7 +1,7 @@
 #pragma once
 
-#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/losses.hpp>
+#include <mixmatch/methods/detail/selection.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/ramped_loss.hpp>
@@ -40,14 +40,10 @@ class PseudoLabel {
         select_confident(torch::softmax(mixmatch::detail::float_logits(logits_u.detach()), 1), threshold_);
     const Tensor unlabeled = masked_cross_entropy(logits_u, selected.labels, selected.mask);
     const Tensor weight = ramp_.weight(step);
-    return {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
-            {{"loss_labeled", labeled},
-             {"loss_unlabeled", unlabeled},
-             {"lambda_u", weight},
-             {"guess_confidence", selected.confidence.mean()},
-             {"guess_class_entropy", training::guessed_class_entropy(selected.labels, logits_u.size(1))},
-             {"mask_rate", selected.mask.mean()},
-             {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}};
+    return detail::with_selection(
+        {labeled + weight.to(unlabeled.scalar_type()) * unlabeled,
+         {{"loss_labeled", labeled}, {"loss_unlabeled", unlabeled}, {"lambda_u", weight}}},
+        selected, logits_u.size(1), batch);
   }
 
  private:

@@ -2,10 +2,10 @@
 
 #include <torch/arg.h>
 #include <mixmatch/annealing.hpp>
-#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/guess_filter.hpp>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/methods/detail/joint_pass.hpp>
+#include <mixmatch/methods/detail/selection.hpp>
 #include <mixmatch/selection.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/step/step_loss.hpp>
@@ -69,16 +69,12 @@ class Uda {
     selected.mask = guess.kept(selected.confidence.gt(options_.threshold()).to(selected.mask.scalar_type()));
     const Tensor unlabeled = masked_kl_divergence(
         logits.strong, sharpen(guess.probabilities, options_.temperature()), selected.mask);
-    const Tensor classes = training::guessed_class_entropy(selected.labels, logits.weak.size(1));
-    return guess.reported(StepLoss{labeled.loss + options_.weight() * unlabeled,
-                                   {{"loss_labeled", labeled.loss},
-                                    {"loss_unlabeled", unlabeled},
-                                    {"annealing_threshold", limit},
-                                    {"annealing_rate", labeled.kept},
-                                    {"guess_confidence", selected.confidence.mean()},
-                                    {"guess_class_entropy", classes},
-                                    {"mask_rate", selected.mask.mean()},
-                                    {"mask_accuracy", selected_accuracy(selected, batch.hidden_labels)}}});
+    return guess.reported(detail::with_selection({labeled.loss + options_.weight() * unlabeled,
+                                                  {{"loss_labeled", labeled.loss},
+                                                   {"loss_unlabeled", unlabeled},
+                                                   {"annealing_threshold", limit},
+                                                   {"annealing_rate", labeled.kept}}},
+                                                 selected, logits.weak.size(1), batch));
   }
 
   /// The filter's.

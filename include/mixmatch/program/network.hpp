@@ -103,16 +103,11 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
   return network;
 }
 
-/// The linear probe of the network on the labeled images as they are, in evaluation mode.
-inline LinearProbe probe_labeled(models::Network& network, const TrainingData& data,
-                                 const EvaluateOptions& options) {
-  return fit_linear_probe(features_of_rows(network, data.pool, data.split.labeled, options, [](int64_t) {}),
-                          data.pool.labels_of(data.split.labeled, torch::kCPU), data.pool.num_classes());
-}
-
-/// Makes the labeled images' linear probe the network's last layer.
+/// Makes a linear probe on the labeled images, as they are and in evaluation mode, the network's last layer.
 inline void use_probe(models::Network& network, const TrainingData& data, const EvaluateOptions& options) {
-  const auto probe = probe_labeled(network, data, options);
+  const auto probe =
+      fit_linear_probe(features_of_rows(network, data.pool, data.split.labeled, options, [](int64_t) {}),
+                       data.pool.labels_of(data.split.labeled, torch::kCPU), data.pool.num_classes());
   const torch::NoGradGuard no_grad;
   network->head()->weight.copy_(probe.weight);
   network->head()->bias.copy_(probe.bias);

@@ -11,6 +11,7 @@
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/program/predictions_file.hpp>
+#include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/run_directory.hpp>
@@ -25,16 +26,6 @@
 namespace mixmatch::training {
 
 namespace detail {
-
-/// compute(images) of rows of a pool, with no more than a thousand images at a time, the results joined.
-template <class Compute>
-Tensor compute_rows(const data::ImagePool& pool, const Tensor& rows, Compute&& compute) {
-  std::vector<Tensor> parts;
-  for (const Tensor& part : rows.split(1000)) {
-    parts.push_back(compute(data::ImageDataset{pool.gather(part), {}, {}}));
-  }
-  return at::cat(parts);
-}
 
 /// Whether the network tells what its last layer sees.
 template <class Model>
@@ -52,10 +43,7 @@ Tensor compute_features(TrainState<Model>& state, const data::ImagePool& pool, c
                         const EvaluateOptions& options) {
   if constexpr (requires(Model model, Tensor images) { model->features(images); }) {
     const auto average = state.ema.average_parameters();
-    const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
-    return compute_rows(pool, rows, [&](const data::ImageDataset& images) {
-      return extract_features([&](const Tensor& x) { return state.model->features(x); }, images, options);
-    });
+    return features_of_rows(state.model, pool, rows, options, [](int64_t) {});
   } else {
     return {};
   }
@@ -102,16 +90,19 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
                      Report& report) {
   constexpr int64_t shown = 24;
   const auto options = evaluate_options(o, device);
+  // By the averaged network, with no more than a thousand images at a time.
   const auto predict = [&](const Tensor& rows) {
-    return rows.numel() == 0 ? at::empty({0, data.pool.num_classes()})
-                             : detail::compute_rows(data.pool, rows, [&](const data::ImageDataset& images) {
-                                 return predict_probabilities(
-                                     [&](const Tensor& x) { return state.ema.forward(x); }, images, options);
-                               });
+    std::vector<Tensor> parts{at::empty({0, data.pool.num_classes()})};
+    for (const Tensor& part : rows.split(1000)) {
+      if (part.numel() > 0) {
+        parts.push_back(predict_probabilities([&](const Tensor& x) { return state.ema.forward(x); },
+                                              data::ImageDataset{data.pool.gather(part), {}, {}}, options));
+      }
+    }
+    return at::cat(parts);
   };
   // Leaves out of `rows` those in whose place others were predicted.
-  const auto describe = [&](Tensor& rows, bool in_unlabeled) {
-    const Tensor probabilities = predict(rows);
+  const auto describe = [&](Tensor& rows, bool in_unlabeled, const Tensor& probabilities) {
     const Tensor readable = at::isin(rows, data.pool.replaced()).logical_not().nonzero().view(-1);
     rows = rows.index_select(0, readable);
     Predictions p{
@@ -134,7 +125,7 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
 
   const Tensor labels = data.pool.labels.cpu();
   Tensor rows = labels.eq(-1).nonzero().view(-1);
-  const Predictions unlabeled = describe(rows, true);
+  const Predictions unlabeled = describe(rows, true, predict(rows));
   const Tensor scaled = scale_temperature(unlabeled.probabilities, rule.temperature);
   const Tensor order = review_order(scaled.amax(1), [&](const Tensor& candidates) {
     return detail::has_features(state)
@@ -151,13 +142,16 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
   int64_t doubted = 0;
   for (const bool trains : {true, false}) {
     Tensor known = (trains ? data.split.labeled : data.split.validation).cpu();
-    Predictions p = describe(known, false);
-    Tensor given = labels.index_select(0, known);
     const bool by_probe = trains && detail::has_features(state) && known.numel() > 0;
-    p.probabilities = by_probe
-                          ? cross_validated_probe(detail::compute_features(state, data.pool, known, options),
-                                                  given, data.pool.num_classes())
-                          : scale_temperature(p.probabilities, rule.temperature);
+    Predictions p =
+        describe(known, false,
+                 by_probe ? cross_validated_probe(detail::compute_features(state, data.pool, known, options),
+                                                  labels.index_select(0, known), data.pool.num_classes())
+                          : predict(known));
+    if (!by_probe) {
+      p.probabilities = scale_temperature(p.probabilities, rule.temperature);
+    }
+    Tensor given = labels.index_select(0, known);
     if (by_probe) {
       const Tensor few = at::bincount(given, {}, data.pool.num_classes()).lt(3).index_select(0, given);
       given = given.masked_fill(few, -1);

@@ -53,6 +53,17 @@ inline std::string verdict_text(const std::string& method, const PairedCompariso
                                         baseline.advice, numbers);
 }
 
+namespace detail {
+
+/// The classes, int64 [N], that `forward` predicts for the validation images.
+template <class Forward>
+Tensor held_out_classes(Forward&& forward, const TrainingOptions& o, const TrainingData& data,
+                        torch::Device device) {
+  return predict_probabilities(forward, data.validation, evaluate_options(o, device)).argmax(1);
+}
+
+}  // namespace detail
+
 /// The classes, int64 [N], that the supervised baseline of a run predicts for the validation images: the same
 /// network, options and seed, `steps` steps on the labeled images alone, averaged weights. Undefined where
 /// it diverges. Keeps nothing; an interrupt ends the process.
@@ -76,9 +87,8 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
   }
   progress.finish();
   seen.end();
-  return predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); },
-                               data.validation, evaluate_options(o, device))
-      .argmax(1);
+  return detail::held_out_classes([&](const Tensor& images) { return state.ema.forward(images); }, o, data,
+                                  device);
 }
 
 /// The classes, int64 [N], that the linear probe of the network that a run starts from predicts for the
@@ -88,9 +98,8 @@ inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, tor
   auto network = make_network(o, data.pool.num_classes(), device);
   use_probe(network, data, evaluate_options(o, device));
   network->eval();
-  return predict_probabilities([&](const Tensor& images) { return network->forward(images); },
-                               data.validation, evaluate_options(o, device))
-      .argmax(1);
+  return detail::held_out_classes([&](const Tensor& images) { return network->forward(images); }, o, data,
+                                  device);
 }
 
 /// The verdict on a finished run by its held-out images: against supervised training of `baseline_steps` (-1:
@@ -112,10 +121,8 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
                            ", from which a baseline would start, is gone");
   }
   const Tensor truth = data.validation.labels;
-  const Tensor classes =
-      predict_probabilities([&](const Tensor& images) { return state.ema.forward(images); }, data.validation,
-                            evaluate_options(o, device))
-          .argmax(1);
+  const Tensor classes = detail::held_out_classes(
+      [&](const Tensor& images) { return state.ema.forward(images); }, o, data, device);
   const Tensor probe = probes ? probe_predictions(o, data, device) : Tensor();
   if (supervised) {
     return o.train == "head"
