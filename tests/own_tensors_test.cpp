@@ -121,10 +121,14 @@ TEST_CASE("own tensors: what a feed gives of them is normalised, cropped and mir
   CHECK(batch.labeled.is_contiguous(at::MemoryFormat::ChannelsLast));
   CHECK(torch::equal(batch.weak[1], augment::normalize(raw.images.narrow(0, 6, 6), normalization())));
 
-  // 16 bits, as LibTorch 1.13 can hold them; rounded, the same views.
+  // Whole numbers; rounded, the same views.
   set.images = set.images.round();
   const auto expected = Feed(make_data(set), options)(step);
-  for (const auto type : {at::kInt, at::kShort, at::kDouble}) {
+  std::vector<at::ScalarType> types{at::kInt, at::kShort, at::kDouble};
+  if (const auto uint16 = mixmatch::detail::uint16_type()) {
+    types.push_back(*uint16);
+  }
+  for (const auto type : types) {
     auto other = set;
     other.images = set.images.to(type);
     const auto given = Feed(make_data(other), options)(step);
@@ -182,4 +186,75 @@ TEST_CASE("own tensors: pools, crops, checksums and pictures of them") {
   report.class_names = set.class_names;
   report.wrong_examples = wrong;
   CHECK_THAT(training::render_report(report), contains("data:image/png;base64,"));
+}
+
+TEST_CASE("own tensors: uint16, up to its largest number") {
+  const auto uint16 = mixmatch::detail::uint16_type();
+  if (!uint16.has_value()) {
+    return;  // LibTorch before 2.3
+  }
+  auto numbers = spectra(60, 4);  // the same as int32, from 0 to 65535
+  numbers.images = (numbers.images - 3000).mul(65536 / 3000.0).to(at::kInt).clamp(0, 65535);
+  numbers.images[0][0][0][0] = 0;
+  numbers.images[0][0][0][1] = 32768;
+  numbers.images[0][0][0][2] = 65535;
+  REQUIRE(numbers.images.gt(32767).any().item<bool>());
+  auto set = numbers;
+  set.images = numbers.images.to(*uint16);
+  const auto same = [&](const Tensor& words, const Tensor& ints) {
+    return words.scalar_type() == *uint16 && torch::equal(words.to(at::kInt), ints);
+  };
+  const auto scaled = NormalizeOptions().scale(65535);
+
+  const Tensor normalized = augment::normalize(set.images);
+  CHECK(torch::equal(normalized, augment::normalize(numbers.images, scaled)));
+  CHECK(normalized[0][0][0][0].item<float>() == -1);
+  CHECK(normalized[0][0][0][2].item<float>() == 1);
+  CHECK(torch::equal(augment::normalize(set.images, normalization()),
+                     augment::normalize(numbers.images, normalization())));
+  CHECK(torch::equal(augment::random_crop_flip(set.images, {}, seeded(3)),
+                     augment::random_crop_flip(
+                         numbers.images, augment::RandomCropFlipOptions().normalization(scaled), seeded(3))));
+
+  // Rows of one set, of several, and however they lie.
+  const Tensor rows = torch::tensor({0, 119, 61, 59}, at::kLong);
+  const Tensor expected = numbers.images.index_select(0, rows.remainder(60));
+  auto last = set, turned = set;
+  last.images = set.images.contiguous(at::MemoryFormat::ChannelsLast);
+  turned.images = set.images.transpose(2, 3).contiguous().transpose(2, 3);
+  for (const auto& other : {set, last, turned}) {
+    CHECK(same(data::ImagePool({other}).gather(rows.remainder(60)), expected));
+    CHECK(same(data::ImagePool({set, other}).gather(rows), expected));
+    CHECK(same(data::ImagePool({last, other}).gather(rows), expected));
+    CHECK(same(data::take(other, rows.remainder(60)).images, expected));
+    CHECK(data::data_checksum(data::ImagePool({other})) == data::data_checksum(data::ImagePool({set})));
+  }
+  CHECK(same(data::ImagePool({set, last}).in_one().gather(rows), expected));
+  CHECK(same(data::to_device(set, torch::kCPU).images, numbers.images));
+  CHECK(error_of([&] {
+          data::ImagePool({set, numbers});
+        }) == "ImagePool: set 1 has images of Int, those before it of UInt16");
+
+  // A step's images, pictures to look at, and what a network says of them.
+  const Tensor step = at::zeros({}, at::kLong);
+  const auto crop = augment::RandomCropFlipOptions().padding(3);
+  const auto batch = Feed(make_data(set), FeedOptions().batch_size(6).augmentation(crop))(step);
+  const auto wanted =
+      Feed(make_data(numbers), FeedOptions().batch_size(6).augmentation(
+                                   augment::RandomCropFlipOptions(crop).normalization(scaled)))(step);
+  CHECK(torch::equal(batch.labeled, wanted.labeled));
+  CHECK(torch::equal(batch.weak[1], wanted.weak[1]));
+  CHECK(
+      error_of([&] { Feed(make_data(set), FeedOptions().batch_size(6).strong_views(1)); }) ==
+      "Feed: strong views (RandAugment) are of uint8 images [N, 3, H, W], got UInt16 [N, 4, 24, 40]: take a "
+      "method without them");
+  CHECK(torch::equal(training::displayable(set.images), training::displayable(numbers.images)));
+  const auto predictor = [](const Tensor& x) { return x.mean({2, 3}).narrow(1, 1, 3); };
+  CHECK(torch::equal(
+      training::predict_probabilities(predictor, set),
+      training::predict_probabilities(predictor, numbers, EvaluateOptions().normalization(scaled))));
+  const auto half = augment::random_crop_flip(
+      set.images, augment::RandomCropFlipOptions().normalization(NormalizeOptions().dtype(at::kBFloat16)),
+      seeded(3));
+  CHECK(half.scalar_type() == at::kBFloat16);
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 
 namespace mixmatch::augment {
@@ -73,8 +74,9 @@ inline mixmatch::detail::CropBoxes crop_boxes(const Tensor& uniform, int64_t hei
       widths.gt(0).logical_and(widths.le(size_w)).logical_and(heights.gt(0)).logical_and(heights.le(size_h));
   // The first that fits.
   const Tensor rank = at::arange(kCropTries, 0, -1, fits.options().dtype(at::kLong)) * fits.to(at::kLong);
-  const auto [best, index] = rank.max(1, /*keepdim=*/true);
-  const Tensor found = best.squeeze(1).gt(0);
+  const auto best = rank.max(1, /*keepdim=*/true);
+  const Tensor index = std::get<1>(best);  // a structured binding no lambda captures in clang before 16
+  const Tensor found = std::get<0>(best).squeeze(1).gt(0);
   // Else the whole, as far as the ratio lets it, from the middle.
   double whole_w = size_w, whole_h = size_h;
   if (height > 0 && size_w / size_h < options.min_ratio()) {

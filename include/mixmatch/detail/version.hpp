@@ -30,14 +30,16 @@ using AtenOptional = c10::optional<T>;  // not yet an alias of std::optional
 using OptionalGenerator = AtenOptional<at::Generator>;
 using OptionalTensor = AtenOptional<at::Tensor>;
 
-/// Whether the dtype is uint16, which LibTorch has from 2.3 on.
-inline bool is_uint16([[maybe_unused]] at::ScalarType type) {
+/// uint16, which LibTorch has from 2.3 on.
+inline std::optional<at::ScalarType> uint16_type() {
 #if MIXMATCH_TORCH_AT_LEAST(2, 3)
-  return type == at::kUInt16;
+  return at::kUInt16;
 #else
-  return false;
+  return std::nullopt;
 #endif
 }
+
+inline bool is_uint16(at::ScalarType type) { return uint16_type() == type; }
 
 /// The generator in the optional type that this LibTorch's operators take.
 inline OptionalGenerator to_aten(const std::optional<at::Generator>& generator) {

@@ -330,7 +330,7 @@ class Optimizer {
   void check_memory() const {
     const auto* base = static_cast<const char*>(flat_.parameters.data_ptr());
     for (const Parameter& parameter : parameters_) {
-      const auto offset = static_cast<size_t>(parameter.offset) * flat_.parameters.element_size();
+      const int64_t offset = parameter.offset * static_cast<int64_t>(flat_.parameters.element_size());
       TORCH_CHECK(parameter.tensor.scalar_type() == flat_.parameters.scalar_type() &&
                       parameter.tensor.data_ptr() == base + offset,
                   "Optimizer: parameter ", parameter.name,

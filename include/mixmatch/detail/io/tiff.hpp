@@ -144,9 +144,10 @@ inline std::string decode_tiff(std::string_view bytes, Picture& picture) {
   for (int64_t i = 0; i < width * height; ++i) {
     uint32_t pixel = 0;
     std::memcpy(&pixel, picture.rgb.get() + 4 * i, 4);
-    picture.rgb[3 * i] = TIFFGetR(pixel);
-    picture.rgb[3 * i + 1] = TIFFGetG(pixel);
-    picture.rgb[3 * i + 2] = TIFFGetB(pixel);
+    uint8_t* colours = picture.rgb.get() + 3 * i;
+    colours[0] = TIFFGetR(pixel);
+    colours[1] = TIFFGetG(pixel);
+    colours[2] = TIFFGetB(pixel);
   }
   return "";
 }
