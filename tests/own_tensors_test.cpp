@@ -125,8 +125,8 @@ TEST_CASE("own tensors: what a feed gives of them is normalised, cropped and mir
   set.images = set.images.round();
   const auto expected = Feed(make_data(set), options)(step);
   std::vector<at::ScalarType> types{at::kInt, at::kShort, at::kDouble};
-  if (const auto uint16 = mixmatch::detail::uint16_type()) {
-    types.push_back(*uint16);
+  if (const auto sixteen_bits = mixmatch::detail::uint16_type()) {
+    types.push_back(*sixteen_bits);
   }
   for (const auto type : types) {
     auto other = set;
@@ -189,8 +189,8 @@ TEST_CASE("own tensors: pools, crops, checksums and pictures of them") {
 }
 
 TEST_CASE("own tensors: uint16, up to its largest number") {
-  const auto uint16 = mixmatch::detail::uint16_type();
-  if (!uint16.has_value()) {
+  const auto sixteen_bits = mixmatch::detail::uint16_type();
+  if (!sixteen_bits.has_value()) {
     return;  // LibTorch before 2.3
   }
   auto numbers = spectra(60, 4);  // the same as int32, from 0 to 65535
@@ -200,9 +200,9 @@ TEST_CASE("own tensors: uint16, up to its largest number") {
   numbers.images[0][0][0][2] = 65535;
   REQUIRE(numbers.images.gt(32767).any().item<bool>());
   auto set = numbers;
-  set.images = numbers.images.to(*uint16);
+  set.images = numbers.images.to(*sixteen_bits);
   const auto same = [&](const Tensor& words, const Tensor& ints) {
-    return words.scalar_type() == *uint16 && torch::equal(words.to(at::kInt), ints);
+    return words.scalar_type() == *sixteen_bits && torch::equal(words.to(at::kInt), ints);
   };
   const auto scaled = NormalizeOptions().scale(65535);
 

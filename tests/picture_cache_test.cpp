@@ -282,7 +282,11 @@ TEST_CASE("ImagePool: images on demand beside others") {
   ImageDataset other{at::randint(256, {4, 3, kSize, kSize}, at::kByte), at::full({4}, 1, at::kLong), {}};
   for (const bool first : {true, false}) {
     const auto pool = [&](const ImageDataset& set) {
-      return first ? ImagePool({set, ImageDataset{}, other}) : ImagePool({other, set});
+      std::vector<ImageDataset> sets{other, set};
+      if (first) {
+        sets = {set, ImageDataset{}, other};
+      }
+      return ImagePool(sets);
     };
     const Tensor rows = picture_rows({23, 0, 19, 20, 3, 4, 5});
     CHECK(pool(demand).gather(rows).equal(pool(memory).gather(rows)));

@@ -2,7 +2,6 @@
 
 #include <torch/arg.h>
 #include <torch/nn/cloneable.h>
-#include <torch/nn/functional/upsampling.h>
 #include <torch/nn/modules/activation.h>
 #include <torch/nn/modules/container/sequential.h>
 #include <torch/nn/modules/conv.h>
@@ -238,15 +237,12 @@ class VisionTransformerImpl : public torch::nn::Cloneable<VisionTransformerImpl>
     if (height == side && width == side) {
       return pos_embed;
     }
-    namespace F = torch::nn::functional;
     const Tensor grid =
         pos_embed.narrow(1, 1, side * side).reshape({1, side, side, -1}).permute({0, 3, 1, 2});
-    const auto options = F::InterpolateFuncOptions()
-                             .size(std::vector<int64_t>{height, width})
-                             .mode(torch::kBicubic)
-                             .align_corners(false)
-                             .antialias(true);
-    const Tensor resized = F::interpolate(grid.to(at::kFloat), options).to(pos_embed.scalar_type());
+    // Not torch::nn::functional::interpolate(): g++ 16 warns of what it does for one dimension.
+    const Tensor resized =
+        at::_upsample_bicubic2d_aa(grid.to(at::kFloat), {height, width}, /*align_corners=*/false)
+            .to(pos_embed.scalar_type());
     return at::cat({pos_embed.narrow(1, 0, 1), resized.flatten(2).transpose(1, 2)}, 1);
   }
 
