@@ -132,9 +132,10 @@ class ImagePool {
 
   /// The same images as one set: of several, a copy.
   ImagePool in_one() const {
-    return sets_.size() == 1
-               ? *this
-               : ImagePool({{gather(at::arange(size(), at::kLong)), labels.to(device()), class_names}});
+    if (sets_.size() == 1) {
+      return *this;
+    }
+    return ImagePool({{gather(at::arange(size(), at::kLong)), labels.to(device()), class_names}});
   }
 
   /// The labels at `indices` (int64 [B], any device), on `device`.

@@ -76,8 +76,8 @@ inline ClassifierMetadata classifier_metadata(const ClassifierTerms& terms) {
 namespace detail {
 
 /// A text of such metadata; throws where there is none.
-inline const std::string& metadata_text(const ClassifierMetadata& metadata, const std::string& key,
-                                        const std::string& file) {
+inline std::string metadata_text(const ClassifierMetadata& metadata, const std::string& key,
+                                 const std::string& file) {
   const auto found = metadata.find(key);
   TORCH_CHECK(found != metadata.end(), file, " is no classifier of this library: its metadata has no \"", key,
               "\"");
@@ -87,7 +87,7 @@ inline const std::string& metadata_text(const ClassifierMetadata& metadata, cons
 /// A whole number of such metadata; throws where there is none.
 inline int64_t metadata_number(const ClassifierMetadata& metadata, const std::string& key,
                                const std::string& file, int64_t least, int64_t most) {
-  const auto& digits = metadata_text(metadata, key, file);
+  const std::string digits = metadata_text(metadata, key, file);
   int64_t value = -1;
   const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
   TORCH_CHECK(error == std::errc() && end == digits.data() + digits.size() && value >= least && value <= most,

@@ -103,7 +103,7 @@ inline SavedClassifier load_classifier(const std::filesystem::path& path) {
                 " is of a TorchScript network and needs it as ", script_file_name,
                 " beside it, which is missing");
     classifier.model = script_network(file, classes);
-    const auto& stored = training::detail::metadata_text(metadata, "network_checksum", shown);
+    const std::string stored = training::detail::metadata_text(metadata, "network_checksum", shown);
     const auto found = classifier.model->description().at("network_checksum");
     TORCH_CHECK(found == stored, shown, " was trained with another ", script_file_name,
                 " than the one beside it: expected ", quote_for_message(stored), ", got ", found);
