@@ -231,7 +231,10 @@ TEST_CASE("own_images: a CSV lists pictures anywhere below a folder, with those 
     CHECK(fs::exists(dir / "data" / predictions[i][0]));
     CHECK(fs::exists(predictions[i][6]));
   }
-  const std::string report = read_file(dir / "run" / "report.html");
+  std::string report = read_file(dir / "run" / "report.html");
+  for (size_t at = report.find("<wbr>"); at != std::string::npos; at = report.find("<wbr>", at)) {
+    report.erase(at, 5);
+  }
   CHECK_THAT(report, contains("<code>" + predictions[1][0] + "</code>"));
   // Of two classes, some of the four that are held out are wrong after two steps, and named.
   CHECK((finished.out.find("EMA 0.00 %") != std::string::npos ||

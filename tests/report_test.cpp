@@ -45,7 +45,7 @@ TEST_CASE("report: every part is there, and nothing comes from outside") {
     CHECK(count_of(page, before + "nan") == 0);
   }
   CHECK_THAT(page, contains("<dt>rampup-steps</dt><dd>16384</dd>"));
-  CHECK_THAT(page, contains("<dt>test error (EMA)</dt><dd>9.31 %</dd>"));
+  CHECK_THAT(page, contains("<div><dt>test error (EMA)</dt><dd>9.31 %</dd>"));
   CHECK_THAT(page, contains("Without values: validation_error."));
 }
 
@@ -58,7 +58,7 @@ TEST_CASE("report: names are text, never markup") {
   CHECK_THAT(page, contains("<h1>MixMatch, 250 labels &lt;seed 1&gt;</h1>"));
   CHECK(page.find("<b>moon") == std::string::npos);
   CHECK(page.find("a<b>&c.png") == std::string::npos);
-  CHECK_THAT(page, contains("shapes/a&lt;b&gt;&amp;c.png"));
+  CHECK_THAT(page, contains("shapes/<wbr>a&lt;b&gt;&amp;c.png"));
   CHECK_THAT(page, contains("star &amp; &lt;b&gt;moon&lt;/b&gt;"));
   CHECK_THAT(page, contains("&quot;h\xC3\xA9"
                             "art&quot;"));
@@ -147,14 +147,15 @@ TEST_CASE("report: pictures worth a label and suspected label errors, with names
   Report report;
   report.class_names = {"cat", "<dog>"};
   report.uncertain = {{torch::zeros({3, 16, 16}, torch::kByte), "unlabeled/a <b>.png", 1, .51, -1}};
-  report.label_errors = {{torch::zeros({3, 16, 16}, torch::kByte), "labeled/cat/1.png", 1, .987, 0}};
+  report.label_errors = {{torch::zeros({3, 16, 16}, torch::kByte), "labeled/cat/1.png", 1, .187, 0, .25}};
   const std::string page = render_report(report);
   CHECK(count_of(page, "<section id=\"uncertain\">") == 1);
   CHECK(count_of(page, "<section id=\"label-errors\">") == 1);
-  CHECK_THAT(page,
-             contains("<code>unlabeled/a &lt;b&gt;.png</code><br>predicted: <b>&lt;dog&gt;</b>, 51.0 %"));
-  CHECK_THAT(page, contains("<code>labeled/cat/1.png</code><br>label: <b>cat</b><br>predicted: "
-                            "<b>&lt;dog&gt;</b>, 98.7 %"));
+  CHECK_THAT(page, contains("<code>unlabeled/<wbr>a &lt;b&gt;.png</code><br>predicted: <b>&lt;dog&gt;</b>, "
+                            "51.0&nbsp;%<"));
+  // The class that a label is doubted for may be less probable than the label's: it is not what is predicted.
+  CHECK_THAT(page, contains("<code>labeled/<wbr>cat/<wbr>1.png</code><br>label: <b>cat</b>, "
+                            "25.0&nbsp;%<br>rather: <b>&lt;dog&gt;</b>, 18.7&nbsp;%<"));
   report.label_errors[0].predicted = 2;
   CHECK_THAT(error_of([&] { render_report(report); }),
              contains("a picture's class must be in [0, 2), got 2"));
@@ -170,6 +171,7 @@ TEST_CASE("report: pictures of photographs' size become small, in proportion") {
   const std::string page = render_report(report);
   CHECK(count_of(page, "width=\"128\" height=\"96\"") == 24);
   CHECK(count_of(page, "width=\"1\" height=\"128\"") == 24);
+  CHECK(count_of(page, "<img class=\"small\"") == 0);  // they are not shown as squares of pixels
   // Noise does not shrink: what a page can be.
   CHECK(page.size() < 24 * (4 * 128 * 96 + 2000) + 100000);
   report.uncertain = {{torch::full({1, 300, 300}, .5), "x.png", 0, .5, -1}};
@@ -230,7 +232,7 @@ TEST_CASE("wrong_examples: image, classes and confidence of the most confident e
   report.wrong_examples = examples;
   report.class_names = dataset.class_names;
   CHECK_THAT(render_report(report),
-             contains("true: <b>b</b><br>predicted: <b>a</b><br>confidence: 87.5 %</figcaption>"));
+             contains("true: <b>b</b><br>predicted: <b>a</b>, 87.5&nbsp;%</figcaption>"));
 }
 
 TEST_CASE("report: grey and floating-point images, and what does not fit") {

@@ -175,14 +175,14 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     summary.set("open_set_rate", open_set_rate);
   }
   Report report;
-  Tensor probabilities;
+  Tensor calibrated;
   double balanced = 0, calibration_error = 0, scaled_calibration_error = 0;  // in percent
   if (judged.size() > 0) {
-    probabilities = has_test ? predict(judged) : held_out;
+    const Tensor probabilities = has_test ? predict(judged) : held_out;
+    calibrated = scale_temperature(probabilities, confidence.rule.temperature);
     report.confusion = confusion_matrix(judged.labels, probabilities.argmax(1), classes);
     report.reliability = reliability_bins(probabilities, judged.labels);
-    report.reliability_scaled =
-        reliability_bins(scale_temperature(probabilities, confidence.rule.temperature), judged.labels);
+    report.reliability_scaled = reliability_bins(calibrated, judged.labels);
     report.temperature = confidence.rule.temperature;
     balanced = 100 * balanced_accuracy(report.confusion);
     calibration_error = 100 * expected_calibration_error(report.reliability);
@@ -231,9 +231,9 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     if (!has_test) {
       print_message(stdout, detail::acceptance_text(confidence) + "\n");
     }
-    report.wrong_examples = wrong_examples(judged, probabilities, 24);
+    report.wrong_examples = wrong_examples(judged, calibrated, 24);
     if (!has_test && !data.files.empty()) {
-      const Tensor rows = most_confident_errors(probabilities, judged.labels, 24);
+      const Tensor rows = most_confident_errors(calibrated, judged.labels, 24);
       for (size_t i = 0; i < report.wrong_examples.size(); ++i) {
         const auto row = data.split.validation[rows[static_cast<int64_t>(i)].item<int64_t>()];
         report.wrong_examples[i].name = data.files[static_cast<size_t>(row.item<int64_t>())];
@@ -245,7 +245,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                   100 * open_set_rate);
   }
   report.metrics = run.metrics();
-  report.config = config_of(o);
+  report.config = run.settings();
   const auto percent = [&](const std::string& name, double error) {
     if (!std::isnan(error)) {
       report.summary.emplace_back(name, fmt::format("{:.2f} %", error));

@@ -119,8 +119,11 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
                         int64_t label) {
     const auto row = rows.narrow(0, i, 1);
     return DoubtfulPicture{data.pool.gather(row)[0].cpu(),
-                           data.files[static_cast<size_t>(row.item<int64_t>())], predicted,
-                           scaled[i][predicted].item<double>(), label};
+                           data.files[static_cast<size_t>(row.item<int64_t>())],
+                           predicted,
+                           scaled[i][predicted].item<double>(),
+                           label,
+                           label < 0 ? 0.0 : scaled[i][label].item<double>()};
   };
 
   const Tensor labels = data.pool.labels.cpu();

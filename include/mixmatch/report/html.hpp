@@ -131,6 +131,7 @@ nav { display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .9375rem; }
 .cards div { padding: .6rem .8rem; min-width: 0; }
 .cards dt { color: var(--muted); font-size: .8125rem; overflow-wrap: anywhere; }
 .cards dd { margin: 0; font-size: 1.35rem; line-height: 1.3; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+.cards .long dd { font-size: 1rem; }
 .scroll { overflow: auto; max-height: 85vh; max-width: 100%; }
 .scroll:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; }
@@ -188,7 +189,8 @@ table.matrix td.share { min-width: 4.5rem; background: linear-gradient(rgba(var(
 .swatch.good { background: rgb(var(--good)); } .swatch.bad { background: rgb(var(--bad)); }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr)); gap: .9rem; }
 .images figure { margin: 0; min-width: 0; }
-.images img { display: block; width: 100%; height: auto; image-rendering: pixelated; border-radius: .3rem; background: var(--line); }
+.images img { display: block; width: 100%; height: auto; border-radius: .3rem; background: var(--line); }
+.images img.small { image-rendering: pixelated; }
 .images figcaption { font-size: .8125rem; line-height: 1.35; margin-top: .35rem; overflow-wrap: anywhere; }
 .images figcaption b { font-weight: 600; }
 .images code { user-select: all; }
@@ -196,6 +198,8 @@ footer { margin-top: 2.5rem; }
 @media (max-width: 40rem) {
   table.matrix th:first-child { min-width: 6rem; max-width: 6rem; white-space: normal; overflow-wrap: break-word; line-height: 1.15; }
   table.matrix td.sum, table.matrix thead th.sum { padding-left: .25rem; padding-right: .25rem; }
+  table.rows th, table.rows td { padding-right: .5rem; font-size: .8125rem; }
+  table.rows td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; }
 }
 @media print { .scroll { max-height: none; overflow: visible; } figure, .cards div { break-inside: avoid; } }
 )css";

@@ -38,11 +38,12 @@ struct WrongExample {
 
 /// A picture that a person should look at.
 struct DoubtfulPicture {
-  Tensor image;      ///< as WrongExample's
-  std::string file;  ///< its name, to be copied
-  int64_t predicted = 0;
-  double confidence = 0;  ///< the probability of `predicted`
-  int64_t label = -1;     ///< the class that it was given, if it was
+  Tensor image;                 ///< as WrongExample's
+  std::string file;             ///< its name, to be copied
+  int64_t predicted = 0;        ///< or, where it has a label, the class that may be the right one
+  double confidence = 0;        ///< the probability of `predicted`
+  int64_t label = -1;           ///< the class that it was given, if it was
+  double label_confidence = 0;  ///< the probability of that class
 };
 
 /// What a report shows. A part that is empty is left out, and the report says that it is.
@@ -251,7 +252,8 @@ class ReportPage {
   static std::string settings(const Config& rows, const char* style) {
     std::string out;
     for (const auto& [name, value] : rows) {
-      out += "<div><dt>" + escape_html(name) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
+      const char* begin = value.size() > 16 ? "<div class=\"long\"><dt>" : "<div><dt>";
+      out += begin + escape_html(name) + "</dt><dd>" + escape_html(value) + "</dd></div>\n";
     }
     return out.empty() ? out : fmt::format("<dl class=\"{}\">\n", style) + out + "</dl>\n";
   }
@@ -442,20 +444,34 @@ class ReportPage {
                  .to(at::kByte);
     }
     return fmt::format(
-        "<figure><img alt=\"{}\" width=\"{}\" height=\"{}\" src=\"data:image/png;base64,{}\">"
+        "<figure><img{} alt=\"{}\" width=\"{}\" height=\"{}\" src=\"data:image/png;base64,{}\">"
         "<figcaption>{}</figcaption></figure>\n",
-        text, grid.size(2), grid.size(1), encode_base64(encode_png(grid)), caption);
+        longer <= most / 2 ? " class=\"small\"" : "", text, grid.size(2), grid.size(1),
+        encode_base64(encode_png(grid)), caption);
+  }
+
+  /// A file's name, to be copied, that breaks after its directories.
+  static std::string file_name(const std::string& file) {
+    std::string out = "<code>";
+    for (const char c : escape_html(file)) {
+      out += c;
+      out += c == '/' ? "<wbr>" : "";
+    }
+    return out + "</code>";
+  }
+
+  /// "<b>cat</b>, 51.0 %", without a break before the sign.
+  std::string class_and_percent(int64_t index, double probability) const {
+    return "<b>" + class_name(index) + fmt::format("</b>, {:.1f}&nbsp;%", 100 * probability);
   }
 
   std::string wrong_examples() const {
     std::string out;
     for (const auto& example : report_.wrong_examples) {
-      out += figure(
-          example.image, class_name(example.truth),
-          fmt::format(
-              "true: <b>{}</b><br>predicted: <b>{}</b><br>confidence: {:.1f} %{}", class_name(example.truth),
-              class_name(example.predicted), 100 * example.confidence,
-              example.name.empty() ? std::string() : "<br><code>" + escape_html(example.name) + "</code>"));
+      out += figure(example.image, class_name(example.truth),
+                    fmt::format("true: <b>{}</b><br>predicted: {}{}", class_name(example.truth),
+                                class_and_percent(example.predicted, example.confidence),
+                                example.name.empty() ? std::string() : "<br>" + file_name(example.name)));
     }
     return out.empty() ? out : "<div class=\"images\">\n" + out + "</div>\n";
   }
@@ -463,12 +479,13 @@ class ReportPage {
   std::string doubtful(const std::vector<DoubtfulPicture>& pictures) const {
     std::string out;
     for (const auto& picture : pictures) {
-      const std::string file = escape_html(picture.file);
-      out += figure(picture.image, file,
-                    fmt::format("<code>{}</code><br>{}{}: <b>{}</b>, {:.1f} %", file,
-                                picture.label < 0 ? std::string()
-                                                  : "label: <b>" + class_name(picture.label) + "</b><br>",
-                                "predicted", class_name(picture.predicted), 100 * picture.confidence));
+      const std::string predicted = class_and_percent(picture.predicted, picture.confidence);
+      out += figure(picture.image, escape_html(picture.file),
+                    file_name(picture.file) +
+                        (picture.label < 0
+                             ? "<br>predicted: " + predicted
+                             : "<br>label: " + class_and_percent(picture.label, picture.label_confidence) +
+                                   "<br>rather: " + predicted));
     }
     return "<div class=\"images\">\n" + out + "</div>\n";
   }
@@ -481,10 +498,11 @@ class ReportPage {
   }
 
   std::string label_errors() const {
-    return "<p>The first of label_errors.csv: pictures that seem to be of another class than their label "
-           "(confident learning). Those that were trained on are judged by a linear probe that has not seen "
-           "their label, on features that may have; the list misses errors, and much of it may be right but "
-           "rare pictures of their class.</p>\n" +
+    return "<p>The first of label_errors.csv: pictures that seem to be of another class than their label, "
+           "because that class is more probable here than it is, on average, for its own pictures (confident "
+           "learning); it need not be the most probable one. Those that were trained on are judged by a "
+           "linear probe that has not seen their label, on features that may have; the list misses errors, "
+           "and much of it may be right but rare pictures of their class.</p>\n" +
            doubtful(report_.label_errors);
   }
 

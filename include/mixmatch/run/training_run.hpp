@@ -106,6 +106,14 @@ class TrainingRun {
   /// To add what a step changes to, before start() or resume().
   Checkpoint& checkpoint() { return checkpoint_; }
   const RunDirectory& directory() const { return directory_; }
+  /// What config.json holds: the configuration, its surroundings and the libraries' versions.
+  Config settings() const {
+    Config all = options_.config();
+    all.insert(all.end(), options_.surroundings().begin(), options_.surroundings().end());
+    all.emplace_back("mixmatch-version", MIXMATCH_VERSION);
+    all.emplace_back("libtorch-version", TORCH_VERSION);
+    return all;
+  }
 
   /// Begins a new run: its first files. Throws where the disk has no room for its checkpoints.
   void start() {
@@ -305,12 +313,9 @@ class TrainingRun {
 
   void write_config() const {
     JsonObject config;
-    for (const auto* settings : {&options_.config(), &options_.surroundings()}) {
-      for (const auto& [name, value] : *settings) {
-        config.set(name, value);
-      }
+    for (const auto& [name, value] : settings()) {
+      config.set(name, value);
     }
-    config.set("mixmatch-version", MIXMATCH_VERSION).set("libtorch-version", TORCH_VERSION);
     write_file_atomically(directory_.config(), config.str());
   }
 
