@@ -96,6 +96,30 @@ bool skip_without_terminals() {
 
 }  // namespace
 
+TEST_CASE("DelayedProgress: nothing of what is over in two seconds, then as Progress", "[progress]") {
+  Capture out;
+  double now = 0;
+  const auto clock = [&] { return now; };
+  const mixmatch::training::DelayedProgress quick("decoding", 100, "picture", out.stream(), clock);
+  for (int64_t done = 1; done <= 100; ++done) {
+    now += 0.019;
+    quick(done);
+  }
+  CHECK(out.take().empty());
+  now = 0;
+  const std::function<void(int64_t)> slow =
+      mixmatch::training::DelayedProgress("decoding", 100, "picture", out.stream(), clock);
+  for (int64_t done = 1; done <= 100; ++done) {
+    now += 0.25;
+    slow(done);
+  }
+  const auto lines = lines_of(out.take());
+  REQUIRE(lines.size() == 4);  // after 2, 12 and 22 seconds, and at the end
+  CHECK_THAT(lines[0], contains("decoding   8%  8/100"));
+  CHECK_THAT(lines[1], contains("decoding  48%  48/100  4.0 pictures/s  ETA 0:13"));
+  CHECK_THAT(lines[3], contains("decoding 100%  100/100  4.0 pictures/s  took 0:23"));
+}
+
 TEST_CASE("plain lines: the first, one each ten seconds, the last", "[progress]") {
   Capture out;
   double now = 0;
@@ -112,6 +136,12 @@ TEST_CASE("plain lines: the first, one each ten seconds, the last", "[progress]"
   CHECK(lines[1] == "train  21%  21/100  2.0 steps/s  ETA 0:40  loss 21");
   CHECK(lines[5] == "train 100%  100/100  2.0 steps/s  took 0:50  loss 100");
   CHECK(progress.seconds_per_step() == Approx(0.5));
+
+  Progress pictures(
+      "pictures", 9, 0, out.stream(), [&] { return now; }, "picture");
+  now += 0.5;
+  pictures.update(2, "");
+  CHECK(lines_of(out.take()).back() == "pictures  22%  2/9  4.0 pictures/s  ETA 0:02  ");
 }
 
 TEST_CASE("slow steps, long times and a resumed start", "[progress]") {

@@ -14,6 +14,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -31,6 +32,8 @@ struct ImageFolderOptions {
   TORCH_ARG(int64_t, cache_memory) = std::numeric_limits<int64_t>::max();
   /// As PictureCacheOptions': called where a picture turns out to be unreadable after loading.
   TORCH_ARG(std::function<void(const ReplacedPicture&)>, on_replaced);
+  /// Called while pictures are loaded, by one thread at a time, with how many of all have been looked at.
+  TORCH_ARG(std::function<void(int64_t done)>, on_loaded);
 };
 
 /// The pictures of a PictureList, decoded or to be decoded on demand.
@@ -61,6 +64,8 @@ inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t s
                                                          .on_replaced(options.on_replaced()));
   std::vector<std::string> reasons(list.files.size());
   std::atomic<bool> stop{false};
+  std::mutex report_mutex;
+  int64_t done = 0;
   const auto* label = list.labels.data_ptr<int64_t>();
   // Pictures differ in size: each thread takes the next one when it is done with its last.
   share_among_threads(count, at::get_num_threads(), [&](int64_t i) {
@@ -74,6 +79,10 @@ inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t s
                              : check_picture_file(path, options.max_pixels());
     if (options.strict() && !reason.empty()) {
       stop = true;
+    }
+    if (options.on_loaded()) {
+      const std::lock_guard lock(report_mutex);
+      options.on_loaded()(++done);
     }
   });
   const auto kept = leave_out_unreadable(loader, list, reasons, options.strict());

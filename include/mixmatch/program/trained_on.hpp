@@ -100,7 +100,7 @@ class TrainedOn {
     if (labeled_only) {
       split = {at::arange(rows.numel(), at::kLong), at::empty({0}, at::kLong), at::empty({0}, at::kLong)};
     }
-    Progress progress("features", rows.numel());
+    Progress progress("features", rows.numel(), 0, stderr, Progress::steady_seconds, "image");
     const Tensor features = features_of_rows(network, data.pool, rows, options_,
                                              [&](int64_t done) { progress.update(done, ""); });
     progress.finish();

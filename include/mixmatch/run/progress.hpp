@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -29,12 +30,16 @@ namespace mixmatch::training {
 class Progress {
  public:
   using Clock = std::function<double()>;  ///< seconds, never decreasing
+  static double steady_seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
 
-  /// `start`: steps done already (a resumed run). Rates count from here on. Throws unless 0 <= start <=
-  /// total.
+  /// `start`: steps done already (a resumed run). Rates count from here on. `unit`: what a step is, in the
+  /// singular. Throws unless 0 <= start <= total.
   Progress(std::string label, int64_t total, int64_t start = 0, std::FILE* stream = stderr,
-           Clock clock = steady_seconds)
+           Clock clock = steady_seconds, std::string unit = "step")
       : label_(std::move(label)),
+        unit_(std::move(unit)),
         total_(total),
         start_(start),
         step_(start),
@@ -113,10 +118,6 @@ class Progress {
   double seconds_per_step() const { return median_of_last(durations_, durations_.size()); }
 
  private:
-  static double steady_seconds() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-  }
-
   bool due(double now) const {
     const double interval = terminal_ ? 0.1 : 10.0;
     return drawn_step_ < 0 || step_ >= total_ || now - last_draw_ >= interval;
@@ -138,8 +139,8 @@ class Progress {
     if (durations_.empty() || recent_ <= 0) {
       return "";
     }
-    return recent_ > 1 ? fmt::format("{:.2f} s/step  ", recent_)
-                       : fmt::format("{:.1f} steps/s  ", 1 / recent_);
+    return recent_ > 1 ? fmt::format("{:.2f} s/{}  ", recent_, unit_)
+                       : fmt::format("{:.1f} {}s/s  ", 1 / recent_, unit_);
   }
 
   std::string time_left() const {
@@ -195,7 +196,7 @@ class Progress {
     }
   }
 
-  std::string label_;
+  std::string label_, unit_;
   int64_t total_;
   int64_t start_;
   int64_t step_;
@@ -212,6 +213,43 @@ class Progress {
   std::string status_;
   bool bar_open_ = false;
   bool finished_ = false;
+};
+
+/// A Progress for what is over at once as a rule: it shows itself after two seconds. To be called with how
+/// many of `total` are done; copies are one.
+class DelayedProgress {
+ public:
+  /// As Progress'.
+  DelayedProgress(std::string label, int64_t total, std::string unit, std::FILE* stream = stderr,
+                  Progress::Clock clock = Progress::steady_seconds)
+      : make_([label = std::move(label), total, unit = std::move(unit), stream, clock](int64_t done) {
+          return std::make_shared<Progress>(label, total, done, stream, clock, unit);
+        }),
+        clock_(std::move(clock)),
+        begin_(clock_()),
+        total_(total),
+        shown_(std::make_shared<std::shared_ptr<Progress>>()) {}
+
+  void operator()(int64_t done) const {
+    constexpr double patience = 2;  // seconds
+    auto& progress = *shown_;
+    if (progress == nullptr && done < total_ && clock_() - begin_ >= patience) {
+      progress = make_(done);
+    }
+    if (progress != nullptr) {
+      progress->update(done, "");
+    }
+    if (progress != nullptr && done >= total_) {
+      progress->finish();
+    }
+  }
+
+ private:
+  std::function<std::shared_ptr<Progress>(int64_t)> make_;
+  Progress::Clock clock_;
+  double begin_;
+  int64_t total_;
+  std::shared_ptr<std::shared_ptr<Progress>> shown_;
 };
 
 }  // namespace mixmatch::training
