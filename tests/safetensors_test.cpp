@@ -684,6 +684,14 @@ TEST_CASE("load_safetensors: differences are named, and the model stays as it wa
     CHECK_THAT(error(),
                contains("tensor \"dense.bias\" (F32 [2]) of the model is missing; tensor \"head.weight\""));
   }
+  SECTION("all of them") {
+    for (auto& item : tensors) {
+      item.first = "other." + item.first;
+    }
+    CHECK_THAT(error(), contains("none of the model's tensors is in it, not \"") &&
+                            contains(" nor any other; it has \"other.") &&
+                            contains(" more: of another network?"));
+  }
   SECTION("another shape") {
     erase("dense.weight");
     tensors.emplace_back("dense.weight", torch::rand({3, 2}));

@@ -330,6 +330,13 @@ inline LoadSafetensorsResult load_state(SafetensorsReader& reader, const std::ve
       unexpected_kind = describe_tensor(*entry);
     }
   }
+  TORCH_CHECK(!options.strict() || refused.empty() || result.missing.size() < targets.size() ||
+                  result.unexpected.empty(),
+              reader.context(), "none of the model's tensors is in it, not ", quote_for_message(refused[0]),
+              " (", missing_kind, ") nor any other; it has ", quote_for_message(result.unexpected[0]), " (",
+              unexpected_kind, ")",
+              result.unexpected.size() > 1 ? c10::str(" and ", result.unexpected.size() - 1, " more") : "",
+              ": of another network?");
   TORCH_CHECK(!options.strict() || (refused.empty() && result.unexpected.empty()), reader.context(),
               describe_names(refused, missing_kind, "of the model is missing"),
               refused.empty() || result.unexpected.empty() ? "" : "; ",
