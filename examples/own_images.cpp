@@ -73,22 +73,31 @@ int train_run(CLI::App& app, Options& o) {
     mm::training::start_from(app, o.sources.from, o);
   }
   mm::training::check_options(o);
+  if (!resumed.has_value()) {
+    mm::training::check_new_run(o);
+  }
   const auto device = mm::training::choose_device(o);
   const auto pictures = mm::training::find_pictures(o, o.sources, resumed, o.strict, "own_images").list;
+  mm::training::check_network(o, pictures.num_classes(), o.size);
   std::set<std::string> replaced;  // found unreadable when they were drawn
   const auto on_replaced = [&replaced](const mm::data::ReplacedPicture& picture) {
     replaced.insert(picture.unreadable.file);
     mm::training::print_message(stderr, "own_images: cannot read {}\n", mm::data::describe(picture));
   };
-  const auto folder =
-      mm::data::load_pictures(pictures, o.size,
-                              mm::data::ImageFolderOptions()
-                                  .strict(o.strict)
-                                  .fit(mm::data::parse_picture_fit(o.fit))
-                                  .cache_memory(mm::training::parse_cache_memory(o.cache_memory))
-                                  .on_replaced(on_replaced));
+  const auto folder = mm::data::load_pictures(
+      pictures, o.size,
+      mm::data::ImageFolderOptions()
+          .strict(o.strict)
+          .fit(mm::data::parse_picture_fit(o.fit))
+          .cache_memory(mm::training::parse_cache_memory(o.cache_memory))
+          .on_replaced(on_replaced)
+          .on_loaded(mm::training::DelayedProgress("decoding", pictures.size(), "picture")));
   for (const auto& file : folder.unreadable) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(file));
+  }
+  if (const auto count = static_cast<int64_t>(folder.unreadable.size()); count > 0) {
+    mm::training::print_message(stderr, "own_images: left out {} of {} pictures\n", count,
+                                folder.size() + count);
   }
   for (const auto& entries : folder.left_out) {
     mm::training::print_message(stderr, "own_images: {}\n", mm::data::describe(entries));
@@ -97,7 +106,7 @@ int train_run(CLI::App& app, Options& o) {
     const int64_t kept = mm::training::parse_cache_memory(o.cache_memory) / (3 * o.size * o.size);
     mm::training::print_message(
         stdout, "{} pictures are decoded when they are drawn; {} in memory (--cache-memory)\n", folder.size(),
-        kept == 0 ? "none of them stays" : fmt::format("{} of them stay", kept));
+        kept == 0 ? "none of them stays" : fmt::format("{} of them stay{}", kept, kept == 1 ? "s" : ""));
   }
   auto split = mm::training::split_pictures(o, folder);
   const int64_t known = split.labeled.size(0) + split.validation.size(0);
@@ -120,6 +129,10 @@ int train_run(CLI::App& app, Options& o) {
                           folder.files,
                           mm::data::parse_picture_fit(o.fit)};
   mm::training::adopt_data(o, data);
+  if (const auto single = mm::training::single_picture_classes(folder.class_names, o.class_counts);
+      !single.empty()) {
+    mm::training::print_message(stderr, "own_images: {}\n", single);
+  }
   if (!resumed.has_value()) {
     mm::training::use_suggested(
         app, mm::training::suggest_settings(

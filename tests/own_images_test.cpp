@@ -2,6 +2,8 @@
 
 #include <mixmatch/data/decode_image.hpp>
 #include <mixmatch/io/safetensors.hpp>
+#include <mixmatch/program/own_pictures.hpp>
+#include <mixmatch/report/html.hpp>
 #include <mixmatch/run/png.hpp>
 #include <mixmatch/run/run_record.hpp>
 
@@ -10,6 +12,7 @@
 #include <filesystem>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "program_util.hpp"
@@ -131,7 +134,12 @@ TEST_CASE("own_images: one command gives model, report and predictions, and pred
         summary_of(dir / "run", "validation_calibration_error_scaled"));
   CHECK(summary_of(dir / "run", "recall of Größe") != "missing");
   CHECK(summary_of(dir / "run", "precision of round ones") != "missing");
-  CHECK_THAT(read_file(dir / "run" / "report.html"), contains("<section id=\"calibration\">"));
+  const std::string report = read_file(dir / "run" / "report.html");
+  CHECK_THAT(report, contains("<section id=\"calibration\">"));
+  for (const auto& [name, value] : mixmatch::training::read_json_object(dir / "run" / "config.json")) {
+    CHECK_THAT(report,
+               contains("<dt>" + name + "</dt><dd>" + mixmatch::training::escape_html(value) + "</dd>"));
+  }
 
   const auto predicted =
       run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--out", (dir / "p.csv").string(),
@@ -197,6 +205,25 @@ TEST_CASE("own_images: held-out pictures calibrate confidences and say which to 
       }
     }
   }
+  // The confidence that the report gives a held-out picture is that of the model's users.
+  const auto held_out = run({MIXMATCH_PREDICT, "--model", (dir / "run").string(), "--threads", "1",
+                             (dir / "data" / "labeled").string()});
+  REQUIRE(held_out.status == 0);
+  std::string report = read_file(dir / "run" / "report.html");
+  const size_t wrong = report.find("<section id=\"wrong\">");
+  REQUIRE(wrong != std::string::npos);
+  report = report.substr(wrong, report.find("</section>", wrong) - wrong);
+  int64_t found = 0;
+  for (const auto& line : lines_of(held_out.out)) {
+    const auto cells = cells_of(line);
+    const size_t name = report.find(fs::path(cells[0]).filename().string() + "</code>");
+    if (name != std::string::npos) {
+      ++found;
+      const size_t begin = report.rfind("</b>, ", name) + 6;
+      CHECK(std::abs(std::stod(report.substr(begin)) - 100 * std::stod(cells[2])) < 0.2);
+    }
+  }
+  CHECK(found > 0);
   check_refused(run(own_images(dir / "data", dir / "x", {"--target-precision", "2"})), "--target-precision");
 }
 
@@ -382,6 +409,33 @@ TEST_CASE("own_images: settings from the data are said, kept and give way to the
   CHECK_FALSE(fs::exists(dir / "x"));
 }
 
+TEST_CASE("own_images: pictures that are left out are counted, and classes of one picture named") {
+  TempDir dir;
+  write_pictures(dir / "data");
+  write_file(dir / "data" / "unlabeled" / "a.jpg", "no picture");
+  write_file(dir / "data" / "unlabeled" / "b.jpg", "");
+  bool keep = true;
+  for (const auto& entry : fs::directory_iterator(dir / "data" / "labeled" / "c")) {
+    if (!std::exchange(keep, false)) {
+      fs::remove(entry.path());
+    }
+  }
+  const auto finished = run(own_images(dir / "data", dir / "run", {"--steps", "1"}));
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  CHECK_THAT(finished.err, contains("own_images: left out unlabeled/b.jpg: the file is empty\n"
+                                    "own_images: left out 2 of " +
+                                    std::to_string(pictures(dir / "data") + 2) + " pictures\n"));
+  CHECK_THAT(finished.err, contains("own_images: 1 class has one picture to train with: \"c\"\n"));
+  // That there is a run already is said before pictures are looked at.
+  check_refused(run(own_images(dir / "data", dir / "run")), "already holds a run");
+  const std::vector<std::string> names{"a", "b", "c", "d", "e", "f"};
+  using mixmatch::training::single_picture_classes;
+  CHECK(single_picture_classes(names, {2, 0, 3, 2, 2, 2}).empty());
+  CHECK(single_picture_classes(names, {1, 1, 1, 1, 1, 1}) ==
+        R"(6 classes have one picture to train with: "a", "b", "c", "d", "e", …)");
+}
+
 TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   TempDir dir;
   const fs::path out = dir / "run";
@@ -389,6 +443,17 @@ TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   fs::create_directories(dir / "empty");
   check_refused(run(own_images(dir / "empty", out)), "labeled");
   write_pictures(dir / "data");
+  // What is wrong with the network and its weights is said before any picture is looked at.
+  write_file(dir / "data" / "unlabeled" / "broken.jpg", "no picture");
+  check_refused(run(own_images(dir / "data", out, {"--weights", (dir / "none.safetensors").string()})),
+                "none.safetensors");
+  mixmatch::write_safetensors(dir / "other.safetensors", {{"other.weight", torch::zeros({2, 3})}});
+  check_refused(run(own_images(dir / "data", out, {"--weights", (dir / "other.safetensors").string()})),
+                "other.safetensors: none of the model's tensors is in it, not \"conv1.weight\"");
+  check_refused(run(own_images(dir / "data", out, {"--model", "vit_s16", "--size", "40"})),
+                "--model vit_s16 takes images whose size is a multiple of 16, got 40");
+  check_refused(run(own_images(dir / "data", out, {"--padding", "32"})), "--padding 32 must be less than");
+  fs::remove(dir / "data" / "unlabeled" / "broken.jpg");
   check_refused(run(own_images(dir / "data", out, {"--validation", "1000"})), "too few");
   check_refused(run(own_images(dir / "data", out, {"--labels", "1000"})), "too few");
   check_refused(run(own_images(dir / "data", out, {"--size", "0"})), "--size");
@@ -397,7 +462,6 @@ TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   write_file(dir / "split.txt", "mixmatch split of pictures\nlabeled \"unlabeled/ü/" + unlabeled + "\"\n");
   check_refused(run(own_images(dir / "data", out, {"--split", (dir / "split.txt").string()})),
                 "has no label");
-  check_refused(run(own_images(dir / "data", out, {"--padding", "32"})), "--padding 32 must be less than");
   check_refused(run(own_images(dir / "data", out, {"--eval", out.string()})), "--eval");
   write_file(dir / "data" / "labeled" / "c" / "broken.png", "");
   check_refused(run(own_images(dir / "data", out, {"--strict"})), "broken.png");

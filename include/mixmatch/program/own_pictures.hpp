@@ -208,4 +208,26 @@ inline data::SslSplit split_pictures(const TrainingOptions& o, const data::Image
   return split;
 }
 
+/// "2 classes have one picture to train with: "cat", "dog"", of classes in their order and how many pictures
+/// of each train; "" if there are none.
+inline std::string single_picture_classes(const std::vector<std::string>& class_names,
+                                          const std::vector<int64_t>& counts) {
+  constexpr size_t most = 5;
+  std::vector<std::string> names;
+  for (size_t i = 0; i < counts.size(); ++i) {
+    if (counts[i] == 1) {
+      names.push_back(data::detail::class_text(i, class_names));
+    }
+  }
+  if (names.empty()) {
+    return "";
+  }
+  std::string text = fmt::format("{} class{} one picture to train with: {}", names.size(),
+                                 names.size() == 1 ? " has" : "es have", names.front());
+  for (size_t i = 1; i < std::min(most, names.size()); ++i) {
+    text += ", " + names[i];
+  }
+  return names.size() > most ? text + ", …" : text;
+}
+
 }  // namespace mixmatch::training

@@ -138,15 +138,28 @@ inline void save_split(const std::filesystem::path& path, const TrainingOptions&
   }
 }
 
+/// Throws where images of that size, in pixels, do not fit the options.
+inline void check_image_size(const TrainingOptions& o, int64_t size) {
+  TORCH_CHECK(o.padding < size, "--padding ", o.padding, " must be less than the images' size, ", size);
+  const int64_t multiple = models::image_size_multiple(o.model);
+  TORCH_CHECK(size % multiple == 0, "--model ", o.model, " takes images whose size is a multiple of ",
+              multiple, ", got ", size);
+}
+
+/// Throws where the network cannot be made of its files for so many classes, or does not take images of that
+/// size: what a program would else find out after it has decoded all of its pictures.
+inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t size) {
+  check_image_size(o, size);
+  if (!o.resume && (!o.weights.empty() || !script_path(o).empty())) {
+    make_network(o, num_classes, torch::kCPU);
+  }
+}
+
 /// Throws where options and data do not fit, before anything is written: a class among them that has images
 /// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
 /// instead). o.labels, o.validation and o.class_counts then are how many there are, whoever drew them.
 inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_class = true) {
-  TORCH_CHECK(o.padding < data.pool.image_size(), "--padding ", o.padding,
-              " must be less than the images' size, ", data.pool.image_size());
-  const int64_t multiple = models::image_size_multiple(o.model);
-  TORCH_CHECK(data.pool.image_size() % multiple == 0, "--model ", o.model,
-              " takes images whose size is a multiple of ", multiple, ", got ", data.pool.image_size());
+  check_image_size(o, data.pool.image_size());
   detail::check_script_network(o, data);
   for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
                                    {"validation", data.split.validation}}) {

@@ -550,18 +550,23 @@ inline torch::Device choose_device(TrainingOptions& o) {
   return device;
 }
 
-/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one, with a copy
-/// of the network of torchscript:FILE, so that the run needs that file no more.
-inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<RunDirectory>& resumed) {
-  if (resumed.has_value()) {
-    return *resumed;
-  }
+/// Throws where o.out holds a run, which a new one would overwrite: before what may take long.
+inline void check_new_run(const TrainingOptions& o) {
   std::error_code ignored;
   if (std::filesystem::exists(std::filesystem::path(o.out) / "checkpoint.pt", ignored)) {
     static_cast<void>(RunDirectory::resume(o.out));  // that it is in use is said first
     TORCH_CHECK(!std::filesystem::exists(std::filesystem::path(o.out) / "config.json", ignored), o.out,
                 " already holds a run: continue it with --resume, or choose another --out");
   }
+}
+
+/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one, with a copy
+/// of the network of torchscript:FILE, so that the run needs that file no more.
+inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<RunDirectory>& resumed) {
+  if (resumed.has_value()) {
+    return *resumed;
+  }
+  check_new_run(o);
   auto directory = RunDirectory::create(o.out);
   if (const auto script = models::script_file_of(o.model); !script.empty()) {
     write_file_atomically(directory.network(), mixmatch::detail::read_whole_file(script));
