@@ -177,8 +177,8 @@ inline void check_decode_options(const char* caller, int64_t size, int64_t max_p
 
 }  // namespace detail
 
-/// The picture in a file as uint8 [3, size, size], upright, RGB, on the CPU: resized so that its shorter side
-/// is `size` (bilinear, antialiased where it shrinks), and the middle of its longer side cut out; or as
+/// The picture in a file as uint8 [3, size, size], upright, RGB, on the CPU: the square in its middle, resized
+/// (bilinear, antialiased where it shrinks; of what lies outside the square nothing is seen); or as
 /// options.fit() says.
 ///
 /// JPEG, PNG, WebP, TIFF, BMP (not compressed), binary PPM and PGM, by content and not by name; other formats
