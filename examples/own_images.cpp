@@ -60,7 +60,8 @@ void visit_options(O& o, Visit&& visit) {
   visit(mm::training::OptionText{"baseline-steps",
                                  "Steps of the supervised baseline that the verdict compares with, where "
                                  "--validation holds pictures out; -1 = --steps, 0 = no verdict",
-                                 mm::training::OptionRole::how},
+                                 mm::training::OptionRole::how, mm::training::detail::unlabeled_methods(),
+                                 mm::training::detail::why_none_held_out(o)},
         o.baseline_steps, mm::training::Range<int64_t>{-1});
 }
 

@@ -9,6 +9,7 @@
 #include <mixmatch/training.hpp>
 
 #include <concepts>
+#include <string>
 #include <type_traits>
 #include <utility>
 
@@ -29,10 +30,18 @@ struct Options : TrainingOptions {
 template <class O, class Visit>
 requires std::same_as<std::remove_const_t<O>, Options>
 void visit_options(O& o, Visit&& visit) {
-  mm::training::visit_training_options(o, visit);
-  visit(mm::training::OptionText{"fold",
-                                 "Official fold that is labeled (1,000 images); -1 = --labels images drawn "
-                                 "by the seed"},
+  using mm::training::OptionText;
+  mm::training::visit_training_options(o, [&](OptionText text, auto& value, const auto&... limits) {
+    if (text.name == std::string("labels") && o.fold >= 0 && o.split.empty()) {
+      text.no_effect = " with an official --fold, whose images are labeled; take --fold -1";
+    }
+    visit(text, value, limits...);
+  });
+  visit(OptionText{"fold",
+                   "Official fold that is labeled (1,000 images); -1 = --labels images drawn by the seed",
+                   mm::training::OptionRole::run,
+                   {},
+                   mm::training::detail::why_no_split(o)},
         o.fold, mm::training::Range<int64_t>{-1, 9});
 }
 

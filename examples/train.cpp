@@ -82,6 +82,8 @@ TrainingData load(const Options& o, torch::Device device) {
 
 void check_data(const Options& o) {
   TORCH_CHECK(o.dataset == "shapes" || !o.data.empty(), "--data is required: the directory of ", o.dataset);
+  TORCH_CHECK(o.dataset != "shapes" || o.data.empty(), "--data ", o.data,
+              " has no effect with --dataset shapes, which are drawn");
 }
 
 int train_run(CLI::App& app, Options& o) {

@@ -340,11 +340,6 @@ TEST_CASE("options: what is done about unequal and foreign images, and what does
   CHECK(refusal("mixmatch", "prior", "", "none") == "--alignment prior needs --prior: the classes' shares");
   CHECK(refusal("mixmatch", "labeled", "1,2", "none") ==
         "--prior is for --alignment prior, got --alignment labeled");
-  CHECK(refusal("vat", "labeled", "", "none") ==
-        "--alignment labeled is for guessed labels, those of mixmatch, uda and fixmatch; --method vat has "
-        "none");
-  CHECK_THAT(refusal("mean_teacher", "none", "", "energy"),
-             contains("--open-set energy is for guessed labels"));
   o = small_options("run");
   o.alignment = "prior";
   o.prior = "1,2";
@@ -546,13 +541,24 @@ std::string run_in_parts(const fs::path& out, int64_t first, const std::vector<s
       arguments.push_back("--resume");
     } else {
       for (const std::string argument :
-           {"--labels",       "15",      "--validation", "3",   "--batch",     "4",
-            "--depth",        "10",      "--widen",      "1",   "--padding",   "2",
-            "--lr",           "0.00125", "--alpha",      "0.7", "--ema-decay", "0.9375",
-            "--lambda-u",     "7.5",     "--eval-every", "2",   "--log-every", "1",
-            "--threads",      "1",       "--device",     "cpu", "--precision", "fp32",
+           {"--labels",       "15",  "--validation", "3",      "--batch",    "4",   "--lr",         "0.00125",
+            "--alpha",        "0.7", "--ema-decay",  "0.9375", "--lambda-u", "7.5", "--eval-every", "2",
+            "--log-every",    "1",   "--threads",    "1",      "--device",   "cpu", "--precision",  "fp32",
             "--rampup-steps", "1600"}) {
         arguments.push_back(argument);
+      }
+      const auto has = [&](const char* word) {
+        return std::find(more.begin(), more.end(), word) != more.end();
+      };
+      for (const std::string argument : {"--depth", "10", "--widen", "1"}) {
+        if (!has("--model")) {
+          arguments.push_back(argument);
+        }
+      }
+      if (has("head")) {
+        o.padding = 2;  // of images of 8 pixels, which the features have been
+      } else {
+        arguments.insert(arguments.end(), {"--padding", "2"});
       }
       arguments.insert(arguments.end(), more.begin(), more.end());
     }
@@ -739,6 +745,177 @@ TEST_CASE("options: --help says ranges that a person reads") {
   }
   CHECK(help.find("9223372036854775807") == std::string::npos);
   CHECK(help.find("18446744073709551615") == std::string::npos);
+}
+
+namespace {
+
+/// The weights that three steps on the same images come to.
+Tensor trained(AllOptions o) {
+  o.given.clear();
+  const auto data = make_data(o, make_pool(60, 60));
+  mm::training::adopt_data(o, data);
+  mm::training::TrainState state(mm::training::make_network(o, data, torch::kCPU, /*quiet=*/true),
+                                 mm::training::train_state_options(o));
+  const mm::training::TrainedOn seen(o, state.model, data, torch::kCPU);
+  return mm::training::with_method(o, [&](auto method) {
+    mm::training::Trainer trainer(state, std::move(method), seen.data(), mm::training::trainer_options(o));
+    trainer.run(3);
+    std::vector<Tensor> weights;
+    for (const auto& parameter : state.model->parameters()) {
+      weights.push_back(parameter.detach().flatten());
+    }
+    return at::cat(weights);
+  });
+}
+
+AllOptions small_run(const std::string& method) {
+  AllOptions o(mm::presets::cifar10);
+  static_cast<TrainingOptions&>(o) = small_options("run");
+  o.methods = mm::training::method_names();
+  o.method = method;
+  mm::training::use_method_preset(o);
+  o.steps = 3;
+  o.precision = "fp32";
+  o.unlabeled_ratio = 1;
+  o.threshold = 0.3;  // of three classes nothing is below
+  o.rampup_steps = 2;
+  o.prefetch = false;
+  o.recalibrate = 0;
+  return o;
+}
+
+using Given = std::vector<std::pair<std::string, std::string>>;
+
+/// Each option is refused where a run with it is the same to the bit, and there alone.
+void check_refused_where_idle(const AllOptions& usual, const Given& options) {
+  const Tensor expected = trained(usual);
+  for (const auto& [name, value] : options) {
+    INFO(usual.method << ", --train " << usual.train << ": " << name << " " << value);
+    AllOptions o = usual;
+    CLI::App app("", "program");
+    mm::training::add_options(app, o);
+    const std::string option = "--" + name;
+    const char* argv[] = {"program", "--data", "d", option.c_str(), value.c_str()};
+    app.parse(5, argv);
+    REQUIRE(o.given.size() == 2);
+    AllOptions checked = o;
+    const std::string error = error_of([&] { mm::training::check_options(checked); });
+    CHECK((error.empty() || error.starts_with(option + " " + value + " has no effect")));
+    CHECK(error.empty() == !torch::equal(trained(o), expected));
+    // The settings of a run that goes on are those of its start, whoever says them again.
+    checked.resume = true;
+    CHECK(error_of([&] { mm::training::check_options(checked); }).empty());
+  }
+}
+
+}  // namespace
+
+TEST_CASE("options: what has no effect beside the others is refused, and nothing else") {
+  for (const auto& method : mm::training::method_names()) {
+    check_refused_where_idle(small_run(method), {{"unlabeled-ratio", "2"},
+                                                 {"lambda-u", "3"},
+                                                 {"rampup-steps", "7"},
+                                                 {"threshold", "0.99"},
+                                                 {"annealing", "log"},
+                                                 {"radius", "1"},
+                                                 {"entropy-weight", "0.5"},
+                                                 {"alpha", "0.2"},
+                                                 {"temperature", "0.9"},
+                                                 {"num-augmentations", "1"},
+                                                 {"mix-mode", "xx.yy"},
+                                                 {"strong", method == "uda" ? "fixmatch" : "uda"},
+                                                 {"momentum", "0.5"},
+                                                 {"schedule-steps", "2"},
+                                                 {"alignment", "uniform"}});
+  }
+  const Given of_all{{"backbone-rate", "0.5"},
+                     {"freeze", "backbone"},
+                     {"freeze-statistics", "true"},
+                     {"augment", "resized_crop"},
+                     {"padding", "1"},
+                     {"crop-scale", "0.5"},
+                     {"mirror", "false"},
+                     {"color-jitter", "0.5"},
+                     {"lr", "0.001"},
+                     {"imbalance", "balanced_batches"},
+                     {"warmup-steps", "3"},
+                     {"lr-schedule", "cosine"}};
+  auto usual = small_run("mixmatch");
+  check_refused_where_idle(usual, of_all);
+  check_refused_where_idle(usual, {{"widen", "2"}, {"scales", "2"}, {"filters", "12"}, {"depth", "16"}});
+  usual.augment = "resized_crop";
+  check_refused_where_idle(usual, {{"padding", "1"}, {"crop-scale", "0.5"}});
+  usual.filters = 12;
+  check_refused_where_idle(usual, {{"widen", "2"}});
+  const TempDir dir;
+  auto head = small_run("mixmatch");
+  auto published = mm::training::make_network(head, 3, torch::kCPU);
+  mm::save_safetensors(dir / "weights.safetensors", published);
+  head.weights = (dir / "weights.safetensors").string();
+  head.train = "head";
+  check_refused_where_idle(head, of_all);
+}
+
+TEST_CASE("options: an option without effect, and what it is for") {
+  const auto error = [](const auto& set, const std::vector<std::string>& given) {
+    AllOptions o(mm::presets::cifar10);
+    o.methods = mm::training::method_names();
+    o.given = given;
+    set(o);
+    return error_of([&] { mm::training::check_given_options(o); });
+  };
+  CHECK(
+      error([](auto& o) { o.method = "vat"; }, {"alignment", "open-set", "prior"}).empty());  // none of them
+  CHECK(error(
+            [](auto& o) {
+              o.method = "vat";
+              o.open_set = "energy";
+            },
+            {"open-set"}) ==
+        "--open-set energy has no effect with --method vat: it is for mixmatch, uda, fixmatch");
+  CHECK(error(
+            [](auto& o) {
+              o.method = "supervised";
+              o.alignment = "labeled";
+            },
+            {"seed", "alignment"}) ==
+        "--alignment labeled has no effect with --method supervised: it is for mixmatch, uda, fixmatch");
+  CHECK(
+      error([](auto& o) { o.train = "head"; }, {"augment"}) ==
+      "--augment crop_flip has no effect with --train head, for which images are not augmented; take --train "
+      "all");
+  CHECK(error([](auto& o) { o.model = "resnet18"; }, {"depth"}) ==
+        "--depth 28 has no effect with --model resnet18, which is no wide_resnet");
+  CHECK(error([](auto& o) { o.model = "vit_s16"; }, {"freeze-statistics"}) ==
+        "--freeze-statistics false has no effect with --model vit_s16, which has no batch norm");
+  CHECK(error([](auto& o) { o.freeze_statistics = true; }, {"recalibrate"}) ==
+        "--recalibrate 16384 has no effect with --freeze-statistics");
+  CHECK(error(
+            [](auto& o) {
+              o.freeze_statistics = o.resume = true;  // how it is run is not the run's
+            },
+            {"recalibrate"}) == "--recalibrate 16384 has no effect with --freeze-statistics");
+  CHECK(error(
+            [](auto& o) {
+              o.freeze_statistics = true;
+              o.recalibrate = 0;
+            },
+            {"recalibrate"})
+            .empty());
+  CHECK(error(
+            [](auto& o) {
+              o.method = "uda";
+              o.annealing = "none";
+            },
+            {"schedule-steps"}) ==
+        "--schedule-steps -1 has no effect with --lr-schedule constant and --annealing none");
+  CHECK(error(
+            [](auto& o) {
+              o.class_counts = {3, 3};
+              o.validation = 0;
+            },
+            {"target-precision"}) ==
+        "--target-precision 0.95 has no effect where no image is held out (--validation)");
 }
 
 TEST_CASE("options: a locale with a decimal comma changes nothing, resuming included") {

@@ -193,6 +193,8 @@ TEST_CASE("own_images: a TorchScript network is reviewed, and goes on with its o
   INFO(next.err);
   CHECK(next.status == 0);
   CHECK(lines_of_part(dir / "next", "labeled").size() == 17);
+  check_refused(train_on(dir / "data", dir / "x", with(from, {"--model", "torchscript:other.pt"})),
+                "--model torchscript:other.pt has no effect with --from ");
   fs::rename(dir / "data" / "labeled" / "c a t", dir / "data" / "labeled" / "cat");
   check_refused(train_on(dir / "data", dir / "x", from),
                 "is of other classes, and which layer of a TorchScript");

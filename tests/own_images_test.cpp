@@ -237,6 +237,10 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
   const auto refused = run(own_images(dir / "data", dir / "x", {"--method", "fixmatch"}));
   CHECK(refused.status == 2);
   CHECK_THAT(refused.err, contains("--method fixmatch needs unlabeled pictures"));
+  check_refused(run(own_images(dir / "data", dir / "x", {"--lambda-u", "3"})),
+                "--lambda-u 3 has no effect with --method supervised: it is for mixmatch, ");
+  check_refused(run(own_images(dir / "data", dir / "x", {"--target-precision", "0.9"})),
+                "--target-precision 0.9 has no effect where no image is held out (--validation)");
   CHECK_FALSE(fs::exists(dir / "x"));
   CHECK(read_file(dir / "run" / "predictions.csv") ==
         "file,class,confidence,second_class,margin,abstain,path,label\n");
@@ -405,7 +409,12 @@ TEST_CASE("own_images: settings from the data are said, kept and give way to the
   check_refused(run(own_images(dir / "data", dir / "x", {"--alignment", "prior", "--prior", "1,2"})),
                 "--prior: expected the shares of 3 classes");
   check_refused(run(own_images(dir / "data", dir / "x", {"--method", "vat", "--open-set", "energy"})),
-                "--open-set energy is for guessed labels");
+                "--open-set energy has no effect with --method vat: it is for mixmatch, uda, fixmatch");
+  check_refused(
+      run(own_images(dir / "data", dir / "x", {"--method", "supervised", "--alignment", "labeled"})),
+      "--alignment labeled has no effect with --method supervised: it is for mixmatch, uda, fixmatch");
+  check_refused(run(own_images(dir / "data", dir / "x", {"--baseline-steps", "5"})),
+                "--baseline-steps 5 has no effect where no image is held out (--validation)");
   CHECK_FALSE(fs::exists(dir / "x"));
 }
 

@@ -32,7 +32,10 @@ inline void write_folder(const std::filesystem::path& dir) {
 
 inline Finished train_on(const std::filesystem::path& data, const std::filesystem::path& out,
                          const std::vector<std::string>& more = {}) {
-  return ::run(with({MIXMATCH_OWN_IMAGES, "--data", data.string(), "--out", out.string(), "--widen", "1",
-                     "--steps", "2", "--batch", "4", "--size", "16", "--log-every", "1", "--threads", "1"},
-                    more));
+  const std::vector<std::string> width = {"--widen", "1"};
+  return ::run(with(
+      with({MIXMATCH_OWN_IMAGES, "--data", data.string(), "--out", out.string(), "--steps", "2", "--batch",
+            "4", "--size", "16", "--log-every", "1", "--threads", "1"},
+           has_option(more, "--model") || has_option(more, "--from") ? std::vector<std::string>() : width),
+      more));
 }

@@ -4,6 +4,7 @@
 
 #include <mixmatch/data/shapes.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -44,32 +45,36 @@ inline std::vector<std::string> with(std::vector<std::string> arguments,
   return arguments;
 }
 
-/// A program with the options of a run of a few seconds.
+inline bool has_option(const std::vector<std::string>& arguments, const std::string& name) {
+  return std::find(arguments.begin(), arguments.end(), name) != arguments.end();
+}
+
+/// A program with the options of a run of a few seconds, but for those that have no effect beside `more`.
 inline std::vector<std::string> short_run(const std::string& program, const std::filesystem::path& data,
                                           const std::filesystem::path& out,
                                           const std::vector<std::string>& more = {}) {
-  return with({program,
-               "--data",
-               data.string(),
-               "--out",
-               out.string(),
-               "--labels",
-               "20",
-               "--batch",
-               "6",
-               "--depth",
-               "10",
-               "--widen",
-               "1",
-               "--steps",
-               "12",
-               "--eval-every",
-               "4",
-               "--log-every",
-               "1",
-               "--checkpoint-every",
-               "3",
-               "--threads",
-               "1"},
-              more);
+  std::vector<std::string> arguments{program,
+                                     "--data",
+                                     data.string(),
+                                     "--out",
+                                     out.string(),
+                                     "--batch",
+                                     "6",
+                                     "--steps",
+                                     "12",
+                                     "--eval-every",
+                                     "4",
+                                     "--log-every",
+                                     "1",
+                                     "--checkpoint-every",
+                                     "3",
+                                     "--threads",
+                                     "1"};
+  if (!has_option(more, "--split")) {
+    arguments = with(arguments, {"--labels", "20"});
+  }
+  if (!has_option(more, "--model")) {
+    arguments = with(arguments, {"--depth", "10", "--widen", "1"});
+  }
+  return with(arguments, more);
 }

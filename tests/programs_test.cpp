@@ -86,6 +86,9 @@ TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
   char expected[64];
   std::snprintf(expected, sizeof expected, "test error: %.2f %%", std::stod(last));
   CHECK(printed.back() == expected);
+  check_refused(run({MIXMATCH_CIFAR10, "--data", test_only.path().string(), "--eval", (dir / "run").string(),
+                     "--precision", "fp32"}),
+                "--precision has no effect with --eval");
 }
 
 TEST_CASE("train: guesses that run together into one class are warned of, once") {
@@ -227,6 +230,9 @@ TEST_CASE("cifar10: another run takes the split of the first") {
   REQUIRE(run(cifar10(dir / "one", {"--steps", "1"})).status == 0);
   const std::string split = (dir / "one" / "split.txt").string();
   REQUIRE(run(cifar10(dir / "two", {"--steps", "1", "--seed", "9", "--split", split})).status == 0);
+  check_refused(run(cifar10(dir / "x", {"--split", split, "--labels", "20"})),
+                "--labels 20 has no effect with --split, which says which images are labeled and held out");
+  CHECK_FALSE(fs::exists(dir / "x"));
   CHECK(read_file(dir / "two" / "split.txt") == read_file(split));
   write_file(dir / "bad.txt", "mixmatch split of 199 images\nlabeled 1\n");
   check_refused(run(cifar10(dir / "three", {"--split", (dir / "bad.txt").string()})),
@@ -292,6 +298,14 @@ TEST_CASE("cifar10: bad options exit 2 with one line and write nothing") {
   check_refused(run(cifar10(out, {"--unlabeled-ratio", "0"})), "--unlabeled-ratio");
   check_refused(run(cifar10(out, {"--batch", "2"})), "--batch 2 is less than the 3 groups");
   check_refused(run(cifar10(out, {"--labels", "2"})), "--labels 2 and --validation");
+  check_refused(run(cifar10(out, {"--method", "supervised", "--lambda-u", "3"})),
+                "--lambda-u 3 has no effect with --method supervised: it is for mixmatch");
+  check_refused(run(cifar10(out, {"--momentum", "0.5"})),
+                "--momentum 0.5 has no effect with --optimizer adam");
+  check_refused(run(cifar10(out, {"--validation", "0", "--target-precision", "0.9"})),
+                "--target-precision 0.9 has no effect where no image is held out (--validation)");
+  check_refused(run({MIXMATCH_TRAIN, "--dataset", "shapes", "--data", "here", "--out", out.string()}),
+                "--data here has no effect with --dataset shapes");
   check_refused(run(cifar10(out, {"--eval-every", "0"})), "--eval-every");
   check_refused(run(cifar10(out, {"--lr", "1e9", "--weight-decay", "1"})), "--weight-decay 1 must be <= 1");
   CHECK_FALSE(fs::exists(out));

@@ -72,7 +72,8 @@ TEST_CASE("stl10: trains end to end on an official fold, resumes, and evaluates"
   REQUIRE(stl10("half", {"--steps", "4", "--resume"}).status == 0);
   CHECK(read_file(dir / "half" / "metrics.csv") == read_file(dir / "run" / "metrics.csv"));
 
-  const auto evaluated = stl10("none", {"--eval", (dir / "run").string()});
+  const auto evaluated =
+      run({MIXMATCH_STL10, "--data", (dir / "data").string(), "--eval", (dir / "run").string()});
   INFO(evaluated.err);
   CHECK(evaluated.status == 0);
   CHECK_THAT(lines_of(evaluated.out).back(), contains("test error: "));
@@ -81,6 +82,12 @@ TEST_CASE("stl10: trains end to end on an official fold, resumes, and evaluates"
       stl10("drawn", {"--steps", "1", "--fold", "-1", "--labels", "30", "--method", "supervised"}).status ==
       0);
   check_refused(stl10("bad", {"--steps", "1", "--fold", "10"}), "--fold");
+  check_refused(
+      stl10("bad", {"--steps", "1", "--labels", "30"}),
+      "--labels 30 has no effect with an official --fold, whose images are labeled; take --fold -1");
+  const std::string split_file = (dir / "run" / "split.txt").string();
+  check_refused(stl10("bad", {"--steps", "1", "--fold", "2", "--split", split_file}),
+                "--fold 2 has no effect with --split");
   fs::resize_file(dir / "data" / "stl10_binary" / "unlabeled_X.bin", 27648 * 3 + 1);
   check_refused(stl10("bad", {"--steps", "1"}), "unlabeled_X.bin");
   CHECK_FALSE(fs::exists(dir / "bad"));

@@ -21,6 +21,7 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
+#include <array>
 #include <concepts>
 #include <cstdio>
 #include <exception>
@@ -102,10 +103,22 @@ void add_described(CLI::App& app, const OptionText& text, T& value) {
   app.add_option(std::string("--") + text.name, value, text.description)->capture_default_str();
 }
 
+/// The names of the options that the command line gives, without "--".
+inline std::vector<std::string> given_options(const CLI::App& app) {
+  std::vector<std::string> names;
+  for (const auto* option : app.get_options()) {
+    if (option->count() > 0 && !option->get_lnames().empty()) {
+      names.push_back(option->get_lnames().front());
+    }
+  }
+  return names;
+}
+
 }  // namespace detail
 
 /// The options that visit_options() names, with what `o` holds as defaults, and `--resume` and `--eval`;
-/// those that only other methods than o.methods look at are left out, unless `all` are asked for.
+/// those that only other methods than o.methods look at are left out, unless `all` are asked for. Parsing
+/// fills o.given.
 template <class Options>
 void add_options(CLI::App& app, Options& o, bool all = false) {
   take_last_of_repeated(app);
@@ -119,6 +132,7 @@ void add_options(CLI::App& app, Options& o, bool all = false) {
   app.get_option("--data")->required();
   app.add_flag("--resume", o.resume, "Go on from the run directory's checkpoint");
   app.add_option("--eval", o.eval, "Only print the EMA model's test error of this run directory");
+  app.callback([&app, &o] { o.given = detail::given_options(app); });
 }
 
 /// Takes the stored settings that the command line leaves open; with `names`, of these alone.
@@ -198,6 +212,8 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
     o.train = "all";
   }
   if (!models::script_file_of(o.model).empty()) {
+    TORCH_CHECK(app.count("--model") == 0, "--model ", o.model, " has no effect with --from ", from,
+                ", whose own network goes on");
     o.model = "torchscript:" + run.network().string();
     if (app.count("--head") == 0) {
       o.head = "random";
@@ -275,9 +291,15 @@ inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool h
 }
 
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`
-/// returns, with their intervals, and the latter alone as the last line of output.
+/// returns, with their intervals, and the latter alone as the last line of output. Throws at options that
+/// were given and have no effect on that.
 template <class LoadTest>
 int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
+  constexpr std::array<std::string_view, 5> used{"eval", "data", "dataset", "device", "threads"};
+  for (const auto& name : given.given) {
+    TORCH_CHECK(std::find(used.begin(), used.end(), name) != used.end(), "--", name,
+                " has no effect with --eval, which takes what the run was trained with");
+  }
   set_threads(given.threads);
   const auto run = RunDirectory::open(given.eval);
   auto o = with_config(given, read_config(run.checkpoint()));

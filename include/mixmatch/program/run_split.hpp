@@ -157,8 +157,10 @@ inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t
 
 /// Throws where options and data do not fit, before anything is written: a class among them that has images
 /// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
-/// instead). o.labels, o.validation and o.class_counts then are how many there are, whoever drew them.
-inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_class = true) {
+/// instead); an option that was given and has no effect on these data (check_given_options()). o.labels,
+/// o.validation and o.class_counts then are how many there are, whoever drew them.
+template <class Options>
+void adopt_data(Options& o, const TrainingData& data, bool every_class = true) {
   check_image_size(o, data.pool.image_size());
   detail::check_script_network(o, data);
   for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
@@ -184,6 +186,7 @@ inline void adopt_data(TrainingOptions& o, const TrainingData& data, bool every_
   }
   o.labels = data.split.labeled.size(0);
   o.validation = data.split.validation.size(0);
+  check_given_options(o);
 }
 
 }  // namespace mixmatch::training

@@ -115,6 +115,8 @@ struct TrainingOptions {
   double target_precision = 0.95;  ///< see ConfidenceRule
   // No option: of adopt_data(), how many labeled images each class has.
   std::vector<int64_t> class_counts;
+  // No option: the names of those that the command line gives (add_options()), for check_given_options().
+  std::vector<std::string> given;
 };
 
 /// What an option is for.
@@ -129,6 +131,8 @@ struct OptionText {
   const char *name, *description;
   OptionRole role = OptionRole::run;
   std::vector<std::string> methods = {};  ///< that look at it, if not all: for these alone is it offered
+  /// Beside the other options as they are: why it has no effect, " with --model resnet18, …"; "" if it has.
+  std::string no_effect = "";
 };
 
 /// Limits of a number, both included; names that a text must be one of.
@@ -147,13 +151,58 @@ struct Off {};
 
 namespace detail {
 
-/// Those that have a GuessFilter.
 /// Whether a method learns from what differs between an image's augmentations.
 inline bool compares_views(const std::string& method) {
   return method == "pi_model" || method == "mean_teacher" || method == "uda" || method == "fixmatch";
 }
 
+/// The methods that look at unlabeled images; those that ramp the weight of their loss; those that have a
+/// GuessFilter.
+inline std::vector<std::string> unlabeled_methods() {
+  return {"mixmatch", "pseudo_label", "pi_model", "mean_teacher", "mixup", "ict", "vat", "uda", "fixmatch"};
+}
+inline std::vector<std::string> ramped_methods() {
+  return {"mixmatch", "pseudo_label", "pi_model", "mean_teacher", "ict", "vat"};
+}
 inline std::vector<std::string> filtering_methods() { return {"mixmatch", "uda", "fixmatch"}; }
+
+/// `reason` if there is one, else the next.
+inline std::string first_reason(const std::string& reason, const std::string& next) {
+  return reason.empty() ? next : reason;
+}
+
+/// Why options of the wide_resnet, of the optimiser's schedule, of batch norm, of layers that are frozen one
+/// by one and of augmentation have no effect; "" where they have one.
+inline std::string why_no_wide_resnet(const TrainingOptions& o) {
+  return o.model == "wide_resnet" ? "" : " with --model " + o.model + ", which is no wide_resnet";
+}
+inline std::string why_no_schedule(const TrainingOptions& o) {
+  return o.lr_schedule != "constant"                  ? ""
+         : o.method == "uda" && o.annealing != "none" ? ""
+         : o.method == "uda"                          ? " with --lr-schedule constant and --annealing none"
+                                                      : " with --lr-schedule constant";
+}
+inline std::string why_no_batch_norm(const TrainingOptions& o) {
+  return o.model.starts_with("vit_") ? " with --model " + o.model + ", which has no batch norm" : "";
+}
+inline std::string why_no_recalibration(const TrainingOptions& o) {
+  return o.train == "head"     ? " with --train head, whose statistics do not move"
+         : o.freeze_statistics ? " with --freeze-statistics"
+                               : why_no_batch_norm(o);
+}
+inline std::string why_no_layers(const TrainingOptions& o) {
+  return o.train == "head" ? " with --train head, which trains the last layer alone" : "";
+}
+inline std::string why_no_augmentation(const TrainingOptions& o) {
+  return o.train == "head" ? " with --train head, for which images are not augmented; take --train all" : "";
+}
+inline std::string why_none_held_out(const TrainingOptions& o) {
+  const bool known = !o.class_counts.empty();
+  return known && o.validation == 0 ? " where no image is held out (--validation)" : "";
+}
+inline std::string why_no_split(const TrainingOptions& o) {
+  return o.split.empty() ? "" : " with --split, which says which images are labeled and held out";
+}
 
 inline Choice model_names() {
   Choice names{"wide_resnet"};
@@ -173,10 +222,14 @@ void visit_training_options(Options& o, Visit&& visit) {
   using R = OptionRole;
   using Whole = Range<int64_t>;
   using Real = Range<double>;
+  const std::string no_layers = detail::why_no_layers(o), no_augmentation = detail::why_no_augmentation(o);
+  const std::string no_wide_resnet = detail::why_no_wide_resnet(o), no_split = detail::why_no_split(o);
   visit(OptionText{"data", "Directory of the data set", R::place}, o.data);
   // A program whose default is 0 has a meaning for it.
-  visit(OptionText{"labels", "Labeled images, class-balanced"}, o.labels, Whole{o.labels == 0 ? 0 : 1});
-  visit(OptionText{"validation", "Images held out from training"}, o.validation, Whole{0});
+  visit(OptionText{"labels", "Labeled images, class-balanced", R::run, {}, o.labels == 0 ? "" : no_split},
+        o.labels, Whole{o.labels == 0 ? 0 : 1});
+  visit(OptionText{"validation", "Images held out from training", R::run, {}, no_split}, o.validation,
+        Whole{0});
   visit(OptionText{"split",
                    "File that says which images are labeled, as a run's split.txt, in place of --labels and "
                    "--validation",
@@ -184,8 +237,9 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.split);
   visit(OptionText{"steps", "Optimiser steps", R::progress}, o.steps, Whole{1});
   visit(OptionText{"batch", "Labeled images a step"}, o.batch, Whole{1, 65536});
-  visit(OptionText{"unlabeled-ratio", "Unlabeled images for each labeled one"}, o.unlabeled_ratio,
-        Whole{1, 1024});
+  visit(OptionText{"unlabeled-ratio", "Unlabeled images for each labeled one", R::run,
+                   detail::unlabeled_methods()},
+        o.unlabeled_ratio, Whole{1, 1024});
   visit(OptionText{"seed", "Seed of split, weights, batches, augmentation and MixUp"}, o.seed,
         Range<uint64_t>{0});
   visit(OptionText{"out", "Run directory to write", R::place}, o.out);
@@ -217,19 +271,39 @@ void visit_training_options(Options& o, Visit&& visit) {
       OptionText{
           "freeze",
           "Layers that are not trained and keep their statistics, by their names, separated by commas; "
-          "backbone = all but the last"},
+          "backbone = all but the last",
+          R::run,
+          {},
+          no_layers},
       o.freeze);
-  visit(OptionText{"freeze-statistics", "Batch norms use their running statistics, which do not move"},
+  visit(OptionText{"freeze-statistics",
+                   "Batch norms use their running statistics, which do not move",
+                   R::run,
+                   {},
+                   detail::first_reason(no_layers, detail::why_no_batch_norm(o))},
         o.freeze_statistics);
-  visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers"}, o.depth, Whole{1});
-  visit(OptionText{"widen", "wide_resnet: widen factor"}, o.widen, Whole{1});
-  visit(OptionText{"filters", "wide_resnet: filters of the first scale; 0 = 16 times the widen factor"},
+  visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers", R::run, {}, no_wide_resnet}, o.depth, Whole{1});
+  visit(OptionText{"widen",
+                   "wide_resnet: widen factor",
+                   R::run,
+                   {},
+                   detail::first_reason(no_wide_resnet,
+                                        o.filters == 0 ? "" : " with --filters, which gives the width")},
+        o.widen, Whole{1});
+  visit(OptionText{"filters",
+                   "wide_resnet: filters of the first scale; 0 = 16 times the widen factor",
+                   R::run,
+                   {},
+                   no_wide_resnet},
         o.filters, Whole{0});
-  visit(OptionText{"scales", "wide_resnet: scales, each half the size of the one before"}, o.scales,
-        Whole{1});
+  visit(
+      OptionText{
+          "scales", "wide_resnet: scales, each half the size of the one before", R::run, {}, no_wide_resnet},
+      o.scales, Whole{1});
   visit(OptionText{"optimizer", "adam, or sgd with Nesterov momentum"}, o.optimizer, Choice{"adam", "sgd"});
   visit(OptionText{"lr", "Learning rate"}, o.learning_rate, Real{0});
-  visit(OptionText{"backbone-rate", "Times --lr for all layers but the last"}, o.backbone_rate, Real{0});
+  visit(OptionText{"backbone-rate", "Times --lr for all layers but the last", R::run, {}, no_layers},
+        o.backbone_rate, Real{0});
   visit(
       OptionText{
           "lr-schedule",
@@ -238,15 +312,24 @@ void visit_training_options(Options& o, Visit&& visit) {
       o.lr_schedule, Choice{"constant", "cosine", "half_cosine"});
   visit(OptionText{"warmup-steps", "Steps in which the learning rate rises from 0, linearly"}, o.warmup_steps,
         Whole{0});
-  visit(OptionText{"schedule-steps", "Length of that schedule, and of UDA's annealing; -1 = --steps"},
+  visit(OptionText{"schedule-steps",
+                   "Length of that schedule, and of UDA's annealing; -1 = --steps",
+                   R::run,
+                   {},
+                   detail::why_no_schedule(o)},
         o.schedule_steps, Whole{-1});
-  visit(OptionText{"momentum", "Of sgd"}, o.momentum, Real{0, 1});
+  visit(
+      OptionText{
+          "momentum", "Of sgd", R::run, {}, o.optimizer == "sgd" ? "" : " with --optimizer " + o.optimizer},
+      o.momentum, Real{0, 1});
   visit(OptionText{"weight-decay", "Decoupled, of kernels, times the learning rate"}, o.weight_decay,
         Real{0});
   visit(OptionText{"l2", "L2 penalty on kernels, in their gradient"}, o.l2, Real{0});
-  visit(OptionText{"lambda-u", "Weight of the unlabeled loss"}, o.lambda_u, Real{0});
-  visit(OptionText{"rampup-steps", "Steps until that weight; -1 = 40 % of --steps"}, o.rampup_steps,
-        Whole{-1});
+  visit(OptionText{"lambda-u", "Weight of the unlabeled loss", R::run, detail::unlabeled_methods()},
+        o.lambda_u, Real{0});
+  visit(OptionText{"rampup-steps", "Steps until that weight; -1 = 40 % of --steps", R::run,
+                   detail::ramped_methods()},
+        o.rampup_steps, Whole{-1});
   visit(OptionText{"threshold",
                    "Least probability of a guessed label that is trained on",
                    R::run,
@@ -257,11 +340,12 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"radius", "VAT: length of an image's perturbation", R::run, {"vat"}}, o.radius, Real{0});
   visit(OptionText{"entropy-weight", "VAT: weight of the predictions' entropy", R::run, {"vat"}},
         o.entropy_weight, Real{0});
-  visit(OptionText{"alpha", "MixUp's Beta(alpha, alpha)"}, o.alpha, Real{0});
-  visit(OptionText{"temperature", "Sharpening"}, o.temperature, Real{0});
-  visit(OptionText{"num-augmentations", "MixMatch: K, views of each unlabeled image"}, o.num_augmentations,
-        Whole{1, 1024});
-  visit(OptionText{"mix-mode", "MixMatch: what is mixed with what"}, o.mix_mode,
+  visit(OptionText{"alpha", "MixUp's Beta(alpha, alpha)", R::run, {"mixmatch", "mixup", "ict"}}, o.alpha,
+        Real{0});
+  visit(OptionText{"temperature", "Sharpening", R::run, {"mixmatch", "uda"}}, o.temperature, Real{0});
+  visit(OptionText{"num-augmentations", "MixMatch: K, views of each unlabeled image", R::run, {"mixmatch"}},
+        o.num_augmentations, Whole{1, 1024});
+  visit(OptionText{"mix-mode", "MixMatch: what is mixed with what", R::run, {"mixmatch"}}, o.mix_mode,
         Choice{".", "xx.", ".yy", "xx.yy", "xxy.", ".yxy", "xx.yxy", "xx.yx", "xxy.yxy"});
   visit(OptionText{"ema-decay", "Of the weights' moving average"}, o.ema_decay, Real{0, 1});
   visit(OptionText{"debias",
@@ -270,14 +354,31 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.debias);
   visit(OptionText{"augment",
                    "crop_flip: moved by a few pixels and mirrored, for small images; resized_crop: a random "
-                   "part, enlarged, and mirrored, for photographs"},
+                   "part, enlarged, and mirrored, for photographs",
+                   R::run,
+                   {},
+                   no_augmentation},
         o.augment, Choice{"crop_flip", "resized_crop"});
-  visit(OptionText{"padding", "crop_flip: pixels of reflection before the random crop"}, o.padding, Whole{0});
-  visit(OptionText{"crop-scale", "resized_crop: least share of the area"}, o.crop_scale, Real{1e-6, 1});
-  visit(OptionText{"mirror", "Mirror at random"}, o.mirror);
+  const std::string no_other = " with --augment " + o.augment;
+  visit(OptionText{"padding",
+                   "crop_flip: pixels of reflection before the random crop",
+                   R::run,
+                   {},
+                   detail::first_reason(no_augmentation, o.augment == "crop_flip" ? "" : no_other)},
+        o.padding, Whole{0});
+  visit(OptionText{"crop-scale",
+                   "resized_crop: least share of the area",
+                   R::run,
+                   {},
+                   detail::first_reason(no_augmentation, o.augment == "resized_crop" ? "" : no_other)},
+        o.crop_scale, Real{1e-6, 1});
+  visit(OptionText{"mirror", "Mirror at random", R::run, {}, no_augmentation}, o.mirror);
   visit(OptionText{"color-jitter",
                    "Brightness, contrast and saturation by factors of 1 - x to 1 + x, hue by a quarter of x; "
-                   "0 = none"},
+                   "0 = none",
+                   R::run,
+                   {},
+                   o.color_jitter > 0 ? no_augmentation : ""},
         o.color_jitter, Real{0, 2});
   visit(
       OptionText{
@@ -289,10 +390,16 @@ void visit_training_options(Options& o, Visit&& visit) {
                    R::how},
         o.checkpoint_every, Whole{0});
   visit(OptionText{"recalibrate",
-                   "Images for recomputed batch-norm statistics in the last evaluation; 0 = none", R::how},
+                   "Images for recomputed batch-norm statistics in the last evaluation; 0 = none",
+                   R::how,
+                   {},
+                   o.recalibrate > 0 ? detail::why_no_recalibration(o) : ""},
         o.recalibrate, Whole{0});
   visit(OptionText{"target-precision",
-                   "Precision that held-out images must show for predictions that do not abstain", R::how},
+                   "Precision that held-out images must show for predictions that do not abstain",
+                   R::how,
+                   {},
+                   detail::why_none_held_out(o)},
         o.target_precision, Real{0, 1});
 }
 
@@ -351,6 +458,44 @@ std::vector<std::string> changeable_of(const Options& o) {
     }
   });
   return names;
+}
+
+namespace detail {
+
+/// OptionText::no_effect, or that o.method is none of those that look at it.
+inline std::string why_no_effect(const OptionText& text, const TrainingOptions& o) {
+  const auto& methods = text.methods;
+  if (methods.empty() || std::find(methods.begin(), methods.end(), o.method) != methods.end()) {
+    return text.no_effect;
+  }
+  std::string known;
+  for (const auto& method : o.methods) {
+    if (std::find(methods.begin(), methods.end(), method) != methods.end()) {
+      known += (known.empty() ? "" : ", ") + method;
+    }
+  }
+  return " with --method " + o.method + (known.empty() ? "" : ": it is for " + known);
+}
+
+}  // namespace detail
+
+/// Throws one line at the first option that the command line gives (o.given) and that has no effect beside
+/// the others. A text that is "none" or empty asks for nothing. A resumed run has the options of its start;
+/// of those, how it is run alone is looked at.
+template <class Options>
+void check_given_options(const Options& o) {
+  visit_options(o, [&o](const OptionText& text, const auto& value, const auto&...) {
+    const bool given = std::find(o.given.begin(), o.given.end(), text.name) != o.given.end();
+    if (!given || (o.resume && text.role != OptionRole::how)) {
+      return;
+    }
+    const std::string shown = fmt::format("{}", value);
+    if (std::is_same_v<std::decay_t<decltype(value)>, std::string> && (shown.empty() || shown == "none")) {
+      return;
+    }
+    const std::string reason = detail::why_no_effect(text, o);
+    TORCH_CHECK(reason.empty(), "--", text.name, " ", shown, " has no effect", reason);
+  });
 }
 
 /// --prior as shares, float64 [num_classes]. Throws on anything but as many numbers >= 0, not all 0.
@@ -637,9 +782,12 @@ inline void use_fine_tuning_preset(TrainingOptions& o) {
   o.ema_decay = presets::fine_tuning_ema_decay;
 }
 
-/// Throws on options that do not fit together, before anything is read or written. Settles the ramp and the
-/// schedule that are left to the number of steps, which may be another when the run is resumed.
-inline void check_options(TrainingOptions& o) {
+/// Throws on options that do not fit together or that were given and have no effect (check_given_options()),
+/// before anything is read or written. Settles the ramp and the schedule that are left to the number of
+/// steps, which may be another when the run is resumed.
+template <class Options>
+void check_options(Options& o) {
+  check_given_options(o);
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));
   }
@@ -662,14 +810,6 @@ inline void check_options(TrainingOptions& o) {
   }
   if (o.freeze_statistics || o.train == "head") {
     o.recalibrate = 0;  // there is nothing to recalibrate
-  }
-  const auto filtering = detail::filtering_methods();
-  for (const auto& [name, value] : {std::pair{"alignment", o.alignment}, {"open-set", o.open_set}}) {
-    TORCH_CHECK(value == "none" || o.method == "supervised" ||
-                    std::find(filtering.begin(), filtering.end(), o.method) != filtering.end(),
-                "--", name, " ", value,
-                " is for guessed labels, those of mixmatch, uda and fixmatch; --method ", o.method,
-                " has none");
   }
   TORCH_CHECK((o.alignment == "prior") == !o.prior.empty(),
               o.prior.empty() ? "--alignment prior needs --prior: the classes' shares"
