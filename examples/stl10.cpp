@@ -54,8 +54,8 @@ TrainingData load(const Options& o) {
   // step's while this one runs.
   mm::data::ImagePool pool({train, unlabeled});
   auto split = o.fold >= 0 && o.split.empty()
-                   ? mm::data::split_by_rows(pool.labels, mm::data::load_stl10_folds(o.data).at(o.fold),
-                                             o.validation, o.seed, pool.class_names)
+                   ? mm::training::draw_split(o, pool.labels, mm::data::load_stl10_folds(o.data).at(o.fold),
+                                              pool.class_names)
                    : mm::training::make_split(o, pool);
   auto validation = mm::data::take(train, split.validation);
   return {std::move(pool), std::move(split), std::move(validation), std::move(test)};

@@ -68,9 +68,8 @@ int train(const Options& o) {
   TORCH_CHECK(o.labels >= data.num_classes(), "--labels ", o.labels, " is less than the data's ",
               data.num_classes(), " classes");
   TORCH_CHECK(o.batch >= 3, "--batch ", o.batch, " is less than the 3 groups that MixMatch interleaves");
+  TORCH_CHECK(o.labels < data.size(), "--labels ", o.labels, " leaves no unlabeled image of ", data.size());
   const auto split = mm::data::split_labels(data.labels, o.labels, /*num_validation=*/0, o.seed);
-  TORCH_CHECK(split.unlabeled.size(0) > 0, "--labels ", o.labels, " leaves no unlabeled image of ",
-              data.size());
 
   torch::manual_seed(o.seed);
   auto model = load_model(o.model, data, device);

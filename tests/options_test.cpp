@@ -86,7 +86,10 @@ TEST_CASE("options: a class whose labels are all hidden or held out is named bef
   CHECK_THAT(refusal(2, 0, 30, 30), contains("leave class \""));
   // A class that is in the list of names and in no image is none to learn.
   CHECK(refusal(2, 0, 30, 2) == "");
-  CHECK_THAT(refusal(6, 0, 30, 4), contains("class \"b\" has 1 row, too few for 2 labeled and 0 validation"));
+  CHECK(
+      refusal(6, 0, 30, 4) ==
+      "--labels 6 and --validation 0: class \"b\" has 1 row, too few for 2 labeled and 0 validation rows (6 "
+      "and 0 over 3 classes); lower one of them, or label more images of that class");
   CHECK_THAT(refusal(6, 0, 30, 5), contains("class \"d\\x1bg\" has 1 row"));
 
   auto o = small_options(dir / "run");

@@ -111,10 +111,14 @@ TEST_CASE("own_images: a class that has no labeled picture left is named before 
     check_refused(refused, "without a labeled image to train with; 1 has its label");
     CHECK_THAT(refused.err, contains("class \"class "));
   }
-  check_refused(train_on(dir / "data", dir / "run", {"--validation", "4"}), "class \"class ");
+  check_refused(train_on(dir / "data", dir / "run", {"--validation", "4"}),
+                "own_images: --labels 0 and --validation 4: class \"class ");
   check_refused(train_on(dir / "data", dir / "run", {"--labels", "2"}),
                 "--labels 2 and --validation 0 leave class");
-  check_refused(train_on(dir / "data", dir / "run", {"--labels", "6"}), " has 1 row, too few for 2 labeled");
+  check_refused(train_on(dir / "data", dir / "run", {"--labels", "6"}),
+                " has 1 row, too few for 2 labeled and 0 validation rows (6 and 0 over 3 classes); lower one "
+                "of them, or "
+                "label more images of that class");
   CHECK_FALSE(fs::exists(dir / "run"));
 }
 

@@ -82,6 +82,7 @@ TEST_CASE("stl10: trains end to end on an official fold, resumes, and evaluates"
       stl10("drawn", {"--steps", "1", "--fold", "-1", "--labels", "30", "--method", "supervised"}).status ==
       0);
   check_refused(stl10("bad", {"--steps", "1", "--fold", "10"}), "--fold");
+  check_refused(stl10("bad", {"--steps", "1", "--validation", "55"}), "stl10: --validation 55: class \"");
   check_refused(
       stl10("bad", {"--steps", "1", "--labels", "30"}),
       "--labels 30 has no effect with an official --fold, whose images are labeled; take --fold -1");

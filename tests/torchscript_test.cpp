@@ -119,6 +119,7 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   small_net().save(in.string());
   refused("cs.toronto.edu/~kriz/cifar.html", {"--data", (dir / "nowhere").string()});
   refused("leaves no unlabeled image of 4000", {"--labels", "4000"});
+  refused("leaves no unlabeled image of 4000", {"--labels", "5000"});
   refused("--steps", {"--steps", "0"});
   refused("--device", {"--device", "tpu"});
   refused("cannot write", {"--safetensors", (dir / "no" / "a.safetensors").string()});

@@ -187,14 +187,14 @@ inline data::LabeledPictures find_pictures(const TrainingOptions& o, const Label
 
 /// Which of a folder's pictures train with their label, without, and not at all: as o.split names them; else
 /// what folder.validation holds out or, where that is empty, o.validation of those with a label, and of the
-/// others o.labels keep theirs (0: all). The rest is unlabeled. Throws as split_labels() and read_split().
+/// others o.labels keep theirs (0: all). The rest is unlabeled. Throws as draw_split() and read_split().
 inline data::SslSplit split_pictures(const TrainingOptions& o, const data::ImageFolder& folder) {
   if (!o.split.empty()) {
     return read_split(o, data::ImagePool({folder}), folder.files);
   }
   // Those held out are neither labeled nor unlabeled.
   const Tensor labels = folder.labels.index_fill(0, folder.validation, -1);
-  auto split = data::split_labels(labels, o.labels, o.validation, o.seed, folder.class_names);
+  auto split = draw_split(o, labels, folder.class_names);
   const Tensor trains = at::ones(labels.sizes(), at::kBool).index_fill_(0, folder.validation, false);
   split.unlabeled = split.unlabeled.masked_select(trains.index_select(0, split.unlabeled));
   if (folder.validation.numel() > 0) {

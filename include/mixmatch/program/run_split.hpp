@@ -108,18 +108,26 @@ inline data::SslSplit read_split(const TrainingOptions& o, const data::ImagePool
   return data::load_split(o.split, pool.size());
 }
 
+/// data::split_labels() by o.labels, o.validation and o.seed, whose errors say what to do about these
+/// options.
+inline data::SslSplit draw_split(const TrainingOptions& o, const Tensor& labels,
+                                 const std::vector<std::string>& class_names) {
+  return data::detail::split_labels(fmt::format("--labels {} and --validation {}", o.labels, o.validation),
+                                    "; lower one of them, or label more images of that class", labels,
+                                    o.labels, o.validation, o.seed, class_names);
+}
+
+/// The same of data::split_by_rows(): `labeled` are the rows that have their labels.
+inline data::SslSplit draw_split(const TrainingOptions& o, const Tensor& labels, const Tensor& labeled,
+                                 const std::vector<std::string>& class_names) {
+  return data::detail::split_by_rows(fmt::format("--validation {}", o.validation), "; lower it", labels,
+                                     labeled, o.validation, o.seed, class_names);
+}
+
 /// The rows of `pool` that train with labels, without, and not at all: from `--split`, or drawn by the seed.
 /// Throws where nothing is left to learn from.
 inline data::SslSplit make_split(const TrainingOptions& o, const data::ImagePool& pool) {
-  const auto drawn = [&] {
-    try {
-      return data::split_labels(pool.labels, o.labels, o.validation, o.seed, pool.class_names);
-    } catch (const c10::Error& error) {
-      TORCH_CHECK(false, "--labels ", o.labels, " and --validation ", o.validation, ": ",
-                  error.what_without_backtrace());
-    }
-  };
-  const auto split = o.split.empty() ? drawn() : read_split(o, pool);
+  const auto split = o.split.empty() ? draw_split(o, pool.labels, pool.class_names) : read_split(o, pool);
   TORCH_CHECK(o.method == "supervised" || split.unlabeled.size(0) > 0,
               o.split.empty() ? c10::str("--labels ", o.labels, " and --validation ", o.validation, " leave")
                               : o.split + " leaves",
