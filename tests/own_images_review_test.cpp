@@ -175,6 +175,63 @@ TEST_CASE("own_images: a run from another one does not hold out what that has le
   CHECK(other.err.find("has learnt from") == std::string::npos);
 }
 
+TEST_CASE("own_images: a run is known by all its pictures; what it says of one that changed is not taken") {
+  TempDir dir;
+  write_folder(dir / "data");
+  const fs::path last = dir / "last", data = dir / "data";
+  write_file(dir / "labels.csv", "file,label\nunlabeled/40.png,dög\nunlabeled/41.png,dög\n");
+  REQUIRE(train_on(data, last, {"--validation", "6", "--labels", (dir / "labels.csv").string()}).status == 0);
+  const auto held_out = lines_of_part(last, "validation");
+  REQUIRE(held_out.size() == 6);
+  // The folder's name for the picture of a line, which has no escape but for quotes.
+  const auto path_of = [&](const std::string& line) {
+    auto name = line.substr(line.find('"') + 1);
+    name.pop_back();
+    for (size_t at = 0; (at = name.find('\\', at)) != name.npos; ++at) {
+      name.replace(at, 2, name[at + 1] == 'n' ? "\n" : name.substr(at + 1, 1));
+    }
+    return data / name;
+  };
+  const auto replace = [](const fs::path& file) {
+    torch::manual_seed(7);
+    write_file(file, mixmatch::training::encode_png(torch::randint(0, 256, {3, 16, 16}, torch::kByte)));
+  };
+  const std::vector<std::string> from{"--from", last.string()};
+  const auto same = train_on(data, dir / "same", from);
+  INFO(same.err);
+  REQUIRE(same.status == 0);
+  CHECK(lines_of_part(dir / "same", "validation") == held_out);
+  CHECK(same.err.find("is not taken") == std::string::npos);
+
+  // The first that it names, the last that was held out, and one whose label came from the file.
+  const auto first = path_of(lines_of_part(last, "labeled").front());
+  const std::string labeled_by_hand = "labeled \"unlabeled/40.png\"";
+  replace(first);
+  replace(path_of(held_out.back()));
+  const bool by_hand_was_held_out = !has_line(lines_of_part(last, "labeled"), labeled_by_hand);
+  replace(data / "unlabeled" / "40.png");
+  const auto changed = train_on(data, dir / "changed", from);
+  INFO(changed.err);
+  REQUIRE(changed.status == 0);
+  const size_t others = by_hand_was_held_out && path_of(held_out.back()).filename() == "40.png" ? 2 : 3;
+  CHECK_THAT(changed.err, contains("own_images: " + last.string() +
+                                   ": of 18 pictures that it trained or was judged with, " +
+                                   std::to_string(others) + " are changed since, e.g. labeled/"));
+  auto expected = held_out;
+  std::erase_if(expected, [&](const auto& line) {
+    return line == held_out.back() || line == "validation \"unlabeled/40.png\"";
+  });
+  CHECK(lines_of_part(dir / "changed", "validation") == expected);
+  CHECK_FALSE(has_line(lines_of_part(dir / "changed", "labeled"), labeled_by_hand));
+  check_refused(train_on(data, dir / "x", with(from, {"--strict"})), "are changed since");
+
+  fs::remove(first);
+  const auto gone = train_on(data, dir / "gone", from);
+  INFO(gone.err);
+  REQUIRE(gone.status == 0);
+  CHECK_THAT(gone.err, contains("1 is no longer there, e.g. labeled/c a t/0 \"x\".png: what it says"));
+}
+
 TEST_CASE("own_images: a TorchScript network is reviewed, and goes on with its own classes alone") {
   TempDir dir;
   write_folder(dir / "data");

@@ -24,6 +24,7 @@
 #include <string>
 #include <system_error>
 #include <unordered_map>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -47,23 +48,46 @@ inline void take_labels(const std::string& text, int64_t& labels, std::vector<st
 
 namespace detail {
 
-/// The run's pictures by its split.txt, if that names pictures of the folder `data`: the first of them that
-/// is there has the checksum that it had.
-inline std::optional<data::detail::SplitText> split_of_same_pictures(const RunDirectory& run,
-                                                                     const std::filesystem::path& data) {
+/// The pictures that a run's split.txt names, compared with a folder by their checksums.
+struct KnownPictures {
+  std::vector<data::detail::SplitText::Line> same;  ///< the lines of those that are there as they were
+  std::unordered_set<std::string> gone;             ///< the names of the others
+  std::vector<std::string> notes;                   ///< of those, for people
+};
+
+/// None are known by a split that is not of pictures by name.
+inline KnownPictures compare_pictures(const RunDirectory& run, const std::filesystem::path& data) {
+  KnownPictures known;
   std::error_code error;
   if (!std::filesystem::exists(run.split(), error)) {
-    return std::nullopt;
+    return known;
   }
   auto text = data::detail::read_split_text(run.split());
-  for (const auto& line : text.lines) {
-    const auto& words = line.words;
-    if (text.by_name && words.size() == 4 && std::filesystem::is_regular_file(data / words[1], error)) {
-      return data::detail::file_checksum(data / words[1]) == words[3] ? std::optional(std::move(text))
-                                                                      : std::nullopt;
+  std::vector<std::string> changed, missing;
+  for (auto& line : text.lines) {
+    if (!text.by_name || line.words.size() != 4) {
+      continue;
+    }
+    const auto& name = line.words[1];
+    const bool exists = std::filesystem::is_regular_file(data / name, error);
+    if (exists && data::detail::file_checksum(data / name) == line.words[3]) {
+      known.same.push_back(std::move(line));
+    } else {
+      (exists ? changed : missing).push_back(name);
     }
   }
-  return std::nullopt;
+  const size_t all = known.same.size() + changed.size() + missing.size();
+  for (const auto& [names, what] : {std::pair{&changed, "changed since"}, {&missing, "no longer there"}}) {
+    if (!names->empty()) {
+      known.notes.push_back(fmt::format(
+          "{}: of {} pictures that it trained or was judged with, {} {} {}, e.g. {}: what it says of such a "
+          "picture is not taken",
+          mixmatch::detail::printable(run.path()), all, names->size(), names->size() == 1 ? "is" : "are",
+          what, mixmatch::detail::printable(names->front())));
+      known.gone.insert(names->begin(), names->end());
+    }
+  }
+  return known;
 }
 
 /// Labels that a person gave by changing `class` in the list that `run` wrote: where a row has no label, has
@@ -107,12 +131,13 @@ inline std::string take_changed_classes(data::LabelFile& file, const RunDirector
 /// goes on (`resumed`) has the labels that it was started with, in its labels.csv, and needs none of the
 /// sources.
 ///
-/// With sources.from, a finished run on the same pictures (by the checksums in its split.txt), the labels
-/// that it was started with and what it held out stay, unless a label file or o.split says otherwise: its
-/// weights know the other pictures. In label files, a class that was changed in its predictions.csv or
-/// label_errors.csv counts as a label. Says on the standard output what was changed by which file, and on the
-/// standard error as `program` what is left out. Throws as read_label_file() and label_pictures(), and where
-/// o.validation holds out other pictures than are held out already.
+/// With sources.from, a finished run on pictures some of which are the same by the checksums in its
+/// split.txt, the labels that it was started with and what it held out of these stay, unless a label file or
+/// o.split says otherwise: its weights know the other pictures. Those that it names and that are others now,
+/// or gone, are counted, and if `strict` throw. In label files, a class that was changed in its
+/// predictions.csv or label_errors.csv counts as a label. Says on the standard output what was changed by
+/// which file, and on the standard error as `program` what is left out. Throws as read_label_file() and
+/// label_pictures(), and where o.validation holds out other pictures than are held out already.
 inline data::LabeledPictures find_pictures(const TrainingOptions& o, const LabelSources& sources,
                                            const std::optional<RunDirectory>& resumed, bool strict,
                                            const std::string& program) {
@@ -127,11 +152,18 @@ inline data::LabeledPictures find_pictures(const TrainingOptions& o, const Label
     add_labels_of(*resumed);
   } else {
     const auto from = sources.from.empty() ? std::nullopt : std::optional(RunDirectory::open(sources.from));
-    const auto known = from.has_value() ? detail::split_of_same_pictures(*from, o.data) : std::nullopt;
-    if (known.has_value()) {
+    const auto known = from.has_value() ? detail::compare_pictures(*from, o.data) : detail::KnownPictures();
+    if (!known.same.empty()) {
+      for (const auto& note : known.notes) {
+        TORCH_CHECK(!strict, note);
+        print_message(stderr, "{}: {}\n", program, note);
+      }
       add_labels_of(*from);
+      if (!files.empty()) {
+        std::erase_if(files.back().rows, [&](const auto& row) { return known.gone.count(row.file) > 0; });
+      }
       data::LabelFile held_out{mixmatch::detail::printable(from->split()), {}};
-      for (const auto& line : known->lines) {
+      for (const auto& line : known.same) {
         if (line.words[0] == "validation") {
           held_out.rows.push_back({fmt::format("{} line {}", held_out.name, line.number), line.words[1],
                                    std::nullopt, /*held_out=*/true});
@@ -148,7 +180,7 @@ inline data::LabeledPictures find_pictures(const TrainingOptions& o, const Label
         files.push_back(std::move(held_out));
       }
     }
-    if (from.has_value() && !known.has_value()) {
+    if (from.has_value() && known.same.empty()) {
       print_message(stdout, "{} is of other pictures: its labels and what it held out are not taken\n",
                     mixmatch::detail::printable(from->path()));
     }
