@@ -1,4 +1,5 @@
 #include <mixmatch/data/image_folder.hpp>
+#include <mixmatch/data/image_pool.hpp>
 
 #include <filesystem>
 #include <string>
@@ -109,21 +110,27 @@ TEST_CASE("load_image_folder leaves out what it cannot read, and lists it") {
   write_file(dir / "labeled/stray.png", png(1, 1, 1));
   write_file(dir / "labeled/notes.txt", "");
   write_file(dir / "unlabeled/2.png", "P5 2 2 255\n123");
-  const ImageFolder folder = load_image_folder(dir.path(), 4);
-  CHECK(folder.labels.equal(at::tensor({0, 0, 1, 1, -1, -1}, at::kLong)));
+  std::string told;
+  const ImageFolder folder = load_image_folder(
+      dir.path(), 4,
+      ImageFolderOptions().on_replaced([&](const auto& picture) { told += describe(picture); }));
+  CHECK(folder.labels.equal(at::tensor({0, 0, 1, 1, -1, -1, -1}, at::kLong)));
   CHECK(folder.files.front() == "labeled/cat/deep/x.PNG");
   CHECK(color(folder.images[0]) == "4,0,0");
   CHECK(folder.files[4] == "unlabeled/1/1.png");
-  CHECK(folder.files[5] == "unlabeled/3.png");
+  CHECK(folder.files[5] == "unlabeled/2.png");
+  CHECK(folder.files[6] == "unlabeled/3.png");
+  CHECK(color(folder.images[6]) == "13,0,0");
+  // Without a label and damaged: as it would be if it were decoded on demand.
   CHECK(color(folder.images[5]) == "13,0,0");
-  REQUIRE(folder.unreadable.size() == 3);
+  CHECK(told == "unlabeled/2.png: the picture is cut short; unlabeled/3.png is used in its place");
+  CHECK(mixmatch::data::ImagePool({folder}).replaced().equal(at::tensor({5}, at::kLong)));
+  REQUIRE(folder.unreadable.size() == 2);
   CHECK(folder.unreadable[0].file == "labeled/stray.png");
   CHECK(folder.unreadable[0].reason == "lies in no class folder");
   CHECK(folder.unreadable[1].file == "labeled/cat/a bad one.png");
   CHECK_THAT(folder.unreadable[1].reason, contains("not a picture of a known format"));
-  CHECK(folder.unreadable[2].file == "unlabeled/2.png");
-  CHECK(folder.unreadable[2].reason == "the picture is cut short");
-  CHECK(describe(folder.unreadable[2]) == "left out unlabeled/2.png: the picture is cut short");
+  CHECK_THAT(describe(folder.unreadable[1]), contains("left out labeled/cat/a bad one.png: not a picture"));
   REQUIRE(folder.left_out.size() == 1);
   CHECK(describe(folder.left_out[0]) == R"(left out: 1 ".txt" file (not a picture): labeled/notes.txt)");
 

@@ -263,6 +263,9 @@ TEST_CASE("own_images: without unlabeled pictures it trains supervised, and says
 TEST_CASE("own_images: pictures decoded on demand give the same run, which goes on with more memory") {
   TempDir dir;
   write_pictures(dir / "data");
+  // In memory it is replaced as it is where it is found out when it is drawn.
+  const fs::path whole = *fs::directory_iterator(dir / "data" / "unlabeled" / "ü");
+  write_file(dir / "data" / "unlabeled" / "damaged.png", read_file(whole).substr(0, 300));
   const auto train = [&](const std::string& name, const std::string& memory,
                          const std::vector<std::string>& more = {}) {
     return run(own_images(dir / "data", dir / name,
@@ -276,6 +279,12 @@ TEST_CASE("own_images: pictures decoded on demand give the same run, which goes 
   REQUIRE(memory.status == 0);
   REQUIRE(demand.status == 0);
   CHECK(memory.out.find("decoded when they are drawn") == std::string::npos);
+  for (const auto* finished : {&memory, &demand}) {
+    CHECK_THAT(finished->err,
+               contains("own_images: cannot read unlabeled/damaged.png: the picture is cut short; "
+                        "unlabeled/"));
+    CHECK_THAT(finished->err, contains("own_images: 1 of "));
+  }
   CHECK_THAT(demand.out, contains("decoded when they are drawn; 13 of them stay in memory"));
   for (const std::string file : {"predictions.csv", "split.txt", "model.safetensors", "confusion.csv"}) {
     INFO(file);
@@ -289,6 +298,11 @@ TEST_CASE("own_images: pictures decoded on demand give the same run, which goes 
   INFO(second.err);
   REQUIRE(second.status == 0);
   CHECK(read_file(dir / "resumed" / "model.safetensors") == read_file(dir / "memory" / "model.safetensors"));
+  REQUIRE(train("back", "1G", {"--steps", "1"}).status == 0);
+  const auto back = train("back", "0", {"--steps", "3", "--resume"});
+  INFO(back.err);
+  REQUIRE(back.status == 0);
+  CHECK(read_file(dir / "back" / "model.safetensors") == read_file(dir / "memory" / "model.safetensors"));
   check_refused(train("refused", "much"), "--cache-memory: expected bytes, as 500M or 4G, or auto, got");
 }
 

@@ -232,6 +232,31 @@ TEST_CASE(
   write_file(folder.dir / "unlabeled/no.jpg", "no picture");
   write_file(folder.dir / "unlabeled/empty.png", "");
   write_file(folder.dir / "labeled/a/bad.png", read_file(folder.dir / folder.files[0]).substr(0, 40));
+  const std::string whole = read_file(folder.dir / folder.files[11]);
+  write_file(folder.dir / folder.files[11], whole.substr(0, 40));
+  {
+    const ImageFolder memory = folder.load(23), demand = folder.load(22);
+    CHECK(memory.files == demand.files);
+    CHECK(memory.images.equal(demand.gather(all_rows(20))));
+    CHECK(memory.images[11].equal(memory.images[12]));
+    CHECK(data_checksum(ImagePool({memory})) == data_checksum(ImagePool({demand})));
+    CHECK(ImagePool({memory}).replaced().equal(picture_rows({11})));
+    CHECK(ImagePool({demand}).replaced().equal(picture_rows({11})));
+    // Where all others are damaged too, none is given for it.
+    for (size_t i = 8; i < 20; ++i) {
+      const auto& file = folder.files[i];
+      fs::rename(folder.dir / file, folder.dir / (file + ".kept"));
+      write_file(folder.dir / file, whole.substr(0, 40));
+    }
+    const ImageFolder labeled = folder.load(30);
+    CHECK(labeled.size() == 8);
+    CHECK(labeled.unreadable.size() == 15);
+    CHECK(ImagePool({labeled}).replaced().numel() == 0);
+    for (size_t i = 8; i < 20; ++i) {
+      fs::rename(folder.dir / (folder.files[i] + ".kept"), folder.dir / folder.files[i]);
+    }
+  }
+  write_file(folder.dir / folder.files[11], whole);
   const ImageFolder memory = folder.load(23), demand = folder.load(22);
   CHECK(memory.images.defined());
   CHECK_FALSE(demand.images.defined());

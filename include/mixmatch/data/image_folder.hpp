@@ -7,14 +7,12 @@
 #include <mixmatch/data/picture_cache.hpp>
 #include <mixmatch/data/picture_list.hpp>
 
-#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
 #include <functional>
 #include <limits>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -30,7 +28,7 @@ struct ImageFolderOptions {
   /// Bytes of decoded pictures that memory holds. Where all of them take more, they are decoded on demand,
   /// and so many of them kept (PictureCache).
   TORCH_ARG(int64_t, cache_memory) = std::numeric_limits<int64_t>::max();
-  /// As PictureCacheOptions': called where a picture turns out to be unreadable after loading.
+  /// As PictureCacheOptions': called for each picture that is replaced, while loading or after it.
   TORCH_ARG(std::function<void(const ReplacedPicture&)>, on_replaced);
   /// Called while pictures are loaded, by one thread at a time, with how many of all have been looked at.
   TORCH_ARG(std::function<void(int64_t done)>, on_loaded);
@@ -55,39 +53,18 @@ inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t s
   const int64_t bytes = 3 * size * size;
   const bool on_demand = count > options.cache_memory() / bytes;
   Tensor images = on_demand ? Tensor() : at::empty({count, 3, size, size}, at::kByte);
-  auto* data = on_demand ? nullptr : images.data_ptr<uint8_t>();
   const auto source = std::make_shared<PictureCache>(list.root, list.files, list.labels, size,
                                                      PictureCacheOptions()
                                                          .cache_memory(on_demand ? options.cache_memory() : 0)
                                                          .strict(options.strict())
                                                          .decode(decode)
-                                                         .on_replaced(options.on_replaced()));
-  std::vector<std::string> reasons(list.files.size());
-  std::atomic<bool> stop{false};
-  std::mutex report_mutex;
-  int64_t done = 0;
-  const auto* label = list.labels.data_ptr<int64_t>();
-  // Pictures differ in size: each thread takes the next one when it is done with its last.
-  share_among_threads(count, at::get_num_threads(), [&](int64_t i) {
-    if (stop) {
-      return;
-    }
-    auto& reason = reasons[static_cast<size_t>(i)];
-    const auto path = list.root / list.files[static_cast<size_t>(i)];
-    reason = !on_demand      ? decode_picture(path, size, decode, data + i * bytes)
-             : label[i] >= 0 ? source->check(i)
-                             : check_picture_file(path, options.max_pixels());
-    if (options.strict() && !reason.empty()) {
-      stop = true;
-    }
-    if (options.on_loaded()) {
-      const std::lock_guard lock(report_mutex);
-      options.on_loaded()(++done);
-    }
-  });
+                                                         .on_replaced(options.on_replaced())
+                                                         .on_looked_at(options.on_loaded()));
+  const auto reasons = on_demand ? source->check_all() : source->decode_all(images);
   const auto kept = leave_out_unreadable(loader, list, reasons, options.strict());
   ImageFolder folder;
   if (!on_demand) {
+    auto* data = images.data_ptr<uint8_t>();
     for (size_t i = 0; i < kept.size(); ++i) {
       if (kept[i] != static_cast<int64_t>(i)) {
         std::memcpy(data + static_cast<int64_t>(i) * bytes, data + kept[i] * bytes,
@@ -110,14 +87,16 @@ inline ImageFolder load_pictures(const char* loader, PictureList list, int64_t s
 }  // namespace detail
 
 /// The pictures of `list` in its order, decoded as decode_image does, into memory. The same result with any
-/// number of threads. Those that cannot be read are left out and join `unreadable`; if options.strict(), the
-/// first of them throws. Throws c10::Error with one line also where a class has no readable picture.
+/// number of threads. Those that cannot be read are left out and join `unreadable`, but for pictures without
+/// a label that are damaged behind a file's beginning (which tells of no such file, no permission, empty, not
+/// a picture): these are replaced by others without a label, if there are any, and options.on_replaced()
+/// told. If options.strict(), the first of them throws. Throws c10::Error with one line also where a class
+/// has no readable picture.
 ///
 /// Where all pictures decoded take more than options.cache_memory(), `images` is undefined, and gather()
-/// decodes (ImageDataset, PictureCache). Those with a label are decoded here all the same, and are the first
-/// to be kept; of the others only what a file's beginning tells is found here: no such file, no permission,
-/// empty, not a picture. One that turns out to be unreadable later is replaced by another without a label,
-/// and options.on_replaced() told; if options.strict(), gather() throws.
+/// decodes the same (ImageDataset, PictureCache). Those with a label are decoded here all the same, and are
+/// the first to be kept; of the others a file's beginning is looked at here, and damage is found, replaced
+/// and told when they are asked for; if options.strict(), gather() then throws.
 inline ImageFolder load_pictures(PictureList list, int64_t size, const ImageFolderOptions& options = {}) {
   return detail::load_pictures("load_pictures", std::move(list), size, options);
 }

@@ -108,13 +108,13 @@ class ImagePool {
   std::vector<int64_t> image_sizes() const { return sets_.front().image_sizes(); }
   /// Where the images are.
   torch::Device device() const { return sets_.front().device(); }
-  /// The images that are made on demand and could not be: gather() gives others in their place, as far as it
-  /// was asked for them. int64 [R] on the CPU, ascending.
+  /// The images that a source could not make: gather() gives others in their place. Of images that are made
+  /// on demand those that it was asked for. int64 [R] on the CPU, ascending.
   Tensor replaced() const {
     std::vector<int64_t> rows;
     int64_t first = 0;
     for (const auto& set : sets_) {
-      if (set.on_demand()) {
+      if (set.source != nullptr) {
         const auto bad = set.source->replaced();
         for (int64_t i = 0; !bad.empty() && i < set.size(); ++i) {
           const int64_t row = set.source_rows.defined() ? set.source_rows.data_ptr<int64_t>()[i] : i;

@@ -49,6 +49,9 @@ struct PictureCacheOptions {
   TORCH_ARG(int, threads) = 0;
   /// Called once for each picture that is replaced, by one thread at a time.
   TORCH_ARG(std::function<void(const ReplacedPicture&)>, on_replaced);
+  /// Called by check_all() and decode_all(), by one thread at a time, with how many pictures have been looked
+  /// at.
+  TORCH_ARG(std::function<void(int64_t done)>, on_looked_at);
 };
 
 namespace detail {
@@ -202,6 +205,51 @@ class PictureCache : public ImageSource {
     return problem;
   }
 
+  /// Why each picture cannot be read, else "": check() of those with a label, of the others what their
+  /// beginning tells. Where options.strict(), pictures behind one that cannot be read may not be looked at.
+  std::vector<std::string> check_all() const {
+    return for_all([&](int64_t i) {
+      return labels_[static_cast<size_t>(i)] >= 0
+                 ? check(i)
+                 : detail::check_picture_file(path(i), options_.decode().max_pixels());
+    });
+  }
+
+  /// Decodes all pictures into `images`, uint8 [N, 3, H, W], as gather() would give them, and keeps none.
+  /// Returns why those cannot be read that are not replaced, else "": as check_all(), but that where nothing
+  /// can replace nothing is, and that options.strict() is for every picture.
+  std::vector<std::string> decode_all(Tensor& images) const {
+    auto* data = images.data_ptr<uint8_t>();
+    const auto place = [&](int64_t i) { return data + i * image_bytes(); };
+    std::vector<std::string> damages(files_.size());
+    auto reasons = for_all([&](int64_t i) {
+      std::string problem = decode(i, place(i));
+      if (problem.empty() || options_.strict() || labels_[static_cast<size_t>(i)] >= 0) {
+        return problem;
+      }
+      damages[static_cast<size_t>(i)] = std::move(problem);
+      return detail::check_picture_file(path(i), options_.decode().max_pixels());
+    });
+    for (int64_t i = 0; i < size(); ++i) {
+      const auto& damage = damages[static_cast<size_t>(i)];
+      if (damage.empty() || !reasons[static_cast<size_t>(i)].empty()) {
+        continue;
+      }
+      const int64_t other = next_without_label(i, [&](int64_t k) {
+        return damages[static_cast<size_t>(k)].empty() && reasons[static_cast<size_t>(k)].empty();
+      });
+      if (other < 0) {
+        for (size_t k = 0; k < reasons.size(); ++k) {
+          reasons[k] = reasons[k].empty() ? damages[k] : reasons[k];
+        }
+        break;
+      }
+      std::memcpy(place(i), place(other), static_cast<size_t>(image_bytes()));
+      note_replaced(i, damage, other);
+    }
+    return reasons;
+  }
+
   /// Of every file its name and length, and of at most 4,096 evenly spaced ones their first and last 4 KiB.
   uint32_t checksum(const Tensor& rows) const override {
     constexpr int64_t most_files = 4096, part = 4096;
@@ -265,6 +313,28 @@ class PictureCache : public ImageSource {
                 size(), " pictures");
   }
 
+  /// what(i) of every picture, as options.threads() threads find it.
+  template <class What>
+  std::vector<std::string> for_all(const What& what) const {
+    std::vector<std::string> found(files_.size());
+    std::atomic<bool> stop{false};
+    std::mutex looking;
+    int64_t done = 0;
+    // Pictures differ in size: each thread takes the next one when it is done with its last.
+    detail::share_among_threads(size(), threads_, [&](int64_t i) {
+      if (!stop) {
+        auto& text = found[static_cast<size_t>(i)];
+        text = what(i);
+        stop = stop || (options_.strict() && !text.empty());
+        if (options_.on_looked_at()) {
+          const std::lock_guard lock(looking);
+          options_.on_looked_at()(++done);
+        }
+      }
+    });
+    return found;
+  }
+
   std::string decode(int64_t picture, uint8_t* to) const {
     ++decoded_;
     return detail::decode_picture(path(picture), image_size_, options_.decode(), to);
@@ -289,29 +359,41 @@ class PictureCache : public ImageSource {
     slots_[static_cast<size_t>(picture)] = slot;
   }
 
+  /// The next picture without a label, the first following the last, for which good(its number) holds; -1
+  /// where there is none.
+  template <class Good>
+  int64_t next_without_label(int64_t picture, const Good& good) const {
+    for (int64_t step = 1; step < size(); ++step) {
+      const int64_t other = (picture + step) % size();
+      if (labels_[static_cast<size_t>(other)] < 0 && good(other)) {
+        return other;
+      }
+    }
+    return -1;
+  }
+
   /// Decodes what is given in place of an unreadable picture, and remembers which that is.
   int64_t replace(int64_t picture, const std::string& problem, uint8_t* to) const {
     TORCH_CHECK(!options_.strict() && labels_[static_cast<size_t>(picture)] < 0, "cannot read ",
                 mixmatch::detail::printable(path(picture)), ": ", problem);
-    for (int64_t step = 1; step < size(); ++step) {
-      const int64_t other = (picture + step) % size();
-      if (labels_[static_cast<size_t>(other)] >= 0 || !decode(other, to).empty()) {
-        continue;
-      }
-      bool is_new = false;
-      {
-        const std::lock_guard lock(mutex_);
-        is_new = replacements_.emplace(picture, other).second;
-      }
-      if (is_new && options_.on_replaced()) {
-        const std::lock_guard lock(report_mutex_);
-        options_.on_replaced()(
-            {{files_[static_cast<size_t>(picture)], problem}, files_[static_cast<size_t>(other)]});
-      }
-      return other;
-    }
-    TORCH_CHECK(false, "cannot read ", mixmatch::detail::printable(path(picture)), ": ", problem,
+    const int64_t other = next_without_label(picture, [&](int64_t k) { return decode(k, to).empty(); });
+    TORCH_CHECK(other >= 0, "cannot read ", mixmatch::detail::printable(path(picture)), ": ", problem,
                 "; nor any other picture without a label, to use in its place");
+    note_replaced(picture, problem, other);
+    return other;
+  }
+
+  void note_replaced(int64_t picture, const std::string& problem, int64_t other) const {
+    bool is_new = false;
+    {
+      const std::lock_guard lock(mutex_);
+      is_new = replacements_.emplace(picture, other).second;
+    }
+    if (is_new && options_.on_replaced()) {
+      const std::lock_guard lock(report_mutex_);
+      options_.on_replaced()(
+          {{files_[static_cast<size_t>(picture)], problem}, files_[static_cast<size_t>(other)]});
+    }
   }
 
   static constexpr int64_t kBeingCopied = -2;
