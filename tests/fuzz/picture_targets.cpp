@@ -1,15 +1,22 @@
 // Pictures of each format, and folders of them.
 
+#include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/image_folder.hpp>
+#include <mixmatch/data/image_pool.hpp>
+#include <mixmatch/data/picture_cache.hpp>
 #include <mixmatch/detail/io/byte_view.hpp>
 #include <mixmatch/detail/io/crc32c.hpp>
 
 #include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
 
 #include "fuzz.hpp"
 #include "picture_seeds.hpp"
 
 namespace fs = std::filesystem;
+using torch::Tensor;
 
 namespace fuzz {
 
@@ -55,8 +62,40 @@ std::string with_checksums(std::string bytes) {
   return bytes;
 }
 
-/// Makes what the lines say below `root`: a kind (p a picture, t a text, l a link to nothing, d a directory,
-/// c a link to the root) and a path.
+/// Two pictures without a label: on demand, with room for one of them, as all at once.
+void read_on_demand(const fs::path& dir, const Input&) {
+  const auto make = [&] {
+    return std::make_unique<mixmatch::data::PictureCache>(
+        dir, std::vector<std::string>{"first.jpeg", "second.png"}, at::full({2}, -1, at::kLong), 8,
+        mixmatch::data::PictureCacheOptions().cache_memory(3 * 8 * 8).threads(1).decode(
+            mixmatch::data::DecodeImageOptions().max_pixels(int64_t{1} << 20)));
+  };
+  const auto all_at_once = make();
+  Tensor images = at::zeros({2, 3, 8, 8}, at::kByte);
+  const auto reasons = all_at_once->decode_all(images);
+  for (const auto& reason : reasons) {
+    expect_clean(reason, "why a picture cannot be read");
+  }
+  const auto cache = make();
+  const Tensor drawn = cache->gather(at::tensor({1, 0, 1}, at::kLong));  // throws where neither can be read
+  digest(drawn.data_ptr<uint8_t>(), static_cast<size_t>(drawn.numel()));
+  expect(drawn[0].equal(drawn[2]), "a picture that is drawn twice is another");
+  for (int64_t i = 0; i < 2; ++i) {
+    expect(cache->gather(at::full({1}, i, at::kLong))[0].equal(drawn[1 - i]),
+           "a picture that is kept is another");
+    if (reasons[static_cast<size_t>(i)].empty()) {
+      expect(images[i].equal(drawn[1 - i]), "a picture is another in memory than on demand");
+    }
+  }
+  expect(cache->replaced().size() < 2, "both pictures are replaced");
+  const auto begins = cache->check_all();
+  for (size_t i = 0; i < 2; ++i) {
+    expect(begins[i] == reasons[i], "a picture is left out in memory or on demand alone");
+  }
+}
+
+/// Makes what the lines say below `root`: a kind (p a picture, b the beginning of one, t a text, l a link to
+/// nothing, d a directory, c a link to the root) and a path.
 void make_tree(const fs::path& root, const std::string& listing) {
   const std::string picture = "P6 1 1 255\nabc";
   std::error_code ignored;
@@ -71,10 +110,13 @@ void make_tree(const fs::path& root, const std::string& listing) {
     }
     const fs::path path = root / line.substr(1);
     fs::create_directories(line[0] == 'd' ? path : path.parent_path(), ignored);
-    if (line[0] == 'p' || line[0] == 't') {
+    if (line[0] == 'p' || line[0] == 'b' || line[0] == 't') {
       std::FILE* file = std::fopen(path.c_str(), "wb");
       if (file != nullptr) {
-        std::fputs(line[0] == 'p' ? picture.c_str() : "text", file);
+        const std::string bytes = line[0] == 't'   ? "text"
+                                  : line[0] == 'b' ? picture.substr(0, picture.size() - 1)
+                                                   : picture;
+        std::fputs(bytes.c_str(), file);
         std::fclose(file);
       }
     } else if (line[0] == 'l') {
@@ -102,6 +144,19 @@ void read_folder(const fs::path&, const Input& input) {
   for (const auto& file : folder.unreadable) {
     digest_text(file.file);
     expect_clean(mixmatch::data::describe(file), "a file left out");
+  }
+  // The same on demand, unless nothing without a label can be read.
+  const auto demand =
+      mixmatch::data::load_image_folder(root, 8, mixmatch::data::ImageFolderOptions().cache_memory(0));
+  if (demand.files == folder.files) {
+    const mixmatch::data::ImagePool in_memory({folder}), on_demand({demand});
+    expect(on_demand.gather(at::arange(folder.size(), at::kLong)).equal(folder.images),
+           "another picture on demand than in memory");
+    expect(on_demand.replaced().equal(in_memory.replaced()), "others are replaced on demand than in memory");
+    expect(mixmatch::data::data_checksum(on_demand) == mixmatch::data::data_checksum(in_memory),
+           "another checksum on demand than in memory");
+  } else {
+    expect(folder.labels.ge(0).all().item<bool>(), "other pictures on demand than in memory");
   }
   // What strict takes is all that there is.
   const auto strict =
@@ -172,15 +227,25 @@ void add_picture_targets(std::vector<Target>& targets) {
              {"P1", "P2",  "P3",  "P4",    "P5",    "P6", "P7", "#",          "\n",
               " ",  "255", "256", "65535", "65536", "0",  "-1", "4294967296", "99999999999999999999",
               "Pf", "PF"});
+  targets.push_back({"picture_cache",
+                     {"first.jpeg", "second.png"},
+                     {{from_hex(pictures::jpeg[0]), from_hex(pictures::png[0])},
+                      {from_hex(pictures::pnm[0]), from_hex(pictures::bmp[0])},
+                      {from_hex(pictures::webp[0]), from_hex(pictures::tiff[0])}},
+                     {},
+                     read_on_demand,
+                     16 * 1024});
   targets.push_back({"image_folder",
                      {"listing"},
                      {{"plabeled/cat/1.png\nplabeled/dog/1.jpg\npunlabeled/1.ppm\n"},
                       {"plabeled/a/b/1.png\nplabeled/b/2.PNG\nplabeled/b/3.webp\n"},
-                      {"plabeled/a/1.bmp\nplabeled/b/2.tif\ndunlabeled\n"}},
-                     {"\n",        "/",         "plabeled/",  "punlabeled/", "dlabeled/",    "llabeled/",
-                      "clabeled/", "tlabeled/", "lunlabeled", ".png",        ".webp",        ".tiff",
-                      ".jfif",     ".",         "@eaDir/",    "Thumbs.db",   "punlabelled/", "ptest/",
-                      "\xff",      "\x1b[2J",   "\xc2\x9b",   "\xc3\xa9",    "\"",           ","},
+                      {"plabeled/a/1.bmp\nplabeled/b/2.tif\ndunlabeled\n"},
+                      {"plabeled/a/1.bmp\nplabeled/b/2.tif\nbunlabeled/1.ppm\npunlabeled/2.ppm\n"}},
+                     {"\n",        "/",         "plabeled/",    "punlabeled/", "bunlabeled/",
+                      "dlabeled/", "llabeled/", "clabeled/",    "tlabeled/",   "lunlabeled",
+                      ".png",      ".webp",     ".tiff",        ".jfif",       ".",
+                      "@eaDir/",   "Thumbs.db", "punlabelled/", "ptest/",      "\xff",
+                      "\x1b[2J",   "\xc2\x9b",  "\xc3\xa9",     "\"",          ","},
                      read_folder});
 }
 
