@@ -116,6 +116,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
                                           .state(changed)
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));
+    // Says so where lambda_u has risen before the guesses are worth it.
+    mm::training::RampWatch ramp(o, data, mm::training::evaluate_options(o, device), state.step);
     while (run.running()) {
       // On a GPU many steps, after which the host waits once; on the CPU one.
       for (int64_t i = device.is_cuda() ? run.steps_until_due() : 1; i > 0; --i, ++state.step) {
@@ -128,6 +130,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
                                                      mm::training::evaluate_options(o, device)));
       }
       run.finish_step();
+      ramp.look(run, state);
     }
     return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
   };

@@ -85,6 +85,7 @@ int train_run(CLI::App& app, Options& o) {
       run.start();
       mm::training::log_example_images(run.board(), trainer.feed());
     }
+    mm::training::RampWatch ramp(o, data, mm::training::evaluate_options(o, device), state.step);
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
       if (run.evaluation_due()) {
@@ -92,6 +93,7 @@ int train_run(CLI::App& app, Options& o) {
                                                      mm::training::evaluate_options(o, device)));
       }
       run.finish_step();
+      ramp.look(run, state);
     }
     return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
   };

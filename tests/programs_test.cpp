@@ -133,6 +133,44 @@ TEST_CASE("train: guesses that run together into one class are warned of, once")
   CHECK(warnings({"--lambda-u", "1", "--rampup-steps", "30"}) == 0);
 }
 
+TEST_CASE("train: a ramp that ends before the model is better than chance is warned of, once") {
+  const auto warnings = [](const std::vector<std::string>& settings) {
+    TempDir dir;
+    std::vector<std::string> found;
+    const auto train = [&](const std::vector<std::string>& more) {
+      const auto finished = run(
+          with({MIXMATCH_TRAIN, "--dataset", "shapes", "--out", (dir / "run").string(), "--recalibrate", "0"},
+               more));
+      INFO(finished.err);
+      CHECK(finished.status == 0);
+      for (const auto& line : lines_of(finished.err)) {
+        if (line.find("no better than chance") != std::string::npos) {
+          found.push_back(line.substr(line.find("warning")));
+        }
+      }
+    };
+    train(with({"--labels",    "100",  "--batch",     "20", "--depth",        "10", "--widen",   "1",
+                "--steps",     "30",   "--log-every", "5",  "--eval-every",   "30", "--threads", "1",
+                "--precision", "fp32", "--lr",        "0",  "--weight-decay", "0"},
+               settings));
+    train({"--resume", "--steps", "40"});
+    return found;
+  };
+  const auto short_ramp = warnings({"--rampup-steps", "12"});
+  REQUIRE(short_ramp.size() == 1);  // at the first row behind it, and not again when the run goes on
+  CHECK_THAT(short_ramp[0], contains("warning at step 15: the model is no better than chance, right on ") &&
+                                contains(" of 100 labeled images of 10 classes, where lambda_u has stopped "
+                                         "rising; a smaller --lambda-u, a longer --rampup-steps or "));
+  const auto long_ramp = warnings({"--rampup-steps", "35"});
+  REQUIRE(long_ramp.size() == 2);
+  CHECK_THAT(long_ramp[0], contains("warning at step 30: ") && contains(", where the run is over; ") &&
+                               contains("more --steps or "));
+  CHECK_THAT(long_ramp[1], contains("warning at step 35: ") && contains("stopped rising"));
+  CHECK(warnings({"--rampup-steps", "12", "--debias", "false"}).empty());
+  CHECK(warnings({"--method", "supervised"}).empty());
+  CHECK(warnings({"--rampup-steps", "30", "--lr", "0.002"}).empty());
+}
+
 TEST_CASE("cifar10: the supervised baseline, bf16 and all mixing modes train") {
   for (const auto& more : std::vector<std::vector<std::string>>{
            {"--method", "supervised"},

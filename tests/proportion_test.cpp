@@ -1,6 +1,7 @@
 // Intervals of an error and of the difference of two errors: evaluation/proportion.hpp,
 // paired_comparison.hpp, program/error_text.hpp.
 
+#include <mixmatch/evaluation/guess_chance.hpp>
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/program/error_text.hpp>
@@ -209,4 +210,33 @@ TEST_CASE("verdict: which is better, by how much, or that it cannot be told") {
   CHECK(verdict_text("fine-tuning", compared(70, 2, 12, 16), {"a linear probe", "freeze more"})
             .find("verdict: fine-tuning is worse than a linear probe, so freeze more: error ") == 0);
   CHECK(verdict_text("uda", {}).find("verdict: whether the unlabeled images helped cannot be told") == 0);
+}
+
+TEST_CASE("guesses_at_chance: as many as chance, and enough to tell") {
+  using mixmatch::training::guesses_at_chance;
+  // The most right guesses that raise an alarm, -1 for none: by sums of binomial coefficients in Python.
+  struct Case {
+    int64_t classes, total, most;
+  };
+  for (const auto& c : std::vector<Case>{{10, 40, 7},
+                                         {10, 10, 0},
+                                         {10, 7, -1},
+                                         {10, 250, 33},
+                                         {4, 4, -1},
+                                         {4, 36, 10},
+                                         {4, 12, 1},
+                                         {3, 30, 10},
+                                         {2, 8, 2},
+                                         {2, 16, 6},
+                                         {2, 50, 25},
+                                         {100, 400, 8},
+                                         {4, 1000, 273}}) {
+    INFO(c.classes << " classes, " << c.total << " guesses");
+    for (int64_t right = 0; right <= c.total; ++right) {
+      CHECK(guesses_at_chance(right, c.total, c.classes) == (right <= c.most));
+    }
+  }
+  CHECK_FALSE(guesses_at_chance(0, 0, 10));
+  CHECK_THAT(error_of([] { guesses_at_chance(3, 2, 10); }), contains("count must be in [0, 2], got 3"));
+  CHECK_THAT(error_of([] { guesses_at_chance(0, 2, 1); }), contains("num_classes must be >= 2, got 1"));
 }

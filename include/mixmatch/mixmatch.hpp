@@ -61,6 +61,7 @@
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/cross_validated_probe.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/guess_chance.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/evaluation/label_errors.hpp>

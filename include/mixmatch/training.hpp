@@ -12,6 +12,7 @@
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/predictions_file.hpp>
+#include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/suggest_settings.hpp>

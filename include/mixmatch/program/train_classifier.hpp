@@ -3,6 +3,7 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
+#include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -42,12 +43,14 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
         log_example_images(run.board(), trainer.feed());
       }
     }
+    RampWatch ramp(o, seen.data(), seen.options(), state.step);
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
       if (run.evaluation_due()) {
         run.record_errors(evaluate_all(state, seen.data().validation, seen.data().test, seen.options()));
       }
       run.finish_step();
+      ramp.look(run, state);
     }
     seen.end();
     return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device);

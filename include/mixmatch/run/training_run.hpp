@@ -239,6 +239,11 @@ class TrainingRun {
   /// can still ask interrupted().
   void finish_steps() { progress_->finish(); }
 
+  /// Says "warning at step N: TEXT" on the standard error, in a line of its own beside the progress display.
+  void warn(const std::string& text) {
+    progress_->print_line(fmt::format("warning at step {}: {}", *step_.value, text));
+  }
+
   /// The end: the signals end the program again, as before.
   void finish() {
     finish_steps();
@@ -365,11 +370,11 @@ class TrainingRun {
                                    : row[static_cast<size_t>(found - names_.begin()) + 1];
     };
     if (guesses_.add(value("guess_class_entropy"), value("guess_confidence"))) {
-      progress_->print_line(
-          fmt::format("warning at step {}: the guessed labels run together into few classes: the entropy of "
-                      "their classes fell from {:.2f} to {:.2f} while their confidence rose from {:.2f} to "
-                      "{:.2f}; a smaller --lambda-u or a longer --rampup-steps may help",
-                      *step_.value, guesses_.highest().class_entropy, guesses_.now().class_entropy,
+      warn(
+          fmt::format("the guessed labels run together into few classes: the entropy of their classes fell "
+                      "from {:.2f} to {:.2f} while their confidence rose from {:.2f} to {:.2f}; a smaller "
+                      "--lambda-u or a longer --rampup-steps may help",
+                      guesses_.highest().class_entropy, guesses_.now().class_entropy,
                       guesses_.highest().confidence, guesses_.now().confidence));
     }
   }
