@@ -139,13 +139,14 @@ int train_run(CLI::App& app, Options& o) {
         app, mm::training::suggest_settings(
                  {o.class_counts, data.split.unlabeled.size(0), o.method, o.steps, o.batch}));
   }
-  mm::training::TrainState state(mm::training::make_network(o, data, device),
+  mm::training::RunTensors shared;
+  mm::training::TrainState state(mm::training::make_network(o, data, device, /*quiet=*/false, &shared),
                                  mm::training::train_state_options(o));
   const auto directory = mm::training::run_directory(o, resumed);  // locked to the end
   if (!resumed.has_value() && (!o.sources.files.empty() || !o.sources.from.empty())) {
     mm::data::write_label_file(directory.labels(), pictures);
   }
-  const int status = mm::training::train_classifier(o, data, state, directory);
+  const int status = mm::training::train_classifier(o, data, state, directory, &shared);
   if (status != 0) {
     return status;
   }
@@ -157,7 +158,7 @@ int train_run(CLI::App& app, Options& o) {
   }
   mm::training::print_message(stdout, "model, report and predictions are in {}\n", o.out);
   mm::training::print_message(stdout, "{}\n",
-                              mm::training::verdict(o, data, state, device, o.baseline_steps));
+                              mm::training::verdict(o, data, state, device, o.baseline_steps, shared));
   return 0;
 }
 

@@ -20,8 +20,10 @@
 #include <functional>
 #include <iostream>
 #include <locale>
+#include <memory>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -919,6 +921,78 @@ TEST_CASE("options: an option without effect, and what it is for") {
             },
             {"target-precision"}) ==
         "--target-precision 0.95 has no effect where no image is held out (--validation)");
+}
+
+namespace {
+
+/// Images in memory that count how often each is asked for.
+class CountedImages : public mm::data::ImageSource {
+ public:
+  explicit CountedImages(Tensor images)
+      : images_(std::move(images)), counts_(at::zeros({images_.size(0)}, at::kLong)) {}
+  int64_t size() const override { return images_.size(0); }
+  std::vector<int64_t> image_sizes() const override { return {3, 8, 8}; }
+  Tensor gather(const Tensor& rows) const override {
+    counts_.index_add_(0, rows, at::ones_like(rows));
+    return images_.index_select(0, rows);
+  }
+  uint32_t checksum(const Tensor&) const override { return 7; }
+  /// Of each row since the last call.
+  Tensor take_counts() { return std::exchange(counts_, at::zeros_like(counts_)); }
+
+ private:
+  Tensor images_;
+  mutable Tensor counts_;
+};
+
+}  // namespace
+
+TEST_CASE(
+    "verdict: neither features nor predictions that the run has are computed again, and it is the same") {
+  const TempDir dir;
+  auto o = small_run("mixmatch");
+  auto published = mm::training::make_network(o, 10, torch::kCPU);  // of other classes: a probe is the head
+  mm::save_safetensors(dir / "weights.safetensors", published);
+  o.weights = (dir / "weights.safetensors").string();
+  o.train = "head";
+  o.head = "probe";
+  o.threads = 1;
+  o.validation = 12;
+  o.out = (dir / "run").string();
+  const auto in_memory = make_pool(60, 60);
+  const auto source = std::make_shared<CountedImages>(in_memory.gather(at::arange(60, at::kLong)));
+  const mm::data::ImageDataset images{Tensor(), in_memory.labels, in_memory.class_names, nullptr, source};
+  auto split = mm::training::make_split(o, mm::data::ImagePool({images}));
+  auto validation = mm::data::take(images, split.validation);
+  const TrainingData data{mm::data::ImagePool({images}), std::move(split), std::move(validation), {}};
+  mm::training::adopt_data(o, data);
+  mm::training::check_options(o);
+  mm::training::RunTensors shared;
+  mm::training::TrainState state(mm::training::make_network(o, data, torch::kCPU, /*quiet=*/true, &shared),
+                                 mm::training::train_state_options(o));
+  REQUIRE(shared.labeled_features.size(0) == 15);
+  REQUIRE(mm::training::train_classifier(o, data, state, mm::training::run_directory(o, std::nullopt),
+                                         &shared) == 0);
+  REQUIRE(shared.held_out_probabilities.size(0) == 12);
+  source->take_counts();
+  const auto text = mm::training::verdict(o, data, state, torch::kCPU, 3, shared);
+  const Tensor counts = source->take_counts();
+  CHECK(counts.index_select(0, data.split.labeled).eq(0).all().item<bool>());
+  CHECK(counts.index_select(0, data.split.validation).eq(2).all().item<bool>());  // probe and baseline
+  CHECK_THAT(text,
+             contains("verdict: ") && contains(" on 12 held-out images") && contains("; a linear probe: "));
+  CHECK(mm::training::verdict(o, data, state, torch::kCPU, 3) == text);
+  const Tensor alone = source->take_counts();
+  CHECK(alone.index_select(0, data.split.labeled).eq(1).all().item<bool>());
+  CHECK(alone.index_select(0, data.split.validation).eq(3).all().item<bool>());
+  // To the bit what the network says of them.
+  auto network = mm::training::make_network(o, data, torch::kCPU, /*quiet=*/true);
+  CHECK(shared.labeled_features.equal(
+      mm::training::features_of_rows(network, data.pool, data.split.labeled,
+                                     mm::training::evaluate_options(o, torch::kCPU), [](int64_t) {})));
+  CHECK(shared.held_out_probabilities.equal(
+      mm::training::predict_probabilities([&](const Tensor& x) { return state.ema.forward(x); },
+                                          data.validation, mm::training::evaluate_options(o, torch::kCPU))));
 }
 
 TEST_CASE("options: a locale with a decimal comma changes nothing, resuming included") {

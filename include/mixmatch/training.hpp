@@ -15,6 +15,7 @@
 #include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>
+#include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>

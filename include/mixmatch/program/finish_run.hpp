@@ -15,6 +15,7 @@
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/review.hpp>
+#include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
@@ -126,7 +127,7 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
 /// the images that they were fitted on, and so a little small.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
-               torch::Device device) {
+               torch::Device device, RunTensors* shared = nullptr) {
   run.finish_steps();
   const auto& class_names = data.pool.class_names;
   const auto options = evaluate_options(o, device);
@@ -137,6 +138,9 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                                                       images, options);
   };
   const Tensor held_out = predict(data.validation);
+  if (shared != nullptr) {
+    shared->held_out_probabilities = held_out;
+  }
   const auto confidence = fit_confidence_rule(
       held_out, data.validation.size() == 0 ? at::empty({0}, at::kLong) : data.validation.labels,
       o.target_precision);

@@ -9,6 +9,7 @@
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/standard_streams.hpp>
@@ -104,9 +105,10 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
 }
 
 /// Makes a linear probe on the labeled images, as they are and in evaluation mode, the network's last layer.
-inline void use_probe(models::Network& network, const TrainingData& data, const EvaluateOptions& options) {
+inline void use_probe(models::Network& network, const TrainingData& data, const EvaluateOptions& options,
+                      RunTensors* shared = nullptr) {
   const auto probe =
-      fit_linear_probe(features_of_rows(network, data.pool, data.split.labeled, options, [](int64_t) {}),
+      fit_linear_probe(labeled_features(network, data, options, shared),
                        data.pool.labels_of(data.split.labeled, torch::kCPU), data.pool.num_classes());
   const torch::NoGradGuard no_grad;
   network->head()->weight.copy_(probe.weight);
@@ -117,7 +119,7 @@ inline void use_probe(models::Network& network, const TrainingData& data, const 
 /// classes, and, where o.head says so and the weights have no head of these classes, the labeled images'
 /// linear probe as its head. Says on the standard output what of the weights was not taken, unless `quiet`.
 inline models::Network make_network(const TrainingOptions& o, const TrainingData& data, torch::Device device,
-                                    bool quiet = false) {
+                                    bool quiet = false, RunTensors* shared = nullptr) {
   LoadSafetensorsResult loaded;
   auto network = make_network(o, data.pool.num_classes(), device, &loaded);
   if (o.resume) {
@@ -135,7 +137,7 @@ inline models::Network make_network(const TrainingOptions& o, const TrainingData
   }
   const bool new_head = o.weights.empty() || !loaded.kept_head.empty();
   if (o.head == "probe" && new_head) {
-    use_probe(network, data, evaluate_options(o, device));
+    use_probe(network, data, evaluate_options(o, device), shared);
     if (!quiet) {
       print_message(stdout, "the head starts as a linear probe on {} labeled images\n",
                     data.split.labeled.size(0));

@@ -5,6 +5,7 @@
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/run_split.hpp>
+#include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
@@ -20,10 +21,11 @@ namespace mixmatch::training {
 /// `directory` (of run_directory), or goes on there (o.resume). `o` is a TrainingOptions, or a program's own
 /// that visit_options() knows. With o.train "head" the images' features are computed first, and the last
 /// layer is trained on those. Returns 0, or the status of TrainingRun::leave after an interrupt, with a
-/// checkpoint saved. `state` then holds the trained model and its averages.
+/// checkpoint saved. `state` then holds the trained model and its averages, and `shared` what verdict() can
+/// use.
 template <ModuleModel Model, class Options>
 int train_classifier(const Options& o, const TrainingData& data, TrainState<Model>& state,
-                     const RunDirectory& directory) {
+                     const RunDirectory& directory, RunTensors* shared = nullptr) {
   const auto device = detail::device_of(state.model);
   if (o.resume && o.train == "head") {  // features of the run's own network, wherever its weights came from
     Checkpoint(directory.checkpoint()).add("model", state.model).load();
@@ -53,7 +55,7 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
       ramp.look(run, state);
     }
     seen.end();
-    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device);
+    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device, shared);
   });
 }
 

@@ -6,6 +6,7 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/progress.hpp>
 #include <mixmatch/step/trainer.hpp>
@@ -68,14 +69,15 @@ Tensor held_out_classes(Forward&& forward, const TrainingOptions& o, const Train
 /// network, options and seed, `steps` steps on the labeled images alone, averaged weights. Undefined where
 /// it diverges. Keeps nothing; an interrupt ends the process.
 template <class Options>
-Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device device, int64_t steps) {
+Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device device, int64_t steps,
+                            RunTensors* shared = nullptr) {
   o.method = "supervised";
   o.alignment = o.open_set = "none";
   o.resume = false;
   o.schedule_steps = o.schedule_steps == o.steps ? steps : o.schedule_steps;
   o.steps = steps;
-  TrainState state(make_network(o, data, device, /*quiet=*/true), train_state_options(o));
-  TrainedOn seen(o, state.model, data, device, /*labeled_only=*/true);
+  TrainState state(make_network(o, data, device, /*quiet=*/true, shared), train_state_options(o));
+  TrainedOn seen(o, state.model, data, device, /*labeled_only=*/true, shared);
   Trainer trainer(state, methods::Supervised(), seen.data(), trainer_options(o));
   Progress progress("supervised baseline", steps);
   while (state.step < steps) {
@@ -93,10 +95,11 @@ Tensor baseline_predictions(Options o, const TrainingData& data, torch::Device d
 
 /// The classes, int64 [N], that the linear probe of the network that a run starts from predicts for the
 /// validation images.
-inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, torch::Device device) {
+inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, torch::Device device,
+                                RunTensors* shared = nullptr) {
   o.resume = false;
   auto network = make_network(o, data.pool.num_classes(), device);
-  use_probe(network, data, evaluate_options(o, device));
+  use_probe(network, data, evaluate_options(o, device), shared);
   network->eval();
   return detail::held_out_classes([&](const Tensor& images) { return network->forward(images); }, o, data,
                                   device);
@@ -104,10 +107,11 @@ inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, tor
 
 /// The verdict on a finished run by its held-out images: against supervised training of `baseline_steps` (-1:
 /// of as many steps as the run), which tells whether the unlabeled images helped, and with published weights
-/// a linear probe's error beside it; a supervised run against the probe.
+/// a linear probe's error beside it; a supervised run against the probe. What the run has in `shared` is not
+/// computed again.
 template <class Options, class State>
 std::string verdict(const Options& o, const TrainingData& data, State& state, torch::Device device,
-                    int64_t baseline_steps) {
+                    int64_t baseline_steps, RunTensors shared = {}) {
   const bool supervised = o.method == "supervised", probes = o.head == "probe" && !o.weights.empty();
   if ((supervised && !probes) || baseline_steps == 0) {
     return verdict_without(supervised ? "training was supervised" : "--baseline-steps is 0");
@@ -121,9 +125,12 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
                            ", from which a baseline would start, is gone");
   }
   const Tensor truth = data.validation.labels;
-  const Tensor classes = detail::held_out_classes(
-      [&](const Tensor& images) { return state.ema.forward(images); }, o, data, device);
-  const Tensor probe = probes ? probe_predictions(o, data, device) : Tensor();
+  const Tensor classes =
+      shared.held_out_probabilities.defined()
+          ? shared.held_out_probabilities.argmax(1)
+          : detail::held_out_classes([&](const Tensor& images) { return state.ema.forward(images); }, o, data,
+                                     device);
+  const Tensor probe = probes ? probe_predictions(o, data, device, &shared) : Tensor();
   if (supervised) {
     return o.train == "head"
                ? verdict_text("training of the last layer", compare_predictions(truth, classes, probe),
@@ -132,7 +139,7 @@ std::string verdict(const Options& o, const TrainingData& data, State& state, to
                               {"a linear probe", "train less (--train head)"});
   }
   const Tensor baseline =
-      baseline_predictions(o, data, device, baseline_steps < 0 ? o.steps : baseline_steps);
+      baseline_predictions(o, data, device, baseline_steps < 0 ? o.steps : baseline_steps, &shared);
   if (!baseline.defined()) {
     return verdict_without("the supervised baseline diverged");
   }
