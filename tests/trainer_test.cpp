@@ -3,7 +3,11 @@
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/nn/batch_norm.hpp>
+#include <mixmatch/program/check_options.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/option_presets.hpp>
+#include <mixmatch/program/start_run.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/metrics_table.hpp>

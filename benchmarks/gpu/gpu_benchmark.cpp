@@ -16,7 +16,11 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
+#include <mixmatch/program/check_options.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/option_presets.hpp>
+#include <mixmatch/program/start_run.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/checkpoint.hpp>

@@ -4,18 +4,22 @@
 // program/command_line.hpp, which needs CLI11.
 
 #include <mixmatch/program/cache_memory.hpp>
+#include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/run_tensors.hpp>
+#include <mixmatch/program/start_run.hpp>
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/train_classifier.hpp>

@@ -9,14 +9,18 @@
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/memory.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
+#include <mixmatch/run/training_run.hpp>
 
 #include <CLI/CLI.hpp>
 

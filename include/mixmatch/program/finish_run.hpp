@@ -14,12 +14,14 @@
 #include <mixmatch/evaluation/update_bn.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/error_text.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/json.hpp>
 #include <mixmatch/run/metrics_table.hpp>
+#include <mixmatch/run/training_run.hpp>
 
 #include <cmath>
 #include <limits>

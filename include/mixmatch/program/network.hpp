@@ -9,6 +9,7 @@
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>

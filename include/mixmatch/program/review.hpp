@@ -10,6 +10,7 @@
 #include <mixmatch/evaluation/review_order.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>

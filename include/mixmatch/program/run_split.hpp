@@ -8,6 +8,8 @@
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/models/network.hpp>
+#include <mixmatch/program/check_options.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_record.hpp>
@@ -24,6 +26,14 @@
 #include <vector>
 
 namespace mixmatch::training {
+
+/// Throws where images of that size, in pixels, do not fit the options.
+inline void check_image_size(const TrainingOptions& o, int64_t size) {
+  TORCH_CHECK(o.padding < size, "--padding ", o.padding, " must be less than the images' size, ", size);
+  const int64_t multiple = models::image_size_multiple(o.model);
+  TORCH_CHECK(size % multiple == 0, "--model ", o.model, " takes images whose size is a multiple of ",
+              multiple, ", got ", size);
+}
 
 namespace detail {
 
@@ -78,6 +88,35 @@ inline void check_script_network(const TrainingOptions& o, const TrainingData& d
   const torch::NoGradGuard no_grad;
   network->eval();
   network->forward(augment::normalize(data.pool.gather(at::zeros({2}, at::kLong)).cpu()));
+}
+
+/// adopt_data() but for options without effect.
+inline void adopt_counts(TrainingOptions& o, const TrainingData& data, bool every_class) {
+  check_image_size(o, data.pool.image_size());
+  check_script_network(o, data);
+  for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
+                                   {"validation", data.split.validation}}) {
+    const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();
+    TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
+                rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
+  }
+  const auto lost = class_without_labels(data);
+  if (!lost.empty()) {
+    const std::string text =
+        (o.split.empty() ? fmt::format("--labels {} and --validation {} leave", o.labels, o.validation)
+                         : o.split + " leaves") +
+        lost;
+    TORCH_CHECK(!every_class, text);
+    print_message(stderr, "the fold leaves{}\n", lost);
+  }
+  const Tensor counts =
+      at::bincount(data.pool.labels_of(data.split.labeled, torch::kCPU), {}, data.pool.num_classes());
+  o.class_counts.assign(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
+  if (o.alignment == "prior") {
+    parse_prior(o.prior, data.pool.num_classes());
+  }
+  o.labels = data.split.labeled.size(0);
+  o.validation = data.split.validation.size(0);
 }
 
 }  // namespace detail
@@ -146,14 +185,6 @@ inline void save_split(const std::filesystem::path& path, const TrainingOptions&
   }
 }
 
-/// Throws where images of that size, in pixels, do not fit the options.
-inline void check_image_size(const TrainingOptions& o, int64_t size) {
-  TORCH_CHECK(o.padding < size, "--padding ", o.padding, " must be less than the images' size, ", size);
-  const int64_t multiple = models::image_size_multiple(o.model);
-  TORCH_CHECK(size % multiple == 0, "--model ", o.model, " takes images whose size is a multiple of ",
-              multiple, ", got ", size);
-}
-
 /// Throws where the network cannot be made of its files for so many classes, or does not take images of that
 /// size: what a program would else find out after it has decoded all of its pictures.
 inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t size) {
@@ -169,31 +200,7 @@ inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t
 /// o.validation and o.class_counts then are how many there are, whoever drew them.
 template <class Options>
 void adopt_data(Options& o, const TrainingData& data, bool every_class = true) {
-  check_image_size(o, data.pool.image_size());
-  detail::check_script_network(o, data);
-  for (const auto& [kind, rows] : {std::pair<const char*, Tensor>{"labeled", data.split.labeled},
-                                   {"validation", data.split.validation}}) {
-    const Tensor unknown = data.pool.labels_of(rows, torch::kCPU).lt(0).nonzero();
-    TORCH_CHECK(unknown.size(0) == 0, o.split, ": ", kind, " image ",
-                rows[unknown[0][0].item<int64_t>()].item<int64_t>(), " has no label");
-  }
-  const auto lost = detail::class_without_labels(data);
-  if (!lost.empty()) {
-    const std::string text =
-        (o.split.empty() ? fmt::format("--labels {} and --validation {} leave", o.labels, o.validation)
-                         : o.split + " leaves") +
-        lost;
-    TORCH_CHECK(!every_class, text);
-    print_message(stderr, "the fold leaves{}\n", lost);
-  }
-  const Tensor counts =
-      at::bincount(data.pool.labels_of(data.split.labeled, torch::kCPU), {}, data.pool.num_classes());
-  o.class_counts.assign(counts.data_ptr<int64_t>(), counts.data_ptr<int64_t>() + counts.numel());
-  if (o.alignment == "prior") {
-    parse_prior(o.prior, data.pool.num_classes());
-  }
-  o.labels = data.split.labeled.size(0);
-  o.validation = data.split.validation.size(0);
+  detail::adopt_counts(o, data, every_class);
   check_given_options(o);
 }
 

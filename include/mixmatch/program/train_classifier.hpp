@@ -3,9 +3,11 @@
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/finish_run.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/run_split.hpp>
 #include <mixmatch/program/run_tensors.hpp>
+#include <mixmatch/program/start_run.hpp>
 #include <mixmatch/program/trained_on.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>

@@ -3,6 +3,7 @@
 #include <torch/types.h>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/evaluation/predict.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/progress.hpp>

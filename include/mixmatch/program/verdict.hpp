@@ -5,6 +5,7 @@
 #include <mixmatch/evaluation/paired_comparison.hpp>
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/methods/supervised.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>

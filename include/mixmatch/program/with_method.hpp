@@ -10,6 +10,7 @@
 #include <mixmatch/methods/supervised.hpp>
 #include <mixmatch/methods/uda.hpp>
 #include <mixmatch/methods/vat.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/training_options.hpp>
 
 #include <optional>

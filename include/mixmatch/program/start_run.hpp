@@ -1,0 +1,120 @@
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <fmt/format.h>
+#include <mixmatch/data/data_checksum.hpp>
+#include <mixmatch/data/training_data.hpp>
+#include <mixmatch/detail/io/read_file.hpp>
+#include <mixmatch/detail/io/shell_quote.hpp>
+#include <mixmatch/io/atomic_file.hpp>
+#include <mixmatch/models/network.hpp>
+#include <mixmatch/nn/precision.hpp>
+#include <mixmatch/program/device.hpp>
+#include <mixmatch/program/threads.hpp>
+#include <mixmatch/program/training_options.hpp>
+#include <mixmatch/run/run_directory.hpp>
+#include <mixmatch/run/standard_streams.hpp>
+#include <mixmatch/run/training_run.hpp>
+
+#include <cstdio>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+namespace mixmatch::training {
+
+namespace detail {
+
+/// The command that continues the run: the data, and how it is run, which the checkpoint does not have.
+template <class Options>
+std::string resume_command(const Options& o) {
+  using mixmatch::detail::shell_quote;
+  std::string command =
+      fmt::format("{}{}{} --out {} --resume", shell_quote(o.program), o.data.empty() ? "" : " --data ",
+                  o.data.empty() ? "" : shell_quote(o.data), shell_quote(o.out));
+  const auto how = [](const Options& options) {
+    Config values;
+    visit_options(options, [&](const OptionText& text, const auto& value, const auto&... limits) {
+      if (text.role == OptionRole::how) {
+        const bool is_flag = (std::is_same_v<decltype(limits), const Off&> || ...);
+        values.emplace_back(text.name, is_flag ? (value == std::decay_t<decltype(value)>{} ? "on" : "")
+                                               : fmt::format("{}", value));
+      }
+    });
+    return values;
+  };
+  const Config usual = how(Options()), mine = how(o);
+  for (size_t i = 0; i < mine.size(); ++i) {
+    if (mine[i] != usual[i]) {
+      command += fmt::format(" --{}", mine[i].first);
+      command += mine[i].second == "on" ? "" : " " + shell_quote(mine[i].second);
+    }
+  }
+  return command;
+}
+
+}  // namespace detail
+
+/// With the errors that every program's metrics.csv has. The data's checksum joins the configuration, so that
+/// a run does not go on with other images.
+template <class Options>
+TrainingRunOptions training_run_options(const Options& o, const TrainingData& data, torch::Device device) {
+  Config config = config_of(o);
+  config.emplace_back("training-data", "crc32c " + data::data_checksum(data.pool));
+  return TrainingRunOptions()
+      .label(o.method)
+      .steps(o.steps)
+      .eval_every(o.eval_every)
+      .log_every(o.log_every)
+      .checkpoint_every(o.checkpoint_every)
+      .errors({"validation_error", "test_error", "ema_test_error"})
+      .config(std::move(config))
+      .changeable(changeable_of(o))
+      .surroundings({{"data", o.data}, {"device", device.str()}})
+      .resume_command(detail::resume_command(o));
+}
+
+/// The device that `--device` names. Chooses the precision that `--precision auto` and the number of threads
+/// that `--threads 0` leave open, once for the whole run, and prints all three: a resumed run keeps what its
+/// start had chosen.
+inline torch::Device choose_device(TrainingOptions& o) {
+  const auto device = parse_device(o.device);
+  o.threads = set_threads(o.threads);
+  if (o.precision == "auto") {
+    o.precision = fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
+  }
+  const int threads = at::get_num_threads();
+  print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
+                threads == 1 ? "" : "s", o.precision);
+  return device;
+}
+
+/// Throws where o.out holds a run, which a new one would overwrite: before what may take long.
+inline void check_new_run(const TrainingOptions& o) {
+  std::error_code ignored;
+  if (std::filesystem::exists(std::filesystem::path(o.out) / "checkpoint.pt", ignored)) {
+    static_cast<void>(RunDirectory::resume(o.out));  // that it is in use is said first
+    TORCH_CHECK(!std::filesystem::exists(std::filesystem::path(o.out) / "config.json", ignored), o.out,
+                " already holds a run: continue it with --resume, or choose another --out");
+  }
+}
+
+/// The directory of a run: that of adopt_run() where it goes on, else o.out, made for a new one, with a copy
+/// of the network of torchscript:FILE, so that the run needs that file no more.
+inline RunDirectory run_directory(const TrainingOptions& o, const std::optional<RunDirectory>& resumed) {
+  if (resumed.has_value()) {
+    return *resumed;
+  }
+  check_new_run(o);
+  auto directory = RunDirectory::create(o.out);
+  if (const auto script = models::script_file_of(o.model); !script.empty()) {
+    write_file_atomically(directory.network(), mixmatch::detail::read_whole_file(script));
+  }
+  return directory;
+}
+
+}  // namespace mixmatch::training
