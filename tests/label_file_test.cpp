@@ -1,4 +1,5 @@
 #include <mixmatch/data/label_file.hpp>
+#include <mixmatch/data/labeled_pictures.hpp>
 
 #include <filesystem>
 #include <string>

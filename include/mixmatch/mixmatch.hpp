@@ -44,6 +44,7 @@
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_file.hpp>
 #include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/labeled_pictures.hpp>
 #include <mixmatch/data/list_images.hpp>
 #include <mixmatch/data/picture_cache.hpp>
 #include <mixmatch/data/picture_fit.hpp>

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 #include <mixmatch/data/label_file.hpp>
+#include <mixmatch/data/labeled_pictures.hpp>
 #include <mixmatch/data/split_file.hpp>
+#include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/command_line.hpp>
+#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/report/html.hpp>
 #include <mixmatch/report/line_chart.hpp>
 #include <mixmatch/run/metrics_table.hpp>

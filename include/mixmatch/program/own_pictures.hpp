@@ -5,6 +5,7 @@
 #include <mixmatch/data/image_pool.hpp>
 #include <mixmatch/data/label_file.hpp>
 #include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/labeled_pictures.hpp>
 #include <mixmatch/data/picture_list.hpp>
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/detail/io/parse_number.hpp>
