@@ -26,10 +26,10 @@ inline std::string why_no_effect(const OptionText& text, const TrainingOptions& 
   std::string known;
   for (const auto& method : o.methods) {
     if (std::find(methods.begin(), methods.end(), method) != methods.end()) {
-      known += (known.empty() ? "" : ", ") + method;
+      known += fmt::format("{}{}", known.empty() ? ": it is for " : ", ", method);
     }
   }
-  return " with --method " + o.method + (known.empty() ? "" : ": it is for " + known);
+  return fmt::format(" with --method {}{}", o.method, known);
 }
 
 }  // namespace detail

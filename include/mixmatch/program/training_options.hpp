@@ -144,7 +144,7 @@ inline std::string first_reason(const std::string& reason, const std::string& ne
 /// Why options of the wide_resnet, of the optimiser's schedule, of batch norm, of layers that are frozen one
 /// by one and of augmentation have no effect; "" where they have one.
 inline std::string why_no_wide_resnet(const TrainingOptions& o) {
-  return o.model == "wide_resnet" ? "" : " with --model " + o.model + ", which is no wide_resnet";
+  return o.model == "wide_resnet" ? "" : fmt::format(" with --model {}, which is no wide_resnet", o.model);
 }
 inline std::string why_no_schedule(const TrainingOptions& o) {
   return o.lr_schedule != "constant"                  ? ""
@@ -152,8 +152,11 @@ inline std::string why_no_schedule(const TrainingOptions& o) {
          : o.method == "uda"                          ? " with --lr-schedule constant and --annealing none"
                                                       : " with --lr-schedule constant";
 }
+inline std::string why_no_momentum(const TrainingOptions& o) {
+  return o.optimizer == "sgd" ? "" : fmt::format(" with --optimizer {}", o.optimizer);
+}
 inline std::string why_no_batch_norm(const TrainingOptions& o) {
-  return o.model.starts_with("vit_") ? " with --model " + o.model + ", which has no batch norm" : "";
+  return o.model.starts_with("vit_") ? fmt::format(" with --model {}, which has no batch norm", o.model) : "";
 }
 inline std::string why_no_recalibration(const TrainingOptions& o) {
   return o.train == "head"     ? " with --train head, whose statistics do not move"
@@ -165,6 +168,11 @@ inline std::string why_no_layers(const TrainingOptions& o) {
 }
 inline std::string why_no_augmentation(const TrainingOptions& o) {
   return o.train == "head" ? " with --train head, for which images are not augmented; take --train all" : "";
+}
+/// The same of an option of --augment NAME.
+inline std::string why_no_augmentation(const TrainingOptions& o, const char* name) {
+  return first_reason(why_no_augmentation(o),
+                      o.augment == name ? "" : fmt::format(" with --augment {}", o.augment));
 }
 inline std::string why_none_held_out(const TrainingOptions& o) {
   const bool known = !o.class_counts.empty();
@@ -288,10 +296,7 @@ void visit_training_options(Options& o, Visit&& visit) {
                    {},
                    detail::why_no_schedule(o)},
         o.schedule_steps, Whole{-1});
-  visit(
-      OptionText{
-          "momentum", "Of sgd", R::run, {}, o.optimizer == "sgd" ? "" : " with --optimizer " + o.optimizer},
-      o.momentum, Real{0, 1});
+  visit(OptionText{"momentum", "Of sgd", R::run, {}, detail::why_no_momentum(o)}, o.momentum, Real{0, 1});
   visit(OptionText{"weight-decay", "Decoupled, of kernels, times the learning rate"}, o.weight_decay,
         Real{0});
   visit(OptionText{"l2", "L2 penalty on kernels, in their gradient"}, o.l2, Real{0});
@@ -329,18 +334,17 @@ void visit_training_options(Options& o, Visit&& visit) {
                    {},
                    no_augmentation},
         o.augment, Choice{"crop_flip", "resized_crop"});
-  const std::string no_other = " with --augment " + o.augment;
   visit(OptionText{"padding",
                    "crop_flip: pixels of reflection before the random crop",
                    R::run,
                    {},
-                   detail::first_reason(no_augmentation, o.augment == "crop_flip" ? "" : no_other)},
+                   detail::why_no_augmentation(o, "crop_flip")},
         o.padding, Whole{0});
   visit(OptionText{"crop-scale",
                    "resized_crop: least share of the area",
                    R::run,
                    {},
-                   detail::first_reason(no_augmentation, o.augment == "resized_crop" ? "" : no_other)},
+                   detail::why_no_augmentation(o, "resized_crop")},
         o.crop_scale, Real{1e-6, 1});
   visit(OptionText{"mirror", "Mirror at random", R::run, {}, no_augmentation}, o.mirror);
   visit(OptionText{"color-jitter",
