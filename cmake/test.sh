@@ -28,7 +28,7 @@ for argument in "$@"; do
 done
 # shellcheck disable=SC2086
 need $toolchain cmake ninja-build libfmt-dev libcli11-dev libmatio-dev libjpeg-dev libpng-dev libwebp-dev \
-  libtiff-dev catch2 $browser
+  libtiff-dev libgloo-dev catch2 $browser
 # The examples are built once, by a test: as a user builds them.
 cmake -S . -B build/test -G Ninja -DCMAKE_BUILD_TYPE=Release -DMIXMATCH_BUILD_EXAMPLES=OFF -DMIXMATCH_BUILD_BENCHMARKS=$benchmarks \
   -DMIXMATCH_UNITY_TESTS=ON -DMIXMATCH_WERROR=$werror -DMIXMATCH_BUILD_FUZZ=$fuzz -DMIXMATCH_HEADERS_ALONE=$headers -DMIXMATCH_PYTHON="$python"

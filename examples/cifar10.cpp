@@ -77,6 +77,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   mm::training::Feed feed(data, options.feed());
   // The model in training: batch-norm statistics that a graph can move.
   mm::training::Learner learner(state.model, state.ema, options.learner());
+  // Of several processes: the same weights on each, and the means of their gradients.
+  mm::training::DataParallel parallel(state, learner, options.processes(), options.data_parallel());
   mm::Meter meter(device);
   const Tensor step = torch::zeros({}, torch::TensorOptions(device).dtype(torch::kLong));
 
@@ -90,7 +92,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
         const mm::training::Autocast autocast(device, options.precision());
         loss = method(learner, batch, step, state.generator);
       }
-      loss.total.backward();
+      parallel.backward(loss.total);
       meter.add(loss, state.optimizer.step());
       step.add_(1);
       return loss.total.detach();
@@ -112,7 +114,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
         mm::training::joined({{step}, state.optimizer.state(), learner.state(), meter.state()});
     mm::training::GraphedStep graphed(train_step, device,
                                       mm::training::GraphedStepOptions()
-                                          .enabled(options.graph())
+                                          .enabled(options.graph() && parallel.capturable(device))
                                           .state(changed)
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));
@@ -121,10 +123,11 @@ int train_run(CLI::App& app, TrainingOptions& o) {
     while (run.running()) {
       // On a GPU many steps, after which the host waits once; on the CPU one.
       for (int64_t i = device.is_cuda() ? run.steps_until_due() : 1; i > 0; --i, ++state.step) {
+        parallel.begin_step();
         graphed();
       }
       state.optimizer.synchronize();
-      run.record(meter.read());
+      run.record(parallel.mean(meter.read()));
       if (run.evaluation_due()) {
         run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
                                                      mm::training::evaluate_options(o, device)));

@@ -55,6 +55,13 @@
 #include <mixmatch/data/svhn.hpp>
 #include <mixmatch/data/training_data.hpp>
 
+#include <mixmatch/distributed/gradient_reducer.hpp>
+#include <mixmatch/distributed/joint_rows.hpp>
+#include <mixmatch/distributed/launch_environment.hpp>
+#include <mixmatch/distributed/own_address.hpp>
+#include <mixmatch/distributed/process_group.hpp>
+#include <mixmatch/distributed/same_on_all.hpp>
+#include <mixmatch/distributed/sync_norm.hpp>
 #include <mixmatch/evaluation/calibration.hpp>
 #include <mixmatch/evaluation/class_scores.hpp>
 #include <mixmatch/evaluation/confidence_rule.hpp>
@@ -102,10 +109,12 @@
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/forward_each.hpp>
 #include <mixmatch/nn/precision.hpp>
+#include <mixmatch/nn/sync_batch_norm.hpp>
 
 #include <mixmatch/optim/optimizer.hpp>
 
 #include <mixmatch/step/batch.hpp>
+#include <mixmatch/step/data_parallel.hpp>
 #include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>

@@ -3,6 +3,8 @@
 // The second umbrella: what a program keeps around its steps, and what needs {fmt}. But for
 // program/command_line.hpp, which needs CLI11.
 
+#include <mixmatch/distributed/c10d_process_group.hpp>
+#include <mixmatch/distributed/peer_watch.hpp>
 #include <mixmatch/program/cache_memory.hpp>
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/classifier_file.hpp>
@@ -15,6 +17,7 @@
 #include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/own_pictures.hpp>
 #include <mixmatch/program/predictions_file.hpp>
+#include <mixmatch/program/processes.hpp>
 #include <mixmatch/program/ramp_watch.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_split.hpp>

@@ -16,12 +16,18 @@ namespace mixmatch::training {
 template <class Predictor>
 double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
                      const EvaluateOptions& options = {}) {
+  ProcessGroup* group = options.processes();
   int64_t wrong = 0;
   detail::for_each_logits(
-      "error_percent", predictor, dataset, options, [&](int64_t begin, const Tensor& logits) {
+      "error_percent", predictor, dataset, options,
+      [&](int64_t begin, const Tensor& logits) {
         const Tensor predicted = logits.argmax(1).to(torch::kCPU);
         wrong += predicted.ne(dataset.labels.narrow(0, begin, logits.size(0))).sum().item<int64_t>();
-      });
+      },
+      group != nullptr ? group->rank() : 0, group != nullptr ? group->world_size() : 1);
+  if (group != nullptr) {
+    wrong = group->gather(at::full({1}, wrong, at::kLong)).sum().item<int64_t>();
+  }
   return 100.0 * static_cast<double>(wrong) / static_cast<double>(dataset.size());
 }
 

@@ -3,11 +3,13 @@
 #include <torch/arg.h>
 #include <mixmatch/augment/normalize.hpp>
 #include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/nn/precision.hpp>
 
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 namespace mixmatch::training {
 
@@ -17,19 +19,24 @@ struct EvaluateOptions {
   TORCH_ARG(torch::Device, device) = torch::kCPU;
   /// What the predictor gets of the images; of uint8 ones values in [-1, 1] by default.
   TORCH_ARG(augment::NormalizeOptions, normalization) = {};
+  /// Processes that share the batches of error_percent(), evaluate_model() and evaluate_ema(), which all of
+  /// them call: every one has the same result. Null: this one has all.
+  TORCH_ARG(std::add_pointer_t<ProcessGroup>, processes) = nullptr;
 };
 
 namespace detail {
 
-/// consume(first, logits [B, L]) for each batch of images in order, without gradient.
+/// consume(first, logits [B, L]) for each batch of images in order, without gradient; with several `ranks`
+/// for every so many-th batch, from batch `rank` on.
 template <class Predictor, class Consume>
 void for_each_logits(const std::string& function, Predictor& predictor, const data::ImageDataset& dataset,
-                     const EvaluateOptions& options, Consume&& consume) {
+                     const EvaluateOptions& options, Consume&& consume, int64_t rank = 0, int64_t ranks = 1) {
   TORCH_CHECK(dataset.size() > 0, function, ": the data set holds no images");
   TORCH_CHECK(options.batch_size() > 0, function, ": batch_size must be > 0, got ", options.batch_size());
   torch::NoGradGuard no_grad;
   Autocast autocast(options.device(), options.precision());
-  for (int64_t begin = 0; begin < dataset.size(); begin += options.batch_size()) {
+  for (int64_t begin = rank * options.batch_size(); begin < dataset.size();
+       begin += ranks * options.batch_size()) {
     const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
     const Tensor images = dataset.gather(at::arange(begin, begin + count, at::kLong)).to(options.device());
     const Tensor logits = predictor(augment::normalize(images, options.normalization()));

@@ -6,6 +6,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/norm_activate.hpp>
 #include <mixmatch/detail/join_rows.hpp>
+#include <mixmatch/distributed/sync_norm.hpp>
 
 #include <cstdint>
 #include <ostream>
@@ -57,6 +58,9 @@ class BatchNormLeakyReLUImpl
     const mixmatch::detail::NormSettings settings{options.eps(), leaky_slope_, groups_};
     const mixmatch::detail::RunningStatistics running{running_mean, running_var,
                                                       running_mean.defined() ? count_batch() : 0.0};
+    if (process_group_ != nullptr) {
+      return forward_of_all_ranks(x, addend, running);
+    }
     if (!fused_ || !mixmatch::detail::can_fuse_norm(x, addend, weight, bias, running_mean)) {
       return mixmatch::detail::norm_activate_composite(x, addend, weight, bias, settings, running);
     }
@@ -81,6 +85,10 @@ class BatchNormLeakyReLUImpl
   /// False: ATen's calls everywhere, to compare with.
   void set_fused(bool fused) { fused_ = fused; }
 
+  /// In training mode, moments of the rows of all the group's ranks; null: of this process's. See
+  /// training::synchronize_batch_norm().
+  void set_process_group(training::ProcessGroup* group) { process_group_ = group; }
+
   void pretty_print(std::ostream& stream) const override {
     stream << "mixmatch::models::BatchNormLeakyReLU(" << options.num_features() << ", eps=" << options.eps()
            << ", leaky_slope=" << leaky_slope_ << ", groups=" << groups_ << ")";
@@ -104,9 +112,27 @@ class BatchNormLeakyReLUImpl
     return options.momentum().has_value() ? *options.momentum() : 1.0 / num_batches_tracked.item<double>();
   }
 
+  SumAndActivation forward_of_all_ranks(const Tensor& x, const Tensor& addend,
+                                        const mixmatch::detail::RunningStatistics& running) {
+    const Tensor sum = addend.defined() ? x + addend : x;
+    const auto outputs =
+        training::detail::SyncNormFunction::apply(sum, weight, bias, options.eps(), groups_, process_group_);
+    if (running.mean.defined()) {
+      const torch::NoGradGuard no_grad;
+      const auto count =
+          static_cast<double>(x.numel() / (x.size(1) * groups_) * process_group_->world_size());
+      running.mean.variable_data().mul_(1 - running.share).add_(outputs[1][0], running.share);
+      running.variance.variable_data()
+          .mul_(1 - running.share)
+          .add_(outputs[2][0], running.share * count / (count - 1));
+    }
+    return {sum, mixmatch::detail::leaky_or_same(outputs[0], leaky_slope_)};
+  }
+
   double leaky_slope_;
   int64_t groups_ = 1;
   bool fused_ = true;
+  training::ProcessGroup* process_group_ = nullptr;
 };
 TORCH_MODULE(BatchNormLeakyReLU);
 

@@ -13,6 +13,7 @@
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/own_pictures.hpp>
+#include <mixmatch/program/processes.hpp>
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -102,6 +103,9 @@ inline void add_described(CLI::App& app, const OptionText& text, std::string& va
 inline void add_described(CLI::App& app, const OptionText& text, bool& value, const Off&) {
   app.add_flag(std::string("--") + text.name + "{false}", value, text.description);
 }
+inline void add_described(CLI::App& app, const OptionText& text, bool& value, const On&) {
+  app.add_flag(std::string("--") + text.name, value, text.description);
+}
 template <class T>
 void add_described(CLI::App& app, const OptionText& text, T& value) {
   app.add_option(std::string("--") + text.name, value, text.description)->capture_default_str();
@@ -162,10 +166,12 @@ void adopt_config(CLI::App& app, const Config& stored, const Options& o) {
               " is not the run's: it was started with ", changed->stored);
 }
 
-/// The run that o.out holds and that goes on, if it does (o.resume): `o` takes its configuration and its
-/// split. The run is locked while what is returned lives.
+/// Joins the processes of a launcher (join_processes()), and takes the run that o.out holds and that goes on,
+/// if it does (o.resume): `o` takes its configuration and its split. The run is locked while what is returned
+/// lives.
 template <class Options>
 std::optional<RunDirectory> adopt_run(CLI::App& app, Options& o) {
+  join_processes(o);
   if (!o.resume) {
     return std::nullopt;
   }
@@ -342,18 +348,32 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
   const std::string name = app.get_name();
   app.failure_message(
       [name](const CLI::App*, const CLI::Error& error) { return detail::usage_error(name, error); });
-  const auto complain = [&name](std::string_view what, int status) {
-    print_message(stderr, "{}: {}\n", name, mixmatch::detail::printable(what));
-    return status;
+  const auto complain = [&name](std::string_view what, int status,
+                                detail::Failure failure = detail::Failure::own) {
+    auto& joined = detail::joined_processes();
+    if (!joined) {
+      print_message(stderr, "{}: {}\n", name, mixmatch::detail::printable(what));
+      return status;
+    }
+    detail::end_processes(*joined, name, what, status, failure);
   };
   open_standard_streams();
   ::signal(SIGPIPE, SIG_IGN);  // LibTorch's own warnings are no reason to stop either
   keep_freed_memory();
   try {
     app.parse(argc, argv);
-    return std::forward<Body>(body)();
+    const int status = std::forward<Body>(body)();
+    if (auto& joined = detail::joined_processes()) {
+      joined->group->leave();
+      joined.reset();
+    }
+    return status;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
+  } catch (const SilentPeerError& error) {
+    return complain(error.what(), 2, detail::Failure::of_peer_silently);
+  } catch (const PeerError& error) {
+    return complain(error.what(), 2, detail::Failure::of_peer);
   } catch (const NonFiniteError& error) {
     return complain(error.what(), 1);
   } catch (const c10::Error& error) {

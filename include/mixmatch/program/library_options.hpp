@@ -133,29 +133,35 @@ inline augment::RandomCropFlipOptions unchanged_features() {
 
 inline TrainerOptions trainer_options(const TrainingOptions& o) {
   const bool features = o.train == "head";
-  return TrainerOptions()
-      .feed(FeedOptions()
-                .batch_size(o.batch)
-                .unlabeled_ratio(o.unlabeled_ratio)
-                .balanced(o.imbalance == "balanced_batches")
-                .weak_views(o.num_augmentations)
-                .seed(o.seed)
-                .augmentation(features ? detail::unchanged_features() : augment_options(o))
-                .resized_crop(features ? std::nullopt : resized_crop_options(o))
-                .color_jitter(augment::ColorJitterOptions::of_strength(features ? 0 : o.color_jitter))
-                .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
-                                                       : augment::RandAugmentOptions::fixmatch()))
-      // Published statistics are no random start to be forgotten.
-      .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
-      .precision(parse_precision(o.precision))
-      .logit_adjustment(o.imbalance == "logit_adjustment" ? logit_adjustment(labeled_prior(o)) : Tensor())
-      // TorchScript's executor looks at the host.
-      .graph(o.graph && models::script_file_of(o.model).empty())
-      .prefetch(o.prefetch);
+  const auto options =
+      TrainerOptions()
+          .feed(FeedOptions()
+                    .batch_size(o.batch)
+                    .unlabeled_ratio(o.unlabeled_ratio)
+                    .balanced(o.imbalance == "balanced_batches")
+                    .weak_views(o.num_augmentations)
+                    .seed(o.seed)
+                    .augmentation(features ? detail::unchanged_features() : augment_options(o))
+                    .resized_crop(features ? std::nullopt : resized_crop_options(o))
+                    .color_jitter(augment::ColorJitterOptions::of_strength(features ? 0 : o.color_jitter))
+                    .strong_augmentation(o.strong == "uda" ? augment::RandAugmentOptions::uda()
+                                                           : augment::RandAugmentOptions::fixmatch()))
+          // Published statistics are no random start to be forgotten.
+          .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
+          .precision(parse_precision(o.precision))
+          .logit_adjustment(o.imbalance == "logit_adjustment" ? logit_adjustment(labeled_prior(o)) : Tensor())
+          // TorchScript's executor looks at the host.
+          .graph(o.graph && models::script_file_of(o.model).empty())
+          .prefetch(o.prefetch)
+          .data_parallel(DataParallelOptions()
+                             .batches(o.ranks == "separate" ? RankBatches::separate : RankBatches::joint)
+                             .seed(o.seed)
+                             .check_every(o.check_replicas));
+  return use_processes(options, o.processes);
 }
 
 inline EvaluateOptions evaluate_options(const TrainingOptions& o, torch::Device device) {
-  return EvaluateOptions().device(device).precision(parse_precision(o.precision));
+  return EvaluateOptions().device(device).precision(parse_precision(o.precision)).processes(o.processes);
 }
 
 }  // namespace mixmatch::training

@@ -9,6 +9,7 @@
 #include <mixmatch/models/load_pretrained.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/sync_batch_norm.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/trained_on.hpp>
@@ -102,6 +103,10 @@ inline models::Network make_network(const TrainingOptions& o, int64_t num_classe
   detail::freeze_layers(network, o);
   network->to(device);
   to_channels_last(network);
+  if (o.sync_batch_norm && o.processes != nullptr) {
+    TORCH_CHECK(script.empty(), "--sync-batch-norm: the batch norms of --model ", o.model, " are not known");
+    synchronize_batch_norm(network, o.processes);
+  }
   return network;
 }
 

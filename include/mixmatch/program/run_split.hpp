@@ -11,6 +11,7 @@
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
+#include <mixmatch/program/processes.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
@@ -196,12 +197,14 @@ inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t
 
 /// Throws where options and data do not fit, before anything is written: a class among them that has images
 /// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
-/// instead); an option that was given and has no effect on these data (check_given_options()). o.labels,
-/// o.validation and o.class_counts then are how many there are, whoever drew them.
+/// instead); an option that was given and has no effect on these data (check_given_options()); several
+/// processes that have not the same (check_same_run()). o.labels, o.validation and o.class_counts then are
+/// how many there are, whoever drew them.
 template <class Options>
 void adopt_data(Options& o, const TrainingData& data, bool every_class = true) {
   detail::adopt_counts(o, data, every_class);
   check_given_options(o);
+  check_same_run(o, data);
 }
 
 }  // namespace mixmatch::training

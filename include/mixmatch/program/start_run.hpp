@@ -74,7 +74,10 @@ TrainingRunOptions training_run_options(const Options& o, const TrainingData& da
       .errors({"validation_error", "test_error", "ema_test_error"})
       .config(std::move(config))
       .changeable(changeable_of(o))
-      .surroundings({{"data", o.data}, {"device", device.str()}})
+      .surroundings({{"data", o.data},
+                     {"device", device.str()},
+                     {"processes", std::to_string(o.processes != nullptr ? o.processes->world_size() : 1)}})
+      .processes(o.processes)
       .resume_command(detail::resume_command(o));
 }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/presets.hpp>
 #include <mixmatch/run/config.hpp>
@@ -41,6 +42,12 @@ struct TrainingOptions {
   std::string data, out, eval, split, weights;
   std::string program;  ///< how it was called, for the command that resumes a run
   bool resume = false;
+  /// Of several processes: the group (join_processes()), and how they share a step.
+  ProcessGroup* processes = nullptr;
+  std::string ranks = "joint";
+  bool sync_batch_norm = false;
+  int64_t check_replicas = 1000;
+  double timeout = 60;
   // What a run is defined by; a resumed run takes these from its checkpoint, and only `steps` and `threads`
   // may change.
   std::string method = "mixmatch";
@@ -118,8 +125,15 @@ struct ChoiceOrFile {
 };
 /// A flag without a value, which makes a boolean false.
 struct Off {};
+/// One that makes it true.
+struct On {};
 
 namespace detail {
+
+/// For options of several processes.
+inline std::string why_one_process(const TrainingOptions& o) {
+  return o.processes == nullptr ? " in one process" : "";
+}
 
 /// Whether a method learns from what differs between an image's augmentations.
 inline bool compares_views(const std::string& method) {
@@ -369,6 +383,28 @@ void visit_training_options(Options& o, Visit&& visit) {
                    {},
                    o.recalibrate > 0 ? detail::why_no_recalibration(o) : ""},
         o.recalibrate, Whole{0});
+  visit(
+      OptionText{"ranks",
+                 "Of several processes, joint: they share one step, as if one process did it; separate: each "
+                 "takes a step of its own with its part of the batch, and their gradients are averaged",
+                 R::progress,
+                 {},
+                 detail::why_one_process(o)},
+      o.ranks, Choice{"joint", "separate"});
+  visit(OptionText{"sync-batch-norm",
+                   "Batch norms normalise over the rows of all processes",
+                   R::progress,
+                   {},
+                   detail::why_one_process(o)},
+        o.sync_batch_norm, On{});
+  visit(OptionText{"check-replicas",
+                   "Steps between checks that all processes have the same weights; 0 = at the start alone",
+                   R::how,
+                   {},
+                   detail::why_one_process(o)},
+        o.check_replicas, Whole{0});
+  visit(OptionText{"timeout", "Seconds that processes wait for each other", R::how}, o.timeout,
+        Real{1, 86400});
   visit(OptionText{"target-precision",
                    "Precision that held-out images must show for predictions that do not abstain",
                    R::how,

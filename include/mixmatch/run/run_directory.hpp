@@ -70,6 +70,9 @@ class RunDirectory {
     return run;
   }
 
+  /// The names of the files of a run at that place, whether there is one or not.
+  static RunDirectory at(std::filesystem::path path) { return RunDirectory(std::move(path)); }
+
   const std::filesystem::path& path() const { return path_; }
   std::filesystem::path config() const { return path_ / "config.json"; }
   std::filesystem::path metrics() const { return path_ / "metrics.csv"; }

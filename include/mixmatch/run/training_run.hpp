@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/version.h>
+#include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/interrupt.hpp>
@@ -27,6 +28,7 @@
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -58,6 +60,9 @@ struct TrainingRunOptions {
   TORCH_ARG(Config, surroundings);
   /// The command that continues the run, as a shell takes it: said after an interrupt.
   TORCH_ARG(std::string, resume_command);
+  /// The processes that train together, each with a TrainingRun of its own; null: this one. Rank 0's saves
+  /// the checkpoints, and a signal to any of them interrupts all after the same step.
+  TORCH_ARG(std::add_pointer_t<ProcessGroup>, processes) = nullptr;
 };
 
 /// The bookkeeping of one run, for a loop that the caller writes:
@@ -155,8 +160,14 @@ class TrainingRun {
   }
 
   /// Whether there are steps to do and no one has asked to stop.
-  bool running() const { return *step_.value < options_.steps() && !interrupted(); }
-  bool interrupted() const { return interrupt_.has_value() && interrupt_->interrupted(); }
+  bool running() {
+    if (options_.processes() != nullptr) {  // all of them hear of a signal here, and stop together
+      signal_of_any_ = static_cast<int>(
+          options_.processes()->max_of(interrupt_.has_value() ? interrupt_->signal_number() : 0));
+    }
+    return *step_.value < options_.steps() && !interrupted();
+  }
+  bool interrupted() const { return signal_number() != 0; }
 
   /// Steps until something is due: a row of metrics.csv, an evaluation, a checkpoint, the end.
   int64_t steps_until_due() const {
@@ -229,7 +240,9 @@ class TrainingRun {
 
   void save() {
     seconds_per_step_ = seconds_per_step();
-    checkpoint_.save();
+    if (options_.processes() == nullptr || options_.processes()->rank() == 0) {
+      checkpoint_.save();
+    }
     last_good_ = directory_.checkpoint();
     saved_step_ = *step_.value;
     saved_at_ = std::chrono::steady_clock::now();
@@ -254,7 +267,7 @@ class TrainingRun {
   /// number, 130 after Ctrl-C.
   int leave() {
     save();  // before a word is said: the terminal may be gone
-    const int status = 128 + interrupt_->signal_number();
+    const int status = 128 + signal_number();
     finish();
     const auto& command = options_.resume_command();
     print_message(stderr, "interrupted at step {}{}{}\n", *step_.value,
@@ -301,6 +314,13 @@ class TrainingRun {
       *value = stored.toInt();
     }
   };
+
+  /// The first signal that came, 0 before it; of several processes what they have agreed on.
+  int signal_number() const {
+    return options_.processes() != nullptr ? signal_of_any_
+           : interrupt_.has_value()        ? interrupt_->signal_number()
+                                           : 0;
+  }
 
   /// At the first record().
   void name_values(const std::vector<std::string>& names) {
@@ -408,6 +428,7 @@ class TrainingRun {
   std::unique_ptr<MetricsCsv> metrics_;
   std::optional<TensorBoardWriter> board_;
   std::optional<InterruptGuard> interrupt_{std::in_place};
+  int signal_of_any_ = 0;
   std::optional<Progress> progress_;
   std::vector<std::string> names_;  // of the values of a step
   // Of the row of metrics.csv that is being filled:

@@ -21,7 +21,7 @@
 namespace mixmatch::training {
 
 struct FeedOptions {
-  /// Labeled rows of a step.
+  /// Labeled rows of a step, of all ranks together.
   TORCH_ARG(int64_t, batch_size) = 64;
   /// Unlabeled rows of a step for each labeled one.
   TORCH_ARG(int64_t, unlabeled_ratio) = 1;
@@ -41,6 +41,10 @@ struct FeedOptions {
   /// After it, of every view: uint8 images of three channels.
   TORCH_ARG(augment::ColorJitterOptions, color_jitter) = {};
   TORCH_ARG(augment::RandAugmentOptions, strong_augmentation) = {};
+  /// Of several processes that have a part of each batch: rows rank * batch_size / world_size and on of its
+  /// labeled images, and as many parts of its unlabeled ones, augmented as in the whole batch.
+  TORCH_ARG(int64_t, rank) = 0;
+  TORCH_ARG(int64_t, world_size) = 1;
 };
 
 /// The images of a step before augmentation: [B + U, C, H, W] as the pool has them, the labeled ones first.
@@ -68,6 +72,10 @@ class Feed {
                 options.unlabeled_ratio());
     TORCH_CHECK(options.weak_views() >= 0, "Feed: weak_views must be >= 0, got ", options.weak_views());
     TORCH_CHECK(options.strong_views() >= 0, "Feed: strong_views must be >= 0, got ", options.strong_views());
+    TORCH_CHECK(options.world_size() >= 1 && options.rank() >= 0 && options.rank() < options.world_size(),
+                "Feed: rank must be in [0, world_size), got ", options.rank(), " of ", options.world_size());
+    TORCH_CHECK(options.batch_size() % options.world_size() == 0, "Feed: batch_size must be a multiple of ",
+                options.world_size(), ", the ranks, got ", options.batch_size());
     if (!device_.is_cpu()) {  // the host must neither sort rows by set nor look up labels
       pool_ = pool_.in_one();
       pool_.labels = pool_.labels.to(device_);
@@ -84,15 +92,16 @@ class Feed {
         pool_.dtype() == at::kByte || (!options.resized_crop().has_value() && !options.color_jitter().any()),
         "Feed: resized_crop and color_jitter are of uint8 images, got ", pool_.dtype());
     const Tensor labeled = data.split.labeled.to(device_);
-    labeled_ = options.balanced()
-                   ? data::BatchStream::balanced(labeled, pool_.labels_of(labeled, torch::kCPU),
-                                                 options.batch_size(), options.seed())
-                   : data::BatchStream(labeled, options.batch_size(), options.seed());
+    labeled_ = options.balanced() ? data::BatchStream::balanced(
+                                        labeled, pool_.labels_of(labeled, torch::kCPU), labeled_rows(),
+                                        options.seed(), options.rank(), options.world_size())
+                                  : data::BatchStream(labeled, labeled_rows(), options.seed(), options.rank(),
+                                                      options.world_size());
     if (options.weak_views() + options.strong_views() > 0) {
       TORCH_CHECK(data.split.unlabeled.numel() > 0,
                   "Feed: the method needs unlabeled images, there are none");
-      unlabeled_.emplace(data.split.unlabeled.to(device_), options.batch_size() * options.unlabeled_ratio(),
-                         options.seed() + 1);
+      unlabeled_.emplace(data.split.unlabeled.to(device_), labeled_rows() * options.unlabeled_ratio(),
+                         options.seed() + 1, options.rank(), options.world_size());
     }
   }
 
@@ -115,7 +124,7 @@ class Feed {
   /// The views of a step, on the device of `raw`, where `step` is.
   Batch augment(const RawBatch& raw, const Tensor& step) const {
     const torch::NoGradGuard no_grad;
-    const int64_t labeled = options_.batch_size();
+    const int64_t labeled = labeled_rows();
     const int64_t unlabeled = unlabeled_.has_value() ? labeled * options_.unlabeled_ratio() : 0;
     const int64_t weak = labeled + options_.weak_views() * unlabeled;
     const int64_t strong = options_.strong_views() * unlabeled;
@@ -123,12 +132,19 @@ class Feed {
     const bool resizes = options_.resized_crop().has_value(), jitters = options_.color_jitter().any();
     const int64_t crop_draws = resizes ? augment::random_resized_crop_draws() : 3;
     const int64_t jitter_draws = jitters ? augment::color_jitter_draws() : 0;
-    const Tensor words =
-        mixmatch::detail::counter_words(step, mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation,
-                                        (crop_draws + jitter_draws) * (weak + strong) + strong * draws);
-    // So many of them for each image, one image after the other.
-    const auto uniform = [&](int64_t first, int64_t rows, int64_t each) {
-      return mixmatch::detail::words_to_uniform(words.narrow(0, first, rows * each).view({rows, each}));
+    // Draws are those of the whole batch, of which this rank's rows take their own.
+    const int64_t ranks = options_.world_size(), all_weak = ranks * weak, all_strong = ranks * strong;
+    const Tensor words = mixmatch::detail::counter_words(
+        step, mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation,
+        (crop_draws + jitter_draws) * (all_weak + all_strong) + all_strong * draws);
+    const Tensor own_rows = ranks > 1 ? rows_in_batch(labeled, unlabeled, step.device()) : Tensor();
+    // So many of them for each image, one image after the other; of strong views alone the last ones.
+    const auto uniform = [&](int64_t first, int64_t rows, int64_t each, bool strong_only) {
+      Tensor drawn = words.narrow(0, first, rows * each).view({rows, each});
+      if (own_rows.defined()) {
+        drawn = drawn.index_select(0, strong_only ? own_rows.narrow(0, weak, strong) - all_weak : own_rows);
+      }
+      return mixmatch::detail::words_to_uniform(drawn);
     };
     const Tensor images = raw.images.scalar_type() == at::kByte
                               ? raw.images
@@ -137,13 +153,17 @@ class Feed {
     mixmatch::detail::CropFlip crops;
     Tensor resized, jitter;
     if (resizes) {
-      resized = uniform(0, weak + strong, crop_draws);
+      resized = uniform(0, all_weak + all_strong, crop_draws, false);
     } else {
-      crops = augment::detail::crops_of_words(
-          words.narrow(0, 0, 3 * (weak + strong)).view({3, weak + strong}), options_.augmentation());
+      Tensor drawn = words.narrow(0, 0, 3 * (all_weak + all_strong)).view({3, all_weak + all_strong});
+      if (own_rows.defined()) {
+        drawn = drawn.index_select(1, own_rows);
+      }
+      crops = augment::detail::crops_of_words(drawn, options_.augmentation());
     }
     if (jitters) {
-      jitter = uniform(crop_draws * (weak + strong) + strong * draws, weak + strong, jitter_draws);
+      jitter = uniform(crop_draws * (all_weak + all_strong) + all_strong * draws, all_weak + all_strong,
+                       jitter_draws, false);
     }
     // uint8 views by the draws of rows `first` and on.
     const auto cropped = [&](const Tensor& pictures, int64_t first) {
@@ -182,11 +202,11 @@ class Feed {
       batch.weak.push_back(slice(all, row, unlabeled));
     }
     if (strong > 0) {
-      const Tensor augmented =
-          augment::normalize(augment::rand_augment_with(cropped(views(options_.strong_views(), false), weak),
-                                                        uniform(crop_draws * (weak + strong), strong, draws),
-                                                        options_.strong_augmentation()),
-                             options_.augmentation().normalization());
+      const Tensor augmented = augment::normalize(
+          augment::rand_augment_with(cropped(views(options_.strong_views(), false), weak),
+                                     uniform(crop_draws * (all_weak + all_strong), all_strong, draws, true),
+                                     options_.strong_augmentation()),
+          options_.augmentation().normalization());
       for (int64_t row = 0; row < strong; row += unlabeled) {
         batch.strong.push_back(slice(augmented, row, unlabeled));
       }
@@ -223,6 +243,23 @@ class Feed {
       list.emplace_back("unlabeled", &*unlabeled_);
     }
     return list;
+  }
+
+  /// Labeled rows of this rank's.
+  int64_t labeled_rows() const { return options_.batch_size() / options_.world_size(); }
+
+  /// Where this rank's images stand in the whole batch: its part of the labeled ones and of each view, int64.
+  Tensor rows_in_batch(int64_t labeled, int64_t unlabeled, torch::Device device) const {
+    const auto part = [&](int64_t begin, int64_t rows) {
+      const int64_t first = begin + options_.rank() * rows;
+      return at::arange(first, first + rows, at::TensorOptions(device).dtype(at::kLong));
+    };
+    const int64_t ranks = options_.world_size();
+    std::vector<Tensor> parts{part(0, labeled)};
+    for (int64_t view = 0; unlabeled > 0 && view < options_.weak_views() + options_.strong_views(); ++view) {
+      parts.push_back(part(ranks * (labeled + view * unlabeled), unlabeled));
+    }
+    return at::cat(parts);
   }
 
   data::ImagePool pool_;

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/distributed/joint_rows.hpp>
+#include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/nn/batch_norm_statistics.hpp>
 #include <mixmatch/nn/forward_each.hpp>
@@ -34,6 +36,9 @@ struct LearnerOptions {
   TORCH_ARG(double, batch_norm_momentum) = 0.001;
   /// Lets a run's first steps average them plainly (see batch_norm_momentum()).
   TORCH_ARG(bool, warmup) = true;
+  /// A group whose ranks share the rows of each forward pass (see own_rows()): every rank is to call the
+  /// learner with the same batch, and has the outputs of all its rows. Null: this process does all of them.
+  TORCH_ARG(std::add_pointer_t<ProcessGroup>, joint_group) = nullptr;
 };
 
 /// The model in training, as methods see it: a Model (any block takes it) whose running statistics lie in one
@@ -48,6 +53,10 @@ struct LearnerOptions {
 /// Within training_step() the forward pass moves the statistics; those within freeze_batch_norm(), which
 /// guess_labels() and forward_each() enter by themselves, do not. The model's mode is left alone. Made after
 /// model->to(...); the model must outlive it.
+///
+/// With a joint_group() a method computes on every rank what it would in one process, whatever it does with
+/// the outputs: MixUp across all rows, means over all of them, thresholds. The batch norms of a rank see its
+/// own rows alone, every world_size-th of each part of the batch, unless synchronize_batch_norm() joins them.
 template <ModuleModel M>
 class Learner {
  public:
@@ -57,7 +66,11 @@ class Learner {
   Learner(M& model, EmaModel<M>& ema, const LearnerOptions& options = {}) : Learner(model, &ema, options) {}
 
   /// model(input)
-  Tensor operator()(const Tensor& input) { return forward(*model_, input); }
+  Tensor operator()(const Tensor& input) {
+    ProcessGroup* group = options_.joint_group();
+    return group == nullptr ? forward(*model_, input)
+                            : all_rows(forward(*model_, own_rows(input, *group)), *group);
+  }
 
   auto freeze_batch_norm() { return statistics_.discard(); }
 
@@ -68,7 +81,7 @@ class Learner {
     const torch::NoGradGuard no_grad;
     const auto frozen = freeze_batch_norm();
     const auto averages = ema_->average_parameters();
-    return forward(*model_, input);
+    return (*this)(input);
   }
 
   void set_batch_norm_groups(int64_t groups) requires GroupedModel<M> {

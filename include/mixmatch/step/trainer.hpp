@@ -1,7 +1,9 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/nn/precision.hpp>
+#include <mixmatch/step/data_parallel.hpp>
 #include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
@@ -14,6 +16,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -34,7 +37,28 @@ struct TrainerOptions {
   TORCH_ARG(bool, prefetch) = true;
   /// Batch::logit_adjustment, floating-point [L] as logit_adjustment() gives; undefined: none.
   TORCH_ARG(Tensor, logit_adjustment) = {};
+  /// The processes that train together, which must outlive the Trainer; null: this one. use_processes() sets
+  /// it, and what follows from it in feed() and learner().
+  TORCH_ARG(std::add_pointer_t<ProcessGroup>, processes) = nullptr;
+  TORCH_ARG(DataParallelOptions, data_parallel) = {};
 };
+
+/// `options` for a group: with joint batches every rank has the whole batch, else its part of it. Throws
+/// where the batch is no multiple of the ranks.
+inline TrainerOptions use_processes(TrainerOptions options, ProcessGroup* group) {
+  options.processes(group);
+  if (group == nullptr) {
+    return options;
+  }
+  TORCH_CHECK(options.feed().batch_size() % group->world_size() == 0, "the batch must be a multiple of the ",
+              group->world_size(), " processes, got ", options.feed().batch_size());
+  if (options.data_parallel().batches() == RankBatches::joint) {
+    options.learner().joint_group(group);
+  } else {
+    options.feed().rank(group->rank()).world_size(group->world_size());
+  }
+  return options;
+}
 
 /// The steps of a run: a batch, the method's loss under autocast, its gradient, the optimiser with decay of
 /// kernels and the moving average, and the numbers to report.
@@ -59,7 +83,7 @@ struct TrainerOptions {
 ///
 /// The same step on every device: on the CPU as it is written, on a GPU captured in a CUDA graph. Where the
 /// images are on the GPU, rows and images are drawn in the graph; else the host reads them, and the graph
-/// begins with their augmentation.
+/// begins with their augmentation. In several processes (use_processes()) they all call it alike.
 template <ModuleModel Model, class Method>
 class Trainer {
   static_assert(
@@ -80,6 +104,7 @@ class Trainer {
         options_(options),
         device_(detail::device_of(state.model)),
         learner_(state.model, state.ema, options.learner()),
+        parallel_(state, learner_, options.processes(), options.data_parallel()),
         feed_(data, with_views(options.feed(), method_)),
         raw_batches_([this](int64_t step) { return feed_.gather(at::full({}, step, at::kLong)); },
                      options.prefetch()),
@@ -122,11 +147,12 @@ class Trainer {
       if (!graphed_.has_value()) {
         graphed_.emplace([this] { return step(); }, device_, graph_options());
       }
+      parallel_.begin_step();
       (*graphed_)();
       ++state_->step;
     }
     state_->optimizer.synchronize();
-    return meter_.read();
+    return parallel_.mean(meter_.read());
   }
 
   const Feed& feed() const { return feed_; }
@@ -173,7 +199,10 @@ class Trainer {
       loss = method_(learner_, batch, step_, state_->generator);
       meter_.check(loss);  // what throws in here moves no statistics
     }
-    loss.total.backward();
+    if constexpr (requires { method_.state(); }) {
+      parallel_.reduce_state(method_.state());
+    }
+    parallel_.backward(loss.total);
     meter_.add(loss, state_->optimizer.step());
     step_.add_(1);
     return loss.total.detach();
@@ -204,7 +233,7 @@ class Trainer {
     const bool waits = is_script() || (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
                                        !mixmatch::detail::cuda_kernels_available(device_));
     return GraphedStepOptions()
-        .enabled(options_.graph() && !waits)
+        .enabled(options_.graph() && !waits && parallel_.capturable(device_))
         .measure_convolutions(options_.measure_convolutions())
         .state(joined({{step_}, state_->optimizer.state(), learner_.state(), buffers, meter_.state(), own}))
         .parameters(tensors_of(mixmatch::detail::model_parameters(state_->model)))
@@ -216,6 +245,7 @@ class Trainer {
   TrainerOptions options_;
   torch::Device device_;
   Learner<Model> learner_;
+  DataParallel<Model> parallel_;
   Feed feed_;
   Prefetch<RawBatch> raw_batches_;
   RawBatch raw_;

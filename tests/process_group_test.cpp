@@ -1,0 +1,183 @@
+#include <mixmatch/distributed/c10d_process_group.hpp>
+#include <mixmatch/distributed/launch_environment.hpp>
+
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
+
+#include <chrono>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "catch.hpp"
+#include "thread_group.hpp"
+
+namespace mt = mixmatch::training;
+using torch::Tensor;
+
+namespace {
+
+std::optional<mt::LaunchEnvironment> environment_of(const std::map<std::string, std::string>& variables) {
+  return mt::launch_environment([&](const char* name) {
+    const auto found = variables.find(name);
+    return found == variables.end() ? nullptr : found->second.c_str();
+  });
+}
+
+}  // namespace
+
+TEST_CASE("launch_environment: what launchers say") {
+  CHECK(!environment_of({}).has_value());
+  CHECK(!environment_of({{"RANK", "1"}}).has_value());  // a variable of that name alone says nothing
+  const auto torchrun = environment_of({{"RANK", "3"},
+                                        {"WORLD_SIZE", "8"},
+                                        {"LOCAL_RANK", "1"},
+                                        {"LOCAL_WORLD_SIZE", "2"},
+                                        {"MASTER_ADDR", "node0"},
+                                        {"MASTER_PORT", "4000"},
+                                        {"TORCHELASTIC_USE_AGENT_STORE", "True"},
+                                        {"TORCHELASTIC_RESTART_COUNT", "2"},
+                                        {"TORCHELASTIC_RUN_ID", "job"}});
+  REQUIRE(torchrun.has_value());
+  CHECK(torchrun->rank == 3);
+  CHECK(torchrun->world_size == 8);
+  CHECK(torchrun->local_rank == 1);
+  CHECK(torchrun->local_world_size == 2);
+  CHECK(torchrun->master_addr == "node0");
+  CHECK(torchrun->master_port == 4000);
+  CHECK(torchrun->launcher_listens);
+  CHECK(torchrun->restarts == 2);
+  CHECK(torchrun->job == "job");
+
+  const auto mpi = environment_of({{"OMPI_COMM_WORLD_RANK", "1"}, {"OMPI_COMM_WORLD_SIZE", "2"}});
+  REQUIRE(mpi.has_value());
+  CHECK(mpi->launcher == "mpirun");
+  CHECK(mpi->master_addr == "127.0.0.1");
+  CHECK(mpi->master_port == 29500);
+  CHECK(environment_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "4"}})->world_size == 4);
+  CHECK(!environment_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}).has_value());
+
+  const auto slurm = environment_of({{"SLURM_PROCID", "5"},
+                                     {"SLURM_STEP_NUM_TASKS", "6"},
+                                     {"SLURM_LOCALID", "1"},
+                                     {"SLURM_JOB_ID", "123456"},
+                                     {"SLURM_STEP_NODELIST", "gpu[07-09,12],big1"}});
+  REQUIRE(slurm.has_value());
+  CHECK(slurm->rank == 5);
+  CHECK(slurm->master_addr == "gpu07");
+  CHECK(slurm->master_port == 20000 + 123456 % 20000);
+  // A batch script has this much, and is one process.
+  CHECK(!environment_of({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "6"}}).has_value());
+}
+
+TEST_CASE("launch_environment: bad variables are named") {
+  CHECK_THROWS_WITH(environment_of({{"RANK", "x"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}}),
+                    contains("RANK must be a whole number in [0, 1], got x"));
+  CHECK_THROWS_WITH(environment_of({{"RANK", "2"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}}),
+                    contains("RANK must be a whole number in [0, 1], got 2"));
+  CHECK_THROWS_WITH(environment_of({{"RANK", "0"}, {"WORLD_SIZE", "0"}}), contains("WORLD_SIZE"));
+  CHECK_THROWS_WITH(environment_of({{"RANK", "0"}, {"WORLD_SIZE", "2"}}), contains("MASTER_ADDR is not set"));
+  CHECK_THROWS_WITH(
+      environment_of({{"RANK", "0"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "a"}, {"MASTER_PORT", "70000"}}),
+      contains("MASTER_PORT"));
+}
+
+TEST_CASE("the first host of Slurm's lists") {
+  CHECK(mt::detail::first_host("node1") == "node1");
+  CHECK(mt::detail::first_host("node1,node2") == "node1");
+  CHECK(mt::detail::first_host("node[01-04]") == "node01");
+  CHECK(mt::detail::first_host("node[3,5-7],other[1-2]") == "node3");
+  CHECK(mt::detail::first_host("rack[1-2]n[05-09]x") == "rack1n05x");
+}
+
+TEST_CASE("own_address: loopback where that is meant, an outer address elsewhere") {
+  CHECK(mt::own_address("127.0.0.1", 29500) == "127.0.0.1");
+  CHECK(mt::own_address("localhost", 29500) == "127.0.0.1");
+  CHECK(mt::own_address("no.such.host.invalid", 29500) == "");
+  const auto outer = mt::detail::first_outer_address();
+  if (!outer.empty()) {  // as rank 0 is told to listen at its own
+    CHECK(mt::own_address(outer, 29500) == outer);
+  }
+}
+
+#ifdef MIXMATCH_HAS_GLOO
+
+namespace {
+
+/// body(group) on a thread for each rank, over Gloo on this machine.
+void on_gloo(int64_t ranks, const mt::ProcessGroupOptions& options,
+             const std::function<void(mt::C10dProcessGroup&)>& body) {
+  const c10::intrusive_ptr<c10d::Store> store = c10::make_intrusive<c10d::HashStore>();
+  on_threads(
+      ranks,
+      [&](int64_t rank) {
+        return std::make_unique<mt::C10dProcessGroup>(store, store, rank, ranks, options, "here");
+      },
+      body);
+}
+
+}  // namespace
+
+TEST_CASE("C10dProcessGroup: sums, copies and texts of any dtype") {
+  on_gloo(3, {}, [](mt::C10dProcessGroup& group) {
+    const auto rank = static_cast<double>(group.rank());
+    CHECK_ON_RANK(group.world_size() == 3);
+    for (const auto type : {at::kFloat, at::kDouble, at::kLong}) {
+      const Tensor sum = at::full({5}, rank, at::TensorOptions(type));
+      group.start_sum(sum)->wait();
+      CHECK_ON_RANK(sum.equal(at::full({5}, 3, at::TensorOptions(type))));
+    }
+    Tensor mean = at::full({2, 2}, rank);
+    group.mean_(mean);
+    CHECK_ON_RANK(mean.equal(at::ones({2, 2})));
+    for (const auto type : {at::kFloat, at::kBFloat16, at::kBool, at::kByte, at::kLong}) {
+      const Tensor own = at::arange(6).view({2, 3}).add(rank).remainder(2).to(type);
+      const Tensor all = group.gather(own.t());  // not contiguous
+      CHECK_ON_RANK(all.sizes() == at::IntArrayRef({3, 3, 2}));
+      CHECK_ON_RANK(all[group.rank()].equal(own.t()));
+      CHECK_ON_RANK(all[2].equal(at::arange(6).view({2, 3}).remainder(2).to(type).t()));
+      Tensor copy = own.clone();
+      group.broadcast_(copy);
+      CHECK_ON_RANK(copy.equal(at::arange(6).view({2, 3}).remainder(2).to(type)));
+    }
+    CHECK_ON_RANK(group.gather(at::full({}, rank)).sizes() == at::IntArrayRef({3}));
+    const std::vector<std::string> texts{"", "one", "a longer one"};
+    CHECK_ON_RANK(group.gather_texts(texts[static_cast<size_t>(group.rank())]) == texts);
+    CHECK_ON_RANK(group.broadcast_text(group.rank() == 0 ? "said" : "unsaid") == "said");
+    CHECK_ON_RANK(group.max_of(group.rank() * 7) == 14);
+  });
+}
+
+TEST_CASE("C10dProcessGroup: who failed, and of what, is what the others throw") {
+  on_gloo(2, mt::ProcessGroupOptions().timeout(2), [](mt::C10dProcessGroup& group) {
+    if (group.rank() == 1) {
+      group.fail("rank 1 failed: no space left");
+      return;
+    }
+    thrown_by([&] { group.max_of(1); });  // the connection breaks
+    CHECK_ON_RANK(thrown_by([&] { group.max_of(1); }) == "rank 1 failed: no space left");
+  });
+}
+
+TEST_CASE("C10dProcessGroup: a rank that does not come is named within the timeout") {
+  mt::LaunchEnvironment environment;
+  environment.world_size = 2;
+  environment.master_port = 29377;
+  const auto began = std::chrono::steady_clock::now();
+  CHECK_THROWS_WITH(mt::C10dProcessGroup::join(environment, mt::ProcessGroupOptions().timeout(1)),
+                    "rank 1 of 2 did not come within 1 s");
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(10));
+  CHECK_THROWS_WITH(mt::C10dProcessGroup::join(environment, mt::ProcessGroupOptions().timeout(0)),
+                    contains("timeout must be > 0"));
+}
+
+#else
+
+TEST_CASE("C10dProcessGroup without a backend says what is missing") {
+  mt::LaunchEnvironment environment;
+  CHECK_THROWS_WITH(mt::C10dProcessGroup::join(environment), contains("libgloo-dev"));
+}
+
+#endif
