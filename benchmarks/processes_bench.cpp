@@ -73,7 +73,7 @@ int main() {
   print(*group, "\nforward and backward pass of WRN-28-2, 32 rows each, and the mean of its gradients");
   torch::manual_seed(1);
   mixmatch::models::WideResNet model(10);
-  mixmatch::to_channels_last(model);
+  mt::to_channels_last(model);
   const auto images = at::randn({32, 3, 32, 32}).contiguous(at::MemoryFormat::ChannelsLast);
   const auto clear = [&] {
     for (auto& parameter : model->parameters()) {
