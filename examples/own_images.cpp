@@ -70,6 +70,9 @@ int train_run(CLI::App& app, Options& o) {
       !o.resume || (o.sources.files.empty() && o.sources.from.empty()),
       "--resume: the run keeps the labels and the start that it has, without --labels FILE and --from");
   const auto resumed = mm::training::adopt_run(app, o);
+  if (resumed.has_value()) {
+    o.sources = {};  // a launcher that starts a run anew repeats its options
+  }
   if (!o.sources.from.empty()) {
     mm::training::start_from(app, o.sources.from, o);
   }

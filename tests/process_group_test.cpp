@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "catch.hpp"
@@ -68,6 +69,17 @@ TEST_CASE("launch_environment: what launchers say") {
   CHECK(slurm->rank == 5);
   CHECK(slurm->master_addr == "gpu07");
   CHECK(slurm->master_port == 20000 + 123456 % 20000);
+  // Slurm's own PMI does not hide it, and a step may be smaller than its job.
+  const auto pmi = environment_of({{"PMI_RANK", "1"},
+                                   {"PMI_SIZE", "2"},
+                                   {"SLURM_PROCID", "1"},
+                                   {"SLURM_STEP_NUM_TASKS", "2"},
+                                   {"SLURM_NTASKS_PER_NODE", "4"},
+                                   {"SLURM_STEP_NODELIST", "a,b"}});
+  REQUIRE(pmi.has_value());
+  CHECK(pmi->launcher == "Slurm");
+  CHECK(pmi->master_addr == "a");
+  CHECK(pmi->local_world_size == 2);
   // A batch script has this much, and is one process.
   CHECK(!environment_of({{"SLURM_PROCID", "0"}, {"SLURM_NTASKS", "6"}}).has_value());
 }
@@ -150,6 +162,16 @@ TEST_CASE("C10dProcessGroup: sums, copies and texts of any dtype") {
   });
 }
 
+TEST_CASE("C10dProcessGroup: a rank that takes longer than the timeout is waited for where they meet") {
+  on_gloo(2, mt::ProcessGroupOptions().timeout(0.5), [](mt::C10dProcessGroup& group) {
+    if (group.rank() == 1) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
+    }
+    group.meet();
+    CHECK_ON_RANK(group.max_of(group.rank()) == 1);
+  });
+}
+
 TEST_CASE("C10dProcessGroup: who failed, and of what, is what the others throw") {
   on_gloo(2, mt::ProcessGroupOptions().timeout(2), [](mt::C10dProcessGroup& group) {
     if (group.rank() == 1) {
@@ -164,7 +186,9 @@ TEST_CASE("C10dProcessGroup: who failed, and of what, is what the others throw")
 TEST_CASE("C10dProcessGroup: a rank that does not come is named within the timeout") {
   mt::LaunchEnvironment environment;
   environment.world_size = 2;
-  environment.master_port = 29377;
+  for (environment.master_port = 29377; mt::detail::cannot_listen(environment.master_port) != 0;) {
+    ++environment.master_port;
+  }
   const auto began = std::chrono::steady_clock::now();
   CHECK_THROWS_WITH(mt::C10dProcessGroup::join(environment, mt::ProcessGroupOptions().timeout(1)),
                     "rank 1 of 2 did not come within 1 s");

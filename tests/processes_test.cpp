@@ -1,8 +1,10 @@
 #include "program_util.hpp"
 #include "skip.hpp"
 
+#include <mixmatch/distributed/c10d_process_group.hpp>
 #include <mixmatch/run/metrics_table.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <memory>
@@ -17,9 +19,13 @@ namespace {
 
 using Arguments = std::vector<std::string>;
 
+/// One that nobody listens at, below those that the system gives to clients.
 int next_port() {
-  static int port = 21000 + static_cast<int>(::getpid() % 9000) * 4;
-  return port++;
+  static int port = 20000 + static_cast<int>(::getpid() % 3000) * 4;
+  do {
+    ++port;
+  } while (mixmatch::training::detail::cannot_listen(port) != 0);
+  return port;
 }
 
 Arguments shapes_run(const std::filesystem::path& out, const Arguments& more = {}) {
@@ -42,7 +48,6 @@ Arguments shapes_run(const std::filesystem::path& out, const Arguments& more = {
                       "0",
                       "--timeout",
                       "20",
-                      "--sync-batch-norm",
                       "--out",
                       out.string()};
   arguments.insert(arguments.end(), more.begin(), more.end());
@@ -63,6 +68,9 @@ std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, const Arguments&
                   "MASTER_ADDR=127.0.0.1",
                   "MASTER_PORT=" + std::to_string(port)};
     all.insert(all.end(), arguments.begin(), arguments.end());
+    if (std::find(all.begin(), all.end(), "--resume") == all.end()) {
+      all.emplace_back("--sync-batch-norm");
+    }
     const Arguments more = own(rank);
     all.insert(all.end(), more.begin(), more.end());
     processes.push_back(std::make_unique<Subprocess>(all));
@@ -194,7 +202,14 @@ TEST_CASE("processes that differ, or cannot share a batch, are refused") {
   CHECK(!std::filesystem::exists(dir / "a"));
 
   const auto uneven = wait_for(start_ranks(3, shapes_run(dir / "b")));
-  check_refused(uneven[0], "the batch must be a multiple of the 3 processes, got 8");
+  check_refused(uneven[0], "train: rank 0: --batch must be a multiple of the 3 processes, got 8");
+  CHECK((uneven[1].status == 2 && uneven[1].err.empty()));
+  CHECK(!std::filesystem::exists(dir / "b"));
+
+  const auto other = wait_for(start_ranks(2, shapes_run(dir / "c"), [](int rank) {
+    return rank == 1 ? Arguments{"--seed", "2"} : Arguments();
+  }));
+  check_refused(other[0], "the processes differ: --seed is 2 on rank 1, 1 on rank 0");
 }
 
 TEST_CASE("what one rank cannot do is said by all") {

@@ -22,8 +22,8 @@ import time
 
 def arguments(out, timeout):
     return ["--dataset", "shapes", "--out", out, "--threads", "1", "--precision", "fp32", "--batch", "8", "--steps", "30",
-            "--log-every", "5", "--eval-every", "15", "--recalibrate", "0", "--checkpoint-every", "3", "--sync-batch-norm",
-            "--timeout", str(timeout)]
+            "--log-every", "5", "--eval-every", "15", "--recalibrate", "0", "--checkpoint-every", "3", "--timeout",
+            str(timeout)]
 
 
 def start(program, ranks, port, args):
@@ -32,7 +32,8 @@ def start(program, ranks, port, args):
         environment = dict(os.environ, RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank),
                            LOCAL_WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port),
                            OMP_WAIT_POLICY="passive")
-        processes.append(subprocess.Popen([program] + args, env=environment, stdout=subprocess.DEVNULL,
+        more = ["--sync-batch-norm"] if ranks > 1 else []
+        processes.append(subprocess.Popen([program] + args + more, env=environment, stdout=subprocess.DEVNULL,
                                           stderr=subprocess.PIPE, text=True))
     return processes
 

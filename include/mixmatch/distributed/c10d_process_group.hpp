@@ -14,6 +14,7 @@
 #include <mixmatch/distributed/peer_watch.hpp>
 #include <mixmatch/distributed/process_group.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <array>
@@ -31,21 +32,12 @@
 #include <vector>
 
 #ifdef MIXMATCH_HAS_GLOO
-#ifndef USE_C10D_GLOO
-#define USE_C10D_GLOO
-#endif
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #endif
 #ifdef MIXMATCH_HAS_MPI
-#ifndef USE_C10D_MPI
-#define USE_C10D_MPI
-#endif
 #include <torch/csrc/distributed/c10d/ProcessGroupMPI.hpp>
 #endif
 #ifdef MIXMATCH_HAS_NCCL
-#ifndef USE_C10D_NCCL
-#define USE_C10D_NCCL
-#endif
 #include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
 #endif
 
@@ -185,15 +177,20 @@ class C10dProcessGroup : public ProcessGroup {
   /// nobody gives signs of life. `place` is where rank 0 keeps it, for messages.
   C10dProcessGroup(const Store& store, const Store& watch, int64_t rank, int64_t world_size,
                    const ProcessGroupOptions& options = {}, const std::string& place = "")
-      : rank_(rank), world_size_(world_size), options_(options) {
+      : rank_(rank), world_size_(world_size), options_(options), store_(store) {
     check_options(options);
     if (watch) {
       watch_ = std::make_unique<PeerWatch>(watch, rank, world_size, milliseconds(options.timeout()), place);
     }
-    guarded([&] {
-      connect_cpu(store);
-      connect_nccl(store);
-    });
+    try {
+      guarded([&] {
+        connect_cpu(store);
+        connect_nccl(store);
+      });
+    } catch (const PeerError& error) {
+      fail(error.what());
+      throw;
+    }
   }
 
   int64_t rank() const override { return rank_; }
@@ -231,6 +228,24 @@ class C10dProcessGroup : public ProcessGroup {
   }
 
   bool capturable(torch::Device device) const override { return device.is_cuda() && nccl_; }
+
+  void meet() override {
+    const std::string key = fmt::format("met/{}", meetings_++);
+    store_->add(key, 1);
+    while (store_->add(key, 0) < world_size_) {
+      if (const std::string cause = watch_ ? watch_->cause() : ""; !cause.empty()) {
+        throw PeerError(cause);
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+  }
+
+  /// As PeerWatch's.
+  void set_error_stream(int descriptor) {
+    if (watch_) {
+      watch_->set_error_stream(descriptor);
+    }
+  }
 
   /// Tells the others why this rank ends, unless one of them has failed before.
   void fail(const std::string& cause) noexcept {
@@ -351,6 +366,8 @@ class C10dProcessGroup : public ProcessGroup {
 
   int64_t rank_, world_size_;
   ProcessGroupOptions options_;
+  Store store_;
+  int64_t meetings_ = 0;
   std::unique_ptr<PeerWatch> watch_;
   c10::intrusive_ptr<detail::C10dBackend> cpu_, nccl_;
 };

@@ -57,7 +57,7 @@ class GradientReducer {
       if (buckets_.empty() || (total - buckets_.back().offset) * bytes >= options.bucket_bytes()) {
         buckets_.push_back({total, 0, 0, 0, nullptr});
       }
-      parameters_.push_back({tensor, Tensor(), buckets_.size() - 1, false, nullptr, 0});
+      parameters_.push_back({tensor, Tensor(), buckets_.size() - 1, false, Accumulator(), 0});
       total += (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
       buckets_.back().size = total - buckets_.back().offset;
       ++buckets_.back().parameters;
@@ -72,19 +72,11 @@ class GradientReducer {
       parameter.place = block_.as_strided(tensor.sizes(), strides, offset);
       offset += (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
     }
-    if (options.overlap()) {
-      watch_gradients();
-    }
+    overlap_ = options.overlap();
   }
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
-  ~GradientReducer() {
-    for (auto& parameter : parameters_) {
-      if (parameter.accumulator) {
-        parameter.accumulator->del_post_hook(parameter.hook);
-      }
-    }
-  }
+  ~GradientReducer() { let_go_of_hooks(); }
 
   /// Before the step's backward pass.
   void begin() {
@@ -97,6 +89,10 @@ class GradientReducer {
     }
     next_ = 0;
     active_ = true;
+    let_go_of_hooks();  // of a backward pass that threw
+    if (overlap_) {
+      watch_gradients();
+    }
   }
 
   /// After it: waits for the sums.
@@ -107,6 +103,7 @@ class GradientReducer {
       take(parameter);
     }
     active_ = false;
+    let_go_of_hooks();
     for (auto& bucket : buckets_) {
       bucket.work->wait();
       bucket.work.reset();
@@ -120,11 +117,13 @@ class GradientReducer {
  private:
   static constexpr int64_t kAlignment = 64;  // elements: for vectors of any processor
 
+  using Accumulator = decltype(torch::autograd::impl::grad_accumulator(std::declval<const Tensor&>()));
+
   struct Parameter {
     Tensor tensor, place;
     size_t bucket;
     bool ready;  // its gradient lies in its place
-    std::shared_ptr<torch::autograd::Node> accumulator;
+    Accumulator accumulator;
     uintptr_t hook;
   };
   struct Bucket {
@@ -132,7 +131,9 @@ class GradientReducer {
     std::unique_ptr<ProcessGroup::Work> work;
   };
 
-  /// The hooks run where the backward pass runs, when a parameter's gradient has all of its parts.
+  /// The hooks run where the backward pass runs, when a parameter's gradient has all of its parts. They are
+  /// of one step: an accumulator works on the stream that it was made on, which is another when a graph is
+  /// captured.
   void watch_gradients() {
     using torch::autograd::variable_list;
     using torch::autograd::utils::LambdaPostHook;
@@ -146,6 +147,15 @@ class GradientReducer {
             }
             return outputs;
           }));
+    }
+  }
+
+  void let_go_of_hooks() {
+    for (auto& parameter : parameters_) {
+      if (parameter.accumulator) {
+        parameter.accumulator->del_post_hook(parameter.hook);
+        parameter.accumulator = Accumulator();
+      }
     }
   }
 
@@ -170,6 +180,7 @@ class GradientReducer {
   }
 
   ProcessGroup* group_;
+  bool overlap_ = true;
   std::vector<Parameter> parameters_;
   std::vector<Bucket> buckets_;
   size_t next_ = 0;      // the first bucket whose sum has not begun

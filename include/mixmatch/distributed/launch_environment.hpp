@@ -4,6 +4,7 @@
 #include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -66,6 +67,9 @@ inline std::optional<LaunchEnvironment> launch_environment(
                 least, ", ", most, "], got ", mixmatch::detail::printable_beginning(text, 40));
     return *value;
   };
+  const auto same = [&get](const char* name, const char* other) {
+    return get(other) != nullptr && std::string_view(get(name)) == get(other);
+  };
   struct Names {
     const char *launcher, *rank, *world_size, *local_rank, *local_world_size, *job;
   };
@@ -81,6 +85,11 @@ inline std::optional<LaunchEnvironment> launch_environment(
       continue;
     }
     const bool is_slurm = std::string_view(names.launcher) == "Slurm";
+    // Slurm's own PMI, which knows less.
+    if (std::string_view(names.launcher) == "PMI" && same("PMI_RANK", "SLURM_PROCID") &&
+        same("PMI_SIZE", "SLURM_STEP_NUM_TASKS")) {
+      continue;
+    }
     LaunchEnvironment found;
     found.launcher = names.launcher;
     found.world_size = number(names.world_size, 1, 65536);
@@ -91,7 +100,8 @@ inline std::optional<LaunchEnvironment> launch_environment(
     found.local_rank =
         get(names.local_rank) != nullptr ? number(names.local_rank, 0, found.world_size - 1) : 0;
     if (get(names.local_world_size) != nullptr) {
-      found.local_world_size = number(names.local_world_size, 1, found.world_size);
+      // Slurm's is of the job; this step may be smaller.
+      found.local_world_size = std::min(number(names.local_world_size, 1, 65536), found.world_size);
     }
     if (const char* job = get(names.job)) {
       found.job = job;

@@ -1,12 +1,12 @@
 #pragma once
 
 #include <fmt/format.h>
+#include <unistd.h>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -21,9 +21,10 @@ namespace mixmatch::training {
 /// Signs of life of a group's ranks, by a store of c10d, and what the first of them to fail said.
 ///
 /// A thread of its own gives a sign each second, whatever the program does, and is the only one that asks the
-/// store, which may never answer. blame() says who has failed. A rank that hangs where nothing can be thrown,
-/// in a GPU's kernel or in another library, is ended with a line on stderr and status 2 once another has been
-/// gone for longer than the timeout. Safe to call from several threads.
+/// store, which may never answer. blame() says who has failed. Rank 0 also finds a rank that has given no
+/// sign for longer than the timeout. A rank that does not end within eight seconds of another's failure,
+/// because it hangs in a GPU's kernel or in another library, is ended with a line on stderr and status 2.
+/// Safe to call from several threads.
 class PeerWatch {
  public:
   /// `store`: a connection for this object alone. `place`: where rank 0 keeps it, for messages.
@@ -67,6 +68,18 @@ class PeerWatch {
     return text;
   }
 
+  /// What blame() would say at once; "" where nobody has failed.
+  std::string cause() {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    return state_->cause;
+  }
+
+  /// Where a rank that cannot be ended otherwise says why; the standard error, unless set.
+  void set_error_stream(int descriptor) {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->error_stream = descriptor;
+  }
+
   /// Says to the others why all of them end, unless another has before: blame() returns it. Rank 0, at which
   /// the others look, waits for three seconds, in which they read it.
   void fail(const std::string& cause) noexcept {
@@ -97,6 +110,7 @@ class PeerWatch {
     bool asking = false;  // blame() wants every rank's signs
     bool ending = false;  // `last_words` is to be said, "" for a good end
     bool said = false, all_ended = false;
+    int error_stream = 2;
     bool stopping = false, stopped = false;
     std::string last_words, cause;
     Clock::time_point last_answer = Clock::now();
@@ -109,8 +123,9 @@ class PeerWatch {
     state_->last_words = last_words;
     state_->ending = true;
     state_->wake.notify_all();
-    state_->wake.wait_for(lock, patience,
-                          [this] { return state_->rank == 0 ? state_->all_ended : state_->said; });
+    state_->wake.wait_for(lock, patience, [this] {
+      return state_->stopped || (state_->rank == 0 ? state_->all_ended : state_->said);
+    });
   }
 
   static std::string text_of(const std::vector<uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
@@ -122,9 +137,11 @@ class PeerWatch {
     store.add(key("alive", state.rank), 1);
     if (ending) {
       if (!last_words.empty()) {
-        store.compareSet("failed", {}, {last_words.begin(), last_words.end()});
+        say(store, last_words);
       }
-      store.set(key("ended", state.rank), {1});
+      store.set(key("ended", state.rank), std::vector<uint8_t>{1});
+      const std::lock_guard<std::mutex> lock(state.mutex);
+      state.said = true;  // rank 0 may be gone before it answers more
     }
     std::string cause;
     if (store.check({"failed"})) {
@@ -132,7 +149,7 @@ class PeerWatch {
     }
     std::vector<int64_t> signs;
     bool all_ended = true;
-    if (all || (ending && state.rank == 0)) {
+    if (all || state.rank == 0) {
       for (int64_t rank = 0; rank < state.world_size; ++rank) {
         const bool ended = store.check({key("ended", rank)});
         all_ended = all_ended && ended;
@@ -142,7 +159,6 @@ class PeerWatch {
     const std::lock_guard<std::mutex> lock(state.mutex);
     const auto now = Clock::now();
     state.last_answer = now;
-    state.said = state.said || ending;
     if (state.cause.empty() && !(ending && cause == last_words)) {
       state.cause = cause;
     }
@@ -160,6 +176,17 @@ class PeerWatch {
       }
     }
     state.signs = std::move(signs);
+    // A rank that is gone is noticed by rank 0 even where no collective fails of it: in a GPU's, say.
+    for (size_t i = 0; state.rank == 0 && state.cause.empty() && i < state.signs.size(); ++i) {
+      if (now - state.changed[i] > state.timeout) {
+        state.cause = fmt::format("rank {} gives no sign of life", i);
+        say(store, state.cause);
+      }
+    }
+  }
+
+  static void say(c10d::Store& store, const std::string& cause) {
+    store.compareSet("failed", std::vector<uint8_t>(), std::vector<uint8_t>(cause.begin(), cause.end()));
   }
 
   static void run(State& state, c10d::Store& store) {
@@ -184,9 +211,10 @@ class PeerWatch {
       if (!state.cause.empty() && !state.ending) {
         // The step's own collectives fail by now, or will at their timeout. If nothing comes of it:
         const std::string cause = state.cause;
-        state.wake.wait_for(lock, state.timeout + 2 * kGrace, [&] { return state.stopping || state.ending; });
+        state.wake.wait_for(lock, 2 * kGrace, [&] { return state.stopping || state.ending; });
         if (!state.stopping && !state.ending) {
-          std::fprintf(stderr, "rank %lld: %s\n", static_cast<long long>(state.rank), cause.c_str());
+          const std::string line = fmt::format("rank {}: {}\n", state.rank, cause);
+          static_cast<void>(!::write(state.error_stream, line.data(), line.size()));
           std::_Exit(2);
         }
         continue;

@@ -50,6 +50,9 @@ class ProcessGroup {
   /// Whether a CUDA graph can hold collectives of tensors on that device.
   virtual bool capturable(torch::Device device) const = 0;
 
+  /// Waits until all ranks are here, however long one of them takes, as long as none has failed.
+  virtual void meet() { max_of(0); }
+
   /// tensor <- its mean over all ranks.
   void mean_(Tensor tensor) {
     start_sum(tensor)->wait();
@@ -89,6 +92,12 @@ class ProcessGroup {
 class PeerError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
+};
+
+/// One that another rank speaks of: this one ends without a word.
+class SilentPeerError : public PeerError {
+ public:
+  using PeerError::PeerError;
 };
 
 }  // namespace mixmatch::training

@@ -17,6 +17,16 @@ namespace mixmatch::training {
 
 namespace detail {
 
+/// Which all processes find alike, and rank 0 says.
+inline void check_shared_batch(const TrainingOptions& o) {
+  const int64_t ranks = o.processes != nullptr ? o.processes->world_size() : 1;
+  const bool shared = o.batch % ranks == 0;
+  if (!shared && o.processes->rank() != 0) {
+    throw SilentPeerError("--batch");
+  }
+  TORCH_CHECK(shared, "--batch must be a multiple of the ", ranks, " processes, got ", o.batch);
+}
+
 /// OptionText::no_effect, or that o.method is none of those that look at it.
 inline std::string why_no_effect(const OptionText& text, const TrainingOptions& o) {
   const auto& methods = text.methods;
@@ -58,6 +68,7 @@ void check_given_options(const Options& o) {
 /// steps, which may be another when the run is resumed.
 template <class Options>
 void check_options(Options& o) {
+  detail::check_shared_batch(o);
   check_given_options(o);
   if (o.rampup_steps < 0) {
     o.rampup_steps = static_cast<int64_t>(presets::consistency_rampup * static_cast<double>(o.steps));

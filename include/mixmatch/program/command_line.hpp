@@ -171,7 +171,11 @@ void adopt_config(CLI::App& app, const Config& stored, const Options& o) {
 /// lives.
 template <class Options>
 std::optional<RunDirectory> adopt_run(CLI::App& app, Options& o) {
+  const bool asked = o.resume;
   join_processes(o);
+  if (o.resume && !asked) {
+    o.split.clear();  // started anew by the launcher: the run has its own
+  }
   if (!o.resume) {
     return std::nullopt;
   }

@@ -12,6 +12,7 @@
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
+#include <mixmatch/nn/sync_batch_norm.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/library_options.hpp>
@@ -118,19 +119,11 @@ std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageData
           evaluate_ema(state.ema, test, options)};
 }
 
-/// The end of a run: model.safetensors (the averaged weights) and summary.json first, then what is for
-/// reading: confusion.csv, of a folder's pictures the files of write_review(), and report.html, with the last
-/// errors, also those with recalibrated batch norm, and the confusion matrix. Prints the result. Returns 0,
-/// or after an interrupt the status of TrainingRun::leave: a run that is resumed then finishes.
-///
-/// The test set may be empty; scores, pictures and matrix are then those of the validation images, if there
-/// are any. The temperature and the threshold for confidences are fitted on the validation images alone
-/// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
-/// the images that they were fitted on, and so a little small.
+namespace detail {
+
 template <class Model>
-int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
-               torch::Device device, RunTensors* shared = nullptr) {
-  run.finish_steps();
+int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state,
+                     const TrainingData& data, torch::Device device, RunTensors* shared) {
   const auto& class_names = data.pool.class_names;
   const auto options = evaluate_options(o, device);
   const auto classes = static_cast<int64_t>(class_names.size());
@@ -297,6 +290,43 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
                   error_text(validation_error, data.validation.size()), data.validation.size());
   }
   return 0;
+}
+
+}  // namespace detail
+
+/// The end of a run: model.safetensors (the averaged weights) and summary.json first, then what is for
+/// reading: confusion.csv, of a folder's pictures the files of write_review(), and report.html, with the last
+/// errors, also those with recalibrated batch norm, and the confusion matrix. Prints the result. Returns 0,
+/// or after an interrupt the status of TrainingRun::leave: a run that is resumed then finishes.
+///
+/// The test set may be empty; scores, pictures and matrix are then those of the validation images, if there
+/// are any. The temperature and the threshold for confidences are fitted on the validation images alone
+/// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
+/// the images that they were fitted on, and so a little small.
+///
+/// Of several processes rank 0 does this, and the others wait for it.
+template <class Model>
+int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
+               torch::Device device, RunTensors* shared = nullptr) {
+  run.finish_steps();
+  ProcessGroup* group = o.processes;
+  if (group == nullptr) {
+    return detail::finish_run_alone(run, o, state, data, device, shared);
+  }
+  int status = 0;
+  if (group->rank() == 0) {
+    TrainingOptions alone = o;
+    alone.processes = nullptr;
+    if constexpr (!mixmatch::detail::is_script_module<Model>) {
+      synchronize_batch_norm(state.model, nullptr);
+    }
+    status = detail::finish_run_alone(run, alone, state, data, device, shared);
+  }
+  group->meet();
+  if (group->rank() != 0) {
+    run.finish();
+  }
+  return static_cast<int>(group->max_of(status));
 }
 
 }  // namespace mixmatch::training

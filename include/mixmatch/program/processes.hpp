@@ -5,10 +5,12 @@
 #include <torch/version.h>
 #include <unistd.h>
 #include <mixmatch/detail/cuda/cuda.hpp>
+#include <mixmatch/detail/io/crc32c.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/distributed/c10d_process_group.hpp>
 #include <mixmatch/distributed/launch_environment.hpp>
+#include <mixmatch/distributed/same_on_all.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -32,12 +34,6 @@
 #endif
 
 namespace mixmatch::training {
-
-/// A failure that other ranks say: this one ends without a word.
-class SilentPeerError : public PeerError {
- public:
-  using PeerError::PeerError;
-};
 
 namespace detail {
 
@@ -187,10 +183,11 @@ ProcessGroup* join_processes(Options& o) {
 #ifdef MIXMATCH_HAS_CUDA
   if (o.device != "cpu" && torch::cuda::is_available()) {
     const auto devices = static_cast<int64_t>(torch::cuda::device_count());
-    TORCH_CHECK(environment->local_rank < devices, "rank ", environment->rank, " is process ",
-                environment->local_rank, " of its machine, which has ", devices, " GPU",
-                devices == 1 ? "" : "s", ": start one a GPU, or use --device cpu");
-    c10::cuda::set_device(static_cast<c10::DeviceIndex>(environment->local_rank));
+    // A launcher may show each process its own GPU alone.
+    const auto own = devices == 1 ? 0 : environment->local_rank;
+    TORCH_CHECK(own < devices, "rank ", environment->rank, " is process ", own, " of its machine, which has ",
+                devices, " GPUs: start one a GPU, or use --device cpu");
+    c10::cuda::set_device(static_cast<c10::DeviceIndex>(own));
   }
 #endif
   auto joined = std::make_unique<detail::JoinedProcesses>();
@@ -203,6 +200,7 @@ ProcessGroup* join_processes(Options& o) {
   detail::joined_processes() = std::move(joined);
   if (group.rank() != 0) {
     detail::silence(*detail::joined_processes());
+    group.set_error_stream(detail::joined_processes()->error_stream);
   }
   detail::check_same_settings(group, {{"the version of mixmatch", MIXMATCH_VERSION},
                                       {"the version of LibTorch", TORCH_VERSION},
@@ -213,9 +211,9 @@ ProcessGroup* join_processes(Options& o) {
     o.threads = static_cast<int>(std::clamp<int64_t>(processors / environment->local_world_size, 1, 16));
   }
   std::error_code ignored;
-  if (environment->restarts > 0 &&
-      group.broadcast_text(
-          std::filesystem::exists(RunDirectory::at(o.out).checkpoint(), ignored) ? "1" : "") == "1") {
+  const bool again =
+      environment->restarts > 0 && std::filesystem::exists(RunDirectory::at(o.out).checkpoint(), ignored);
+  if (group.broadcast_text(again ? "1" : "") == "1") {
     o.resume = true;
   }
   const std::string out = o.out;
@@ -247,6 +245,16 @@ void check_same_run(const Options& o, const TrainingData& data) {
     }
   });
   settings.emplace_back("the data", "crc32c " + data::data_checksum(data.pool));
+  std::vector<Tensor> rows{data.split.labeled, data.split.unlabeled, data.split.validation};
+  for (const auto* images : {&data.validation, &data.test}) {
+    rows.push_back(images->size() > 0 ? images->labels : at::empty({0}, at::kLong));
+  }
+  settings.emplace_back("the split", fmt::format("crc32c {:08x}", checksum_of(rows)));
+  if (!o.weights.empty() && !o.resume) {
+    const uint32_t sum = mixmatch::detail::crc32c(mixmatch::detail::read_whole_file(o.weights));
+    settings.emplace_back("what --weights holds", fmt::format("crc32c {:08x}", sum));
+  }
+  o.processes->meet();  // one may have read its data much sooner
   detail::check_same_settings(*o.processes, settings);
 }
 

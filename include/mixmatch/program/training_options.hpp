@@ -399,9 +399,7 @@ void visit_training_options(Options& o, Visit&& visit) {
         o.sync_batch_norm, On{});
   visit(OptionText{"check-replicas",
                    "Steps between checks that all processes have the same weights; 0 = at the start alone",
-                   R::how,
-                   {},
-                   detail::why_one_process(o)},
+                   R::how},
         o.check_replicas, Whole{0});
   visit(OptionText{"timeout", "Seconds that processes wait for each other", R::how}, o.timeout,
         Real{1, 86400});

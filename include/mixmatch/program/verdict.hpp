@@ -113,6 +113,9 @@ inline Tensor probe_predictions(TrainingOptions o, const TrainingData& data, tor
 template <class Options, class State>
 std::string verdict(const Options& o, const TrainingData& data, State& state, torch::Device device,
                     int64_t baseline_steps, RunTensors shared = {}) {
+  if (o.processes != nullptr) {
+    o.processes->meet();
+  }
   const bool supervised = o.method == "supervised", probes = o.head == "probe" && !o.weights.empty();
   if ((supervised && !probes) || baseline_steps == 0) {
     return verdict_without(supervised ? "training was supervised" : "--baseline-steps is 0");

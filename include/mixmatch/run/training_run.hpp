@@ -250,7 +250,10 @@ class TrainingRun {
 
   /// Ends the progress display; nothing more will be recorded. What follows, a last evaluation or a report,
   /// can still ask interrupted().
-  void finish_steps() { progress_->finish(); }
+  void finish_steps() {
+    progress_->finish();
+    stepping_ = false;
+  }
 
   /// Says "warning at step N: TEXT" on the standard error, in a line of its own beside the progress display.
   void warn(const std::string& text) {
@@ -315,11 +318,13 @@ class TrainingRun {
     }
   };
 
-  /// The first signal that came, 0 before it; of several processes what they have agreed on.
+  /// The first signal that came, 0 before it; of several processes, as long as they take steps, the one that
+  /// they have agreed on.
   int signal_number() const {
-    return options_.processes() != nullptr ? signal_of_any_
-           : interrupt_.has_value()        ? interrupt_->signal_number()
-                                           : 0;
+    if (options_.processes() != nullptr && (stepping_ || signal_of_any_ != 0)) {
+      return signal_of_any_;
+    }
+    return interrupt_.has_value() ? interrupt_->signal_number() : 0;
   }
 
   /// At the first record().
@@ -345,6 +350,9 @@ class TrainingRun {
   }
 
   void check_free_space(size_t needed) const {
+    if (options_.processes() != nullptr && options_.processes()->rank() != 0) {
+      return;  // which saves none
+    }
     std::error_code error;
     const auto space = std::filesystem::space(directory_.path(), error);
     constexpr double megabyte = 1e6;
@@ -429,6 +437,7 @@ class TrainingRun {
   std::optional<TensorBoardWriter> board_;
   std::optional<InterruptGuard> interrupt_{std::in_place};
   int signal_of_any_ = 0;
+  bool stepping_ = true;
   std::optional<Progress> progress_;
   std::vector<std::string> names_;  // of the values of a step
   // Of the row of metrics.csv that is being filled:

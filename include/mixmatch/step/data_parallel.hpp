@@ -11,7 +11,7 @@
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/train_state.hpp>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -155,7 +155,6 @@ class DataParallel {
 
   /// Whether a step can be captured in a CUDA graph.
   bool capturable(torch::Device device) const { return group_ == nullptr || group_->capturable(device); }
-  ProcessGroup* group() const { return group_; }
 
   /// Throws unless every rank has rank 0's weights, averages, moments and buffers.
   void check_replicas() {
@@ -186,15 +185,19 @@ class DataParallel {
         tensors.push_back(tensor);
       }
     }
-    if (tensors.empty()) {  // a TorchScript module's
-      for (const auto& item : mixmatch::detail::model_buffers(state_->model)) {
-        if (mixmatch::detail::is_batch_norm_statistic(item.name) &&
-            at::isFloatingType(item.tensor.scalar_type())) {
-          tensors.push_back(item.tensor);
-        }
+    // Of layers that the learner does not know, such as a TorchScript module's.
+    for (const auto& item : mixmatch::detail::model_buffers(state_->model)) {
+      if (mixmatch::detail::is_batch_norm_statistic(item.name) &&
+          at::isFloatingType(item.tensor.scalar_type()) && !lies_in(item.tensor, tensors)) {
+        tensors.push_back(item.tensor);
       }
     }
     return tensors;
+  }
+
+  static bool lies_in(const Tensor& tensor, const std::vector<Tensor>& blocks) {
+    return std::any_of(blocks.begin(), blocks.end(),
+                       [&](const Tensor& block) { return block.storage().is_alias_of(tensor.storage()); });
   }
 
   void reseed(at::Generator& generator, uint64_t purpose) const {
