@@ -4,6 +4,8 @@
 #include <fmt/format.h>
 #include <torch/version.h>
 #include <unistd.h>
+#include <mixmatch/data/data_checksum.hpp>
+#include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/cuda/cuda.hpp>
 #include <mixmatch/detail/io/crc32c.hpp>
 #include <mixmatch/detail/io/printable.hpp>
@@ -19,13 +21,16 @@
 #include <mixmatch/version.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <thread>
 #include <utility>
 #include <vector>
 
