@@ -373,7 +373,7 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
     CHECK(value(name) == "none");
   }
   const auto changeable = mm::training::changeable_of(o);
-  CHECK(changeable == std::vector<std::string>{"steps", "threads"});
+  CHECK(changeable == std::vector<std::string>{"steps", "threads", "ranks", "sync-batch-norm"});
 
   const mm::training::Config stored{{"lr", "1"}, {"steps", "5"}, {"gone", "x"}};
   const auto changed = [&](const mm::training::Config& now) {
@@ -764,7 +764,9 @@ Tensor trained(AllOptions o) {
   const mm::training::TrainedOn seen(o, state.model, data, torch::kCPU);
   return mm::training::with_method(o, [&](auto method) {
     mm::training::Trainer trainer(state, std::move(method), seen.data(), mm::training::trainer_options(o));
-    trainer.run(3);
+    while (state.step < o.steps) {
+      trainer.run(o.steps - state.step);
+    }
     std::vector<Tensor> weights;
     for (const auto& parameter : state.model->parameters()) {
       weights.push_back(parameter.detach().flatten());
@@ -780,6 +782,7 @@ AllOptions small_run(const std::string& method) {
   o.method = method;
   mm::training::use_method_preset(o);
   o.steps = 3;
+  o.batch = 5;  // for MixMatch's groups with two unlabeled images for each
   o.precision = "fp32";
   o.unlabeled_ratio = 1;
   o.threshold = 0.3;  // of three classes nothing is below
