@@ -157,8 +157,8 @@ TEST_CASE("train: a ramp that ends before the model is better than chance is war
     return found;
   };
   const auto short_ramp = warnings({"--rampup-steps", "12"});
-  REQUIRE(short_ramp.size() == 1);  // at the first row behind it, and not again when the run goes on
-  CHECK_THAT(short_ramp[0], contains("warning at step 15: the model is no better than chance, right on ") &&
+  REQUIRE(short_ramp.size() == 1);  // and not again when the run goes on
+  CHECK_THAT(short_ramp[0], contains("warning at step 12: the model is no better than chance, right on ") &&
                                 contains(" of 100 labeled images of 10 classes, where lambda_u has stopped "
                                          "rising; a smaller --lambda-u, a longer --rampup-steps or "));
   const auto long_ramp = warnings({"--rampup-steps", "35"});
