@@ -285,7 +285,11 @@ TEST_CASE("train: on CIFAR-10 it is the cifar10 program") {
   REQUIRE(finished.status == 0);
   CHECK(read_file(dir / "run" / "metrics.csv") == whole_run());
   check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "mnist"})), "--dataset");
-  check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "cifar100"})), "cifar");
+  check_refused(
+      run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "cifar100", "--filters", "0"})),
+      "cifar");
+  check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--dataset", "cifar100"})),
+                "--widen 1 has no effect with --filters 135, which gives the width");
 }
 
 TEST_CASE("cifar10: --help says every option and exits 0") {

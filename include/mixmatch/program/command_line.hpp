@@ -210,6 +210,7 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
   if (app.count("--head") == 0) {
     o.head = "probe";
   }
+  const bool model_given = app.count("--model") > 0;  // adopted settings count as given
   const auto* train = app.get_option_no_throw("--train");
   const bool train_given = train != nullptr && train->count() > 0;
   const auto stored = read_json_object(run.config());
@@ -226,7 +227,7 @@ void start_from(CLI::App& app, const std::string& from, Options& o) {
     o.train = "all";
   }
   if (!models::script_file_of(o.model).empty()) {
-    TORCH_CHECK(app.count("--model") == 0, "--model ", o.model, " has no effect with --from ", from,
+    TORCH_CHECK(!model_given, "--model ", o.model, " has no effect with --from ", from,
                 ", whose own network goes on");
     o.model = "torchscript:" + run.network().string();
     if (app.count("--head") == 0) {

@@ -160,6 +160,11 @@ inline std::string first_reason(const std::string& reason, const std::string& ne
 inline std::string why_no_wide_resnet(const TrainingOptions& o) {
   return o.model == "wide_resnet" ? "" : fmt::format(" with --model {}, which is no wide_resnet", o.model);
 }
+inline std::string why_no_widen(const TrainingOptions& o) {
+  return first_reason(
+      why_no_wide_resnet(o),
+      o.filters == 0 ? "" : fmt::format(" with --filters {}, which gives the width", o.filters));
+}
 inline std::string why_no_schedule(const TrainingOptions& o) {
   return o.lr_schedule != "constant"                  ? ""
          : o.method == "uda" && o.annealing != "none" ? ""
@@ -275,13 +280,8 @@ void visit_training_options(Options& o, Visit&& visit) {
                    detail::first_reason(no_layers, detail::why_no_batch_norm(o))},
         o.freeze_statistics);
   visit(OptionText{"depth", "wide_resnet: 6 n + 4 layers", R::run, {}, no_wide_resnet}, o.depth, Whole{1});
-  visit(OptionText{"widen",
-                   "wide_resnet: widen factor",
-                   R::run,
-                   {},
-                   detail::first_reason(no_wide_resnet,
-                                        o.filters == 0 ? "" : " with --filters, which gives the width")},
-        o.widen, Whole{1});
+  visit(OptionText{"widen", "wide_resnet: widen factor", R::run, {}, detail::why_no_widen(o)}, o.widen,
+        Whole{1});
   visit(OptionText{"filters",
                    "wide_resnet: filters of the first scale; 0 = 16 times the widen factor",
                    R::run,
