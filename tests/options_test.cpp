@@ -809,7 +809,9 @@ void check_refused_where_idle(const AllOptions& usual, const Given& options) {
     AllOptions checked = o;
     const std::string error = error_of([&] { mm::training::check_options(checked); });
     CHECK((error.empty() || error.starts_with(option + " " + value + " has no effect")));
-    CHECK(error.empty() == !torch::equal(trained(o), expected));
+    const bool same = torch::equal(trained(o), expected);
+    // Of guesses that are aligned FixMatch takes the class alone, which may stay what it was.
+    CHECK((error.empty() != same || (error.empty() && name == "alignment")));
     // The settings of a run that goes on are those of its start, whoever says them again.
     checked.resume = true;
     CHECK(error_of([&] { mm::training::check_options(checked); }).empty());
