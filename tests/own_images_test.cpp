@@ -473,7 +473,8 @@ TEST_CASE("own_images, predict: what cannot be used exits 2 with one line") {
   mixmatch::write_safetensors(dir / "other.safetensors", {{"other.weight", torch::zeros({2, 3})}});
   check_refused(run(own_images(dir / "data", out, {"--weights", (dir / "other.safetensors").string()})),
                 "other.safetensors: none of the model's tensors is in it, not \"conv1.weight\"");
-  check_refused(run(own_images(dir / "data", out, {"--model", "vit_s16", "--size", "40"})),
+  check_refused(run({MIXMATCH_OWN_IMAGES, "--data", (dir / "data").string(), "--out", out.string(), "--model",
+                     "vit_s16", "--size", "40"}),
                 "--model vit_s16 takes images whose size is a multiple of 16, got 40");
   check_refused(run(own_images(dir / "data", out, {"--padding", "32"})), "--padding 32 must be less than");
   fs::remove(dir / "data" / "unlabeled" / "broken.jpg");
