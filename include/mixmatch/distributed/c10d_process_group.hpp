@@ -7,6 +7,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <unistd.h>
+#include <mixmatch/detail/error_message.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/distributed/launch_environment.hpp>
@@ -27,6 +28,7 @@
 #include <future>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -53,8 +55,7 @@ using C10dBackend = c10d::ProcessGroup;
 
 /// The first line of what LibTorch says.
 inline std::string peer_message(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  const std::string_view text = mixmatch::detail::error_message(error);
   return mixmatch::detail::printable_beginning(text.substr(0, text.find('\n')), 300);
 }
 

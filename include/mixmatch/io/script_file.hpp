@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 #include <torch/types.h>
+#include <mixmatch/detail/error_message.hpp>
 #include <mixmatch/detail/io/crc32c.hpp>
 #include <mixmatch/detail/io/hex.hpp>
 #include <mixmatch/detail/io/printable.hpp>
@@ -29,8 +30,7 @@ namespace detail {
 
 /// What went wrong in one line: TorchScript tells it after a traceback, others before one.
 inline std::string script_error(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  std::string text{error_message(error)};
   const std::string mark = "RuntimeError: ";
   if (const auto at = text.rfind(mark); at != std::string::npos) {
     text.erase(0, at + mark.size());

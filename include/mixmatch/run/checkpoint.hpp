@@ -4,6 +4,7 @@
 #include <torch/nn/module.h>
 #include <torch/optim/optimizer.h>
 #include <torch/serialize/archive.h>
+#include <mixmatch/detail/error_message.hpp>
 #include <mixmatch/detail/io/crc32c.hpp>
 #include <mixmatch/detail/io/hex.hpp>
 #include <mixmatch/detail/io/printable.hpp>
@@ -46,8 +47,7 @@ inline constexpr size_t zip_end_size =
 
 /// The first line that says something, as it may stand in a message: LibTorch's own repeat bytes of the file.
 inline std::string message_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  std::string_view text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
+  std::string_view text = mixmatch::detail::error_message(error);
   text.remove_prefix(std::min(text.find_first_not_of(" \r\n"), text.size()));
   text = text.substr(0, text.find('\n'));
   return text.empty() ? "LibTorch gives no reason" : mixmatch::detail::printable_beginning(text, 800);

@@ -5,6 +5,7 @@
 #include <torch/arg.h>
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda.hpp>
+#include <mixmatch/detail/error_message.hpp>
 #include <mixmatch/detail/version.hpp>
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -56,9 +58,8 @@ struct GraphedStepOptions {
 namespace detail {
 
 inline std::string one_line_of(const std::exception& error) {
-  const auto* torch_error = dynamic_cast<const c10::Error*>(&error);
-  const std::string text = torch_error != nullptr ? torch_error->what_without_backtrace() : error.what();
-  return text.substr(0, text.find('\n'));
+  const std::string_view text = mixmatch::detail::error_message(error);
+  return std::string(text.substr(0, text.find('\n')));
 }
 
 /// cuDNN measures its convolutions at their first use, as long as it lives; what it chose it keeps.
