@@ -38,7 +38,7 @@ class GradientReducer {
  public:
   template <ModuleModel M>
   GradientReducer(M& model, ProcessGroup& group, const GradientReducerOptions& options = {})
-      : group_(&group) {
+      : group_(&group), overlap_(options.overlap()) {
     TORCH_CHECK(options.bucket_bytes() > 0, "GradientReducer: bucket_bytes must be > 0, got ",
                 options.bucket_bytes());
     auto all = mixmatch::detail::model_parameters(model);
@@ -58,7 +58,7 @@ class GradientReducer {
         buckets_.push_back({total, 0, 0, 0, nullptr});
       }
       parameters_.push_back({tensor, Tensor(), buckets_.size() - 1, false, Accumulator(), 0});
-      total += (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
+      total += aligned_size(tensor);
       buckets_.back().size = total - buckets_.back().offset;
       ++buckets_.back().parameters;
     }
@@ -70,9 +70,8 @@ class GradientReducer {
       const auto strides =
           (tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous()).strides().vec();
       parameter.place = block_.as_strided(tensor.sizes(), strides, offset);
-      offset += (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
+      offset += aligned_size(tensor);
     }
-    overlap_ = options.overlap();
   }
   GradientReducer(const GradientReducer&) = delete;
   GradientReducer& operator=(const GradientReducer&) = delete;
@@ -115,7 +114,10 @@ class GradientReducer {
   int64_t bytes() const { return block_.numel() * static_cast<int64_t>(block_.element_size()); }
 
  private:
-  static constexpr int64_t kAlignment = 64;  // elements: for vectors of any processor
+  static int64_t aligned_size(const Tensor& tensor) {
+    constexpr int64_t alignment = 64;  // elements: for vectors of any processor
+    return (tensor.numel() + alignment - 1) / alignment * alignment;
+  }
 
   using Accumulator = decltype(torch::autograd::impl::grad_accumulator(std::declval<const Tensor&>()));
 
@@ -141,10 +143,8 @@ class GradientReducer {
       parameter.accumulator = torch::autograd::impl::grad_accumulator(parameter.tensor);
       parameter.hook = parameter.accumulator->add_post_hook(std::make_unique<LambdaPostHook>(
           [this, &parameter](const variable_list& outputs, const variable_list&) {
-            if (active_) {
-              const torch::NoGradGuard no_grad;
-              take(parameter);
-            }
+            const torch::NoGradGuard no_grad;
+            take(parameter);
             return outputs;
           }));
     }
@@ -180,7 +180,7 @@ class GradientReducer {
   }
 
   ProcessGroup* group_;
-  bool overlap_ = true;
+  bool overlap_;
   std::vector<Parameter> parameters_;
   std::vector<Bucket> buckets_;
   size_t next_ = 0;      // the first bucket whose sum has not begun

@@ -191,9 +191,8 @@ class PeerWatch {
 
   static void run(State& state, c10d::Store& store) {
     std::unique_lock<std::mutex> lock(state.mutex);
-    bool said = false;
     while (!state.stopping) {
-      const bool all = state.asking, ending = state.ending && (!said || state.rank == 0);
+      const bool all = state.asking, ending = state.ending && (!state.said || state.rank == 0);
       const std::string last_words = state.last_words;
       lock.unlock();
       bool answered = true;
@@ -203,7 +202,6 @@ class PeerWatch {
         answered = false;
       }
       lock.lock();
-      said = said || (ending && answered);
       if (!answered && state.cause.empty()) {
         state.cause = fmt::format("rank 0 at {} is gone", state.place);
       }
