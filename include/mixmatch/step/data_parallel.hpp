@@ -164,16 +164,13 @@ class DataParallel {
   }
 
  private:
+  /// The optimiser's blocks hold the trained parameters, their averages and moments; the rest is the model's.
   std::vector<Tensor> replicated() const {
-    std::vector<Tensor> tensors;
+    std::vector<Tensor> tensors = state_->optimizer.state();
     for (const auto& item : mixmatch::detail::model_state(state_->model)) {
-      tensors.push_back(item.tensor);
-    }
-    for (const auto& item : state_->ema.named_parameters()) {
-      tensors.push_back(item.second);
-    }
-    for (const Tensor& tensor : state_->optimizer.state()) {
-      tensors.push_back(tensor);
+      if (!item.tensor.requires_grad()) {
+        tensors.push_back(item.tensor);
+      }
     }
     return tensors;
   }
