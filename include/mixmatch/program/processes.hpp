@@ -15,6 +15,7 @@
 #include <mixmatch/distributed/same_on_all.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/program/device.hpp>
+#include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_directory.hpp>
 #include <mixmatch/run/standard_streams.hpp>
@@ -30,7 +31,6 @@
 #include <string>
 #include <string_view>
 #include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -49,7 +49,9 @@ struct JoinedProcesses {
   int error_stream = -1;          // where the last words of ranks other than 0 go
   std::filesystem::path scratch;  // their run directory
 
-  ~JoinedProcesses() {
+  ~JoinedProcesses() { remove_scratch(); }
+
+  void remove_scratch() const {
     if (!scratch.empty()) {
       std::error_code ignored;
       std::filesystem::remove_all(scratch, ignored);
@@ -78,10 +80,7 @@ enum class Failure { own, of_peer, of_peer_silently };
   }
   joined.group->fail(failure == Failure::own ? fmt::format("rank {} failed: {}", rank, what)
                                              : std::string(what));
-  std::error_code ignored;
-  if (!joined.scratch.empty()) {
-    std::filesystem::remove_all(joined.scratch, ignored);
-  }
+  joined.remove_scratch();
   std::fflush(nullptr);
   std::_Exit(status);
 }
@@ -174,16 +173,16 @@ inline void check_same_settings(ProcessGroup& group, const Config& mine) {
 
 }  // namespace detail
 
-/// Joins the processes that a launcher has started (launch_environment()), before anything is read or
-/// written; null where it has started none. The group lives until run_program() ends. Each takes the GPU of
-/// its number on its machine. Ranks other than 0 print nothing but their last words, and have a temporary
-/// directory in o.out's place, which holds what --resume needs of rank 0's. A launcher that starts all of
-/// them anew (torchrun --max-restarts) means a run that has a checkpoint to go on.
+/// Joins the processes that a launcher has started (launch_environment()), if one has, before anything is
+/// read or written, and puts their group into o.processes. It lives until run_program() ends. Each takes the
+/// GPU of its number on its machine. Ranks other than 0 print nothing but their last words, and have a
+/// temporary directory in o.out's place, which holds what --resume needs of rank 0's. A launcher that starts
+/// all of them anew (torchrun --max-restarts) means a run that has a checkpoint to go on.
 template <class Options>
-ProcessGroup* join_processes(Options& o) {
+void join_processes(Options& o) {
   const auto environment = launch_environment();
   if (!environment.has_value()) {
-    return nullptr;
+    return;
   }
 #ifdef MIXMATCH_HAS_CUDA
   if (o.device != "cpu" && torch::cuda::is_available()) {
@@ -212,8 +211,7 @@ ProcessGroup* join_processes(Options& o) {
                                       {"--resume", o.resume ? "on" : "off"}});
   print_message(stdout, "{} processes of {}, this is rank 0\n", group.world_size(), environment->launcher);
   if (o.threads == 0 && environment->local_world_size > 1) {
-    const auto processors = static_cast<int64_t>(std::thread::hardware_concurrency());
-    o.threads = static_cast<int>(std::clamp<int64_t>(processors / environment->local_world_size, 1, 16));
+    o.threads = usual_threads(static_cast<int>(environment->local_world_size));
   }
   std::error_code ignored;
   const bool again =
@@ -233,7 +231,6 @@ ProcessGroup* join_processes(Options& o) {
     detail::share_run_directory(group, out, o.out);
   }
   o.processes = &group;
-  return &group;
 }
 
 /// Throws unless all processes were started with the same options, as they are by now, and have the same
