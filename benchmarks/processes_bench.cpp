@@ -23,6 +23,11 @@ namespace mt = mixmatch::training;
 
 namespace {
 
+double median(std::vector<double> numbers) {
+  std::sort(numbers.begin(), numbers.end());
+  return numbers[numbers.size() / 2];
+}
+
 /// The median of `count` calls after three others, in milliseconds; all ranks begin each together.
 template <class F>
 double median_of(mt::ProcessGroup& group, int count, const F& f) {
@@ -36,9 +41,32 @@ double median_of(mt::ProcessGroup& group, int count, const F& f) {
       times.push_back(took.count());
     }
   }
-  std::sort(times.begin(), times.end());
-  return times[times.size() / 2];
+  return median(times);
 }
+
+/// Another group that notes when sums begin.
+class RecordingGroup : public mt::ProcessGroup {
+ public:
+  explicit RecordingGroup(mt::ProcessGroup& group) : group_(&group) {}
+  int64_t rank() const override { return group_->rank(); }
+  int64_t world_size() const override { return group_->world_size(); }
+  std::unique_ptr<Work> start_sum(at::Tensor tensor) override {
+    begun.push_back({tensor.nbytes(), std::chrono::steady_clock::now()});
+    return group_->start_sum(tensor);
+  }
+  at::Tensor gather(const at::Tensor& tensor) override { return group_->gather(tensor); }
+  void broadcast_(at::Tensor tensor) override { group_->broadcast_(tensor); }
+  bool capturable(torch::Device device) const override { return group_->capturable(device); }
+
+  struct Begun {
+    size_t bytes;
+    std::chrono::steady_clock::time_point at;
+  };
+  std::vector<Begun> begun;
+
+ private:
+  mt::ProcessGroup* group_;
+};
 
 void print(const mt::ProcessGroup& group, const std::string& line) {
   if (group.rank() == 0) {
@@ -102,6 +130,36 @@ int main() {
                                 time));
     }
   }
+
+  print(*group, "\nwhen buckets of 4 MB are full, after the beginning of the backward pass");
+  RecordingGroup recorder(*group);
+  mt::GradientReducer reducer(model, recorder, mt::GradientReducerOptions());
+  std::vector<std::vector<double>> begins(static_cast<size_t>(reducer.buckets()));
+  std::vector<double> ends, waits;
+  for (int i = 0; i < 15; ++i) {
+    using Milliseconds = std::chrono::duration<double, std::milli>;
+    clear();
+    recorder.begun.clear();
+    const auto loss = model(images).square().mean();
+    group->max_of(0);
+    const auto began = std::chrono::steady_clock::now();
+    reducer.begin();
+    loss.backward();
+    const auto ended = std::chrono::steady_clock::now();
+    reducer.finish();
+    ends.push_back(Milliseconds(ended - began).count());
+    waits.push_back(Milliseconds(std::chrono::steady_clock::now() - ended).count());
+    for (size_t bucket = 0; bucket < begins.size(); ++bucket) {
+      begins[bucket].push_back(Milliseconds(recorder.begun[bucket].at - began).count());
+    }
+  }
+  for (size_t bucket = 0; bucket < begins.size(); ++bucket) {
+    print(*group,
+          fmt::format("bucket {}, {:>4.1f} MB {:>36.1f} ms", bucket,
+                      static_cast<double>(recorder.begun[bucket].bytes) / 1048576.0, median(begins[bucket])));
+  }
+  print(*group, fmt::format("{:<44} {:>8.1f} ms", "the backward pass", median(ends)));
+  print(*group, fmt::format("{:<44} {:>8.1f} ms", "what is waited for after it", median(waits)));
   group->leave();
   return 0;
 }

@@ -1,3 +1,5 @@
+#include <mixmatch/distributed/c10d_process_group.hpp>
+#include <mixmatch/distributed/launch_environment.hpp>
 #include <mixmatch/methods/fixmatch.hpp>
 #include <mixmatch/methods/ict.hpp>
 #include <mixmatch/methods/mean_teacher.hpp>
@@ -17,6 +19,8 @@
 #include <torch/nn/modules/container/sequential.h>
 
 #include <cmath>
+#include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -25,6 +29,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "rank_processes.hpp"
 #include "test_util.hpp"
 #include "thread_group.hpp"
 
@@ -214,6 +219,36 @@ TEST_CASE("joint batches with synchronised batch norm are one process's step, fo
     }
   });
 }
+
+#ifdef MIXMATCH_HAS_GLOO
+TEST_CASE("a step of processes over Gloo is one process's step for each method") {
+  if (std::getenv("MIXMATCH_TEST_RANK") != nullptr) {  // a process that the test has started
+    at::set_num_threads(1);
+    const auto group = mt::C10dProcessGroup::join(mt::launch_environment().value());
+    const mm::Batch batch = random_batch();
+    for_each_parallel_method([&](const char* name, const auto& make) {
+      INFO(name);
+      auto whole = double_network(), network = double_network();
+      mt::synchronize_batch_norm(network, group.get());
+      check_same_step(one_step(network, make(), batch, group.get()), one_step(whole, make(), batch, nullptr),
+                      1e-6);
+    });
+    group->leave();
+    return;
+  }
+  for (const int ranks : {2, 4}) {
+    const auto processes =
+        start_processes(ranks, {"MIXMATCH_TEST_RANK=1", std::filesystem::canonical("/proc/self/exe").string(),
+                                "a step of processes over Gloo is one process's step for each method"});
+    for (const auto& process : processes) {
+      const Finished finished = process->wait();
+      INFO(finished.out << finished.err);
+      CHECK(finished.status == 0);
+      CHECK_THAT(finished.out, contains("assertions in 1 test case"));
+    }
+  }
+}
+#endif
 
 TEST_CASE("joint batches with a rank's own batch norm are one process's step through towers") {
   const mm::Batch batch = random_batch();

@@ -1,7 +1,7 @@
 #include "program_util.hpp"
+#include "rank_processes.hpp"
 #include "skip.hpp"
 
-#include <mixmatch/distributed/c10d_process_group.hpp>
 #include <mixmatch/run/metrics_table.hpp>
 
 #include <algorithm>
@@ -18,15 +18,6 @@ namespace {
 #ifdef MIXMATCH_HAS_GLOO
 
 using Arguments = std::vector<std::string>;
-
-/// One that nobody listens at, below those that the system gives to clients.
-int next_port() {
-  static int port = 20000 + static_cast<int>(::getpid() % 3000) * 4;
-  do {
-    ++port;
-  } while (mixmatch::training::detail::cannot_listen(port) != 0);
-  return port;
-}
 
 Arguments shapes_run(const std::filesystem::path& out, const Arguments& more = {}) {
   Arguments arguments{MIXMATCH_TRAIN,
@@ -54,28 +45,13 @@ Arguments shapes_run(const std::filesystem::path& out, const Arguments& more = {
   return arguments;
 }
 
-/// As torchrun starts them. `own(rank)`: a rank's further arguments.
+/// `own(rank)`: a rank's further arguments.
 template <class Own>
-std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, const Arguments& arguments, const Own& own) {
-  const int port = next_port();
-  std::vector<std::unique_ptr<Subprocess>> processes;
-  for (int rank = 0; rank < ranks; ++rank) {
-    Arguments all{"/usr/bin/env",
-                  "RANK=" + std::to_string(rank),
-                  "WORLD_SIZE=" + std::to_string(ranks),
-                  "LOCAL_RANK=" + std::to_string(rank),
-                  "LOCAL_WORLD_SIZE=" + std::to_string(ranks),
-                  "MASTER_ADDR=127.0.0.1",
-                  "MASTER_PORT=" + std::to_string(port)};
-    all.insert(all.end(), arguments.begin(), arguments.end());
-    if (std::find(all.begin(), all.end(), "--resume") == all.end()) {
-      all.emplace_back("--sync-batch-norm");
-    }
-    const Arguments more = own(rank);
-    all.insert(all.end(), more.begin(), more.end());
-    processes.push_back(std::make_unique<Subprocess>(all));
+std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, Arguments arguments, const Own& own) {
+  if (std::find(arguments.begin(), arguments.end(), "--resume") == arguments.end()) {
+    arguments.emplace_back("--sync-batch-norm");
   }
-  return processes;
+  return start_processes(ranks, arguments, own);
 }
 std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, const Arguments& arguments) {
   return start_ranks(ranks, arguments, [](int) { return Arguments(); });
