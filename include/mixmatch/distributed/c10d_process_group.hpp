@@ -59,6 +59,14 @@ inline std::string peer_message(const std::exception& error) {
   return mixmatch::detail::printable_beginning(text.substr(0, text.find('\n')), 300);
 }
 
+/// Not every LibTorch has the store that later ones take by default; they all have the other.
+template <class Options>
+void without_libuv(Options& options) {
+  if constexpr (requires { options.useLibUV; }) {
+    options.useLibUV = false;
+  }
+}
+
 /// The errno of listening at a port, 0 where it is to be had: LibTorch says it in several lines.
 inline int cannot_listen(int64_t port) {
   const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
@@ -155,6 +163,7 @@ class C10dProcessGroup : public ProcessGroup {
       tcp.isServer = is_server;
       tcp.waitWorkers = false;
       tcp.timeout = milliseconds(options.timeout());
+      detail::without_libuv(tcp);
       return c10::make_intrusive<c10d::PrefixStore>(
           fmt::format("mixmatch/{}/{}", environment.job, environment.restarts),
           c10::make_intrusive<c10d::TCPStore>(environment.master_addr, tcp));
