@@ -3,6 +3,7 @@
 
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -58,7 +59,9 @@ TEST_CASE("launch_environment: what launchers say") {
   CHECK(mpi->master_addr == "127.0.0.1");
   CHECK(mpi->master_port == 29500);
   CHECK(environment_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "4"}})->world_size == 4);
-  CHECK(!environment_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}).has_value());
+  CHECK(environment_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}})->world_size == 1);
+  // The only task of a step, which meets nobody.
+  CHECK(environment_of({{"SLURM_PROCID", "0"}, {"SLURM_STEP_NUM_TASKS", "1"}})->launcher == "Slurm");
 
   const auto slurm = environment_of({{"SLURM_PROCID", "5"},
                                      {"SLURM_STEP_NUM_TASKS", "6"},
@@ -108,9 +111,25 @@ TEST_CASE("own_address: loopback where that is meant, an outer address elsewhere
   CHECK(mt::own_address("127.0.0.1", 29500) == "127.0.0.1");
   CHECK(mt::own_address("localhost", 29500) == "127.0.0.1");
   CHECK(mt::own_address("no.such.host.invalid", 29500) == "");
+  const std::string six = mt::own_address("::1", 29500);
+  CHECK((six == "::1" || six.empty()));  // empty where this machine has no IPv6
   const auto outer = mt::detail::first_outer_address();
   if (!outer.empty()) {  // as rank 0 is told to listen at its own
     CHECK(mt::own_address(outer, 29500) == outer);
+  }
+}
+
+TEST_CASE("own_address: interfaces that are down, loopback or for containers lead to no other machine") {
+  using mt::detail::is_outer_interface;
+  for (const char* name : {"eth0", "enp3s0", "ib0", "bond0", "wlan0", "br0", "tun0"}) {
+    INFO(name);
+    CHECK(is_outer_interface(name, IFF_UP));
+    CHECK(!is_outer_interface(name, 0));
+  }
+  CHECK(!is_outer_interface("lo", IFF_UP | IFF_LOOPBACK));
+  for (const char* name : {"docker0", "br-1f2e3d", "virbr0", "veth12ab", "cni0", "flannel.1", "lxcbr0"}) {
+    INFO(name);
+    CHECK(!is_outer_interface(name, IFF_UP));
   }
 }
 
@@ -180,6 +199,71 @@ TEST_CASE("C10dProcessGroup: who failed, and of what, is what the others throw")
     }
     thrown_by([&] { group.max_of(1); });  // the connection breaks
     CHECK_ON_RANK(thrown_by([&] { group.max_of(1); }) == "rank 1 failed: no space left");
+  });
+}
+
+TEST_CASE("C10dProcessGroup: a rank that lives and does not join the others is named at the timeout") {
+  std::atomic<int> waited = 0;
+  on_gloo(3, mt::ProcessGroupOptions().timeout(1), [&](mt::C10dProcessGroup& group) {
+    group.max_of(1);
+    if (group.rank() == 2) {  // it is busy with something else
+      while (waited < 2) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+      return;
+    }
+    const auto began = std::chrono::steady_clock::now();
+    const std::string said = thrown_by([&] { group.max_of(1); });
+    ++waited;
+    CHECK_ON_RANK(said.rfind("rank 2 has not arrived where the others wait (", 0) == 0);
+    CHECK_ON_RANK(std::chrono::steady_clock::now() - began < std::chrono::seconds(12));
+  });
+}
+
+TEST_CASE(
+    "C10dProcessGroup: a rank that stays behind is named also where no collective of the host's fails") {
+  std::atomic<bool> named = false;
+  on_gloo(2, mt::ProcessGroupOptions().timeout(1), [&](mt::C10dProcessGroup& group) {
+    group.begin_step();
+    if (group.rank() == 1) {
+      while (!named) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      }
+      return;
+    }
+    group.begin_step();  // of a graph, which waits on the device
+    const std::string said = thrown_by([&] { group.meet(); });
+    named = true;
+    CHECK_ON_RANK(said == "rank 1 has not arrived where the others wait");
+  });
+}
+
+TEST_CASE("C10dProcessGroup: ranks in different collectives are told apart") {
+  std::atomic<int> waited = 0;
+  on_gloo(2, mt::ProcessGroupOptions().timeout(1), [&](mt::C10dProcessGroup& group) {
+    const std::string said = thrown_by([&] {
+      group.rank() == 0 ? group.broadcast_(group.gather(at::ones({2}))) : group.mean_(at::ones({5}));
+    });
+    ++waited;
+    while (waited < 2) {  // the other looks at this one's
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    CHECK_ON_RANK(
+        said.rfind("rank 1 is in another collective, sum of 5 Float values, than rank 0, gather of 2 "
+                   "Float values (",
+                   0) == 0);
+  });
+}
+
+TEST_CASE("C10dProcessGroup: of what rank 0 fails of too it speaks alone") {
+  on_gloo(3, mt::ProcessGroupOptions().timeout(5), [](mt::C10dProcessGroup& group) {
+    if (group.rank() == 0) {
+      group.fail(mt::PeerWatch::failure_of(0, "no folder; look there"));
+    } else if (group.rank() == 1) {
+      CHECK_ON_RANK(group.is_said_by_rank_0("no folder"));
+    } else {
+      CHECK_ON_RANK(!group.is_said_by_rank_0("no space"));
+    }
   });
 }
 

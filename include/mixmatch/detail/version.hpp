@@ -80,6 +80,15 @@ inline void set_autocast_state(at::DeviceType device, const AutocastState& state
 #endif
 }
 
+/// Ends a backend of collectives before its process ends, where LibTorch wants to be told: ProcessGroupNCCL
+/// has shutdown() for that in 2.6 and 2.14, and warns without it, and has none in 1.13.
+template <class Backend>
+void shut_down(Backend& backend) {
+  if constexpr (requires { backend.shutdown(); }) {
+    backend.shutdown();
+  }
+}
+
 /// softmax(q k^T / sqrt(d)) v of tensors [N, heads, T, d]; LibTorch 2 fuses it.
 inline at::Tensor scaled_dot_product_attention(const at::Tensor& q, const at::Tensor& k,
                                                const at::Tensor& v) {

@@ -69,17 +69,30 @@ void without_libuv(Options& options) {
 
 /// The errno of listening at a port, 0 where it is to be had: LibTorch says it in several lines.
 inline int cannot_listen(int64_t port) {
-  const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
-  const int on = 1;
-  ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  sockaddr_in any{};
-  any.sin_family = AF_INET;
-  any.sin_port = htons(static_cast<uint16_t>(port));
-  const bool listens = ::bind(listener, reinterpret_cast<const sockaddr*>(&any), sizeof any) == 0 &&
-                       ::listen(listener, 1) == 0;
-  const int error = listens ? 0 : errno;
-  ::close(listener);
-  return error;
+  const auto try_family = [port](int family, const auto& any) {
+    const int listener = ::socket(family, SOCK_STREAM, 0);
+    if (listener < 0) {
+      return errno;
+    }
+    const int on = 1, off = 0;
+    ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (family == AF_INET6) {
+      ::setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+    }
+    const bool listens = ::bind(listener, reinterpret_cast<const sockaddr*>(&any), sizeof any) == 0 &&
+                         ::listen(listener, 1) == 0;
+    const int error = listens ? 0 : errno;
+    ::close(listener);
+    return error;
+  };
+  sockaddr_in6 any6{};
+  any6.sin6_family = AF_INET6;
+  any6.sin6_port = htons(static_cast<uint16_t>(port));
+  sockaddr_in any4{};
+  any4.sin_family = AF_INET;
+  any4.sin_port = any6.sin6_port;
+  const int error = try_family(AF_INET6, any6);  // for both, as c10d does
+  return error == 0 ? 0 : try_family(AF_INET, any4);
 }
 
 /// What a call that may never end has returned or thrown.
@@ -138,7 +151,8 @@ struct ProcessGroupOptions {
 ///     }
 ///
 /// Which rank failed, and of what, the group's store says: fail() writes it there, and every rank gives a
-/// sign of life each second, so that the others can name one that was killed or cut off.
+/// sign of life each second, so that the others can name one that was killed or cut off, or that lives and
+/// does not join them.
 class C10dProcessGroup : public ProcessGroup {
  public:
   using Store = c10::intrusive_ptr<c10d::Store>;
@@ -208,6 +222,7 @@ class C10dProcessGroup : public ProcessGroup {
 
   std::unique_ptr<Work> start_sum(Tensor tensor) override {
     TORCH_CHECK(tensor.is_contiguous(), "ProcessGroup: the tensor must be contiguous");
+    begin("sum", tensor);
     const bool copies = !backend_takes(tensor);
     std::vector<Tensor> tensors{copies ? tensor.cpu() : tensor};
     auto work = guarded([&] { return backend_of(tensors[0]).allreduce(tensors); });
@@ -215,6 +230,7 @@ class C10dProcessGroup : public ProcessGroup {
   }
 
   Tensor gather(const Tensor& tensor) override {
+    begin("gather", tensor);
     // By bytes: not every backend knows every dtype.
     const Tensor flat = tensor.contiguous().view({-1}).view(at::kByte);
     std::vector<Tensor> input{backend_takes(flat) ? flat : flat.cpu()};
@@ -228,12 +244,19 @@ class C10dProcessGroup : public ProcessGroup {
 
   void broadcast_(Tensor tensor) override {
     TORCH_CHECK(tensor.is_contiguous(), "ProcessGroup: the tensor must be contiguous");
+    begin("broadcast", tensor);
     const Tensor flat = tensor.view({-1}).view(at::kByte);
     const bool copies = !backend_takes(flat);
     std::vector<Tensor> tensors{copies ? flat.cpu() : flat};
     guarded([&] { backend_of(tensors[0]).broadcast(tensors)->wait(); });
     if (copies) {
       flat.copy_(tensors[0]);
+    }
+  }
+
+  void begin_step() override {
+    if (watch_) {
+      watch_->begin("a step");
     }
   }
 
@@ -251,6 +274,7 @@ class C10dProcessGroup : public ProcessGroup {
   }
 
   /// As PeerWatch's.
+  bool is_said_by_rank_0(const std::string& what) { return watch_ && watch_->is_said_by_rank_0(what); }
   void set_error_stream(int descriptor) {
     if (watch_) {
       watch_->set_error_stream(descriptor);
@@ -266,8 +290,16 @@ class C10dProcessGroup : public ProcessGroup {
 
   /// The end: rank 0, at which the others look, waits until all are here.
   void leave() {
+    end_nccl();
     if (watch_) {
       watch_->leave();
+    }
+  }
+
+  ~C10dProcessGroup() override {
+    try {
+      end_nccl();
+    } catch (const std::exception&) {  // it ends with the process
     }
   }
 
@@ -354,6 +386,22 @@ class C10dProcessGroup : public ProcessGroup {
           static_cast<int>(world_size_), options);
     }
 #endif
+  }
+
+  /// As long as there is a store, which NCCL's threads look at.
+  void end_nccl() {
+#ifdef MIXMATCH_HAS_NCCL
+    if (const auto nccl = std::exchange(nccl_, {})) {
+      mixmatch::detail::shut_down(static_cast<c10d::ProcessGroupNCCL&>(*nccl));
+    }
+#endif
+  }
+
+  void begin(const char* what, const Tensor& tensor) {
+    if (watch_) {
+      watch_->begin(
+          fmt::format("{} of {} {} values", what, tensor.numel(), c10::toString(tensor.scalar_type())));
+    }
   }
 
   bool backend_takes(const Tensor& tensor) const { return tensor.is_cpu() ? bool(cpu_) : bool(nccl_); }

@@ -95,7 +95,7 @@ inline std::optional<LaunchEnvironment> launch_environment(
     found.world_size = number(names.world_size, 1, 65536);
     found.rank = number(names.rank, 0, found.world_size - 1);
     if (found.world_size == 1 && found.launcher != "torchrun") {
-      return std::nullopt;
+      return found;  // it meets nobody
     }
     found.local_rank =
         get(names.local_rank) != nullptr ? number(names.local_rank, 0, found.world_size - 1) : 0;

@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 #include <unistd.h>
+#include <mixmatch/detail/io/parse_number.hpp>
+#include <mixmatch/detail/io/printable.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include <algorithm>
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
@@ -12,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -21,10 +25,11 @@ namespace mixmatch::training {
 /// Signs of life of a group's ranks, by a store of c10d, and what the first of them to fail said.
 ///
 /// A thread of its own gives a sign each second, whatever the program does, and is the only one that asks the
-/// store, which may never answer. blame() says who has failed. Rank 0 also finds a rank that has given no
-/// sign for longer than the timeout. A rank that does not end within eight seconds of another's failure,
-/// because it hangs in a GPU's kernel or in another library, is ended with a line on stderr and status 2.
-/// Safe to call from several threads.
+/// store, which may never answer. With it goes how many collectives the rank has begun, which tells one that
+/// lives and does not join the others. blame() says who has failed. Rank 0 also finds a rank that has given
+/// no sign, or has begun fewer than another, for longer than the timeout. A rank that does not end within
+/// eight seconds of another's failure, because it hangs in a GPU's kernel or in another library, is ended
+/// with a line on stderr and status 2. Safe to call from several threads.
 class PeerWatch {
  public:
   /// `store`: a connection for this object alone. `place`: where rank 0 keeps it, for messages.
@@ -46,8 +51,17 @@ class PeerWatch {
     state_->wake.wait_for(lock, kSign, [this] { return state_->stopped; });  // it may be waiting for ever
   }
 
-  /// What the first rank to fail said, or which has given no sign of life for some seconds; `text`, what is
-  /// known already, where that cannot be told. Waits for at most five seconds.
+  /// That this rank begins a collective, or a step with collectives that a graph replays, the same on every
+  /// rank in their order: "sum of 5 Float values".
+  void begin(std::string collective) {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    ++state_->own.begun;
+    state_->own.collective = std::move(collective);
+  }
+
+  /// What the first rank to fail said, which has given no sign of life for some seconds, or which lives and
+  /// has not begun what the others wait in; `text`, what is known already, where that cannot be told. Waits
+  /// for at most five seconds.
   std::string blame(const std::string& text) {
     std::unique_lock<std::mutex> lock(state_->mutex);
     const auto began = Clock::now();
@@ -60,12 +74,28 @@ class PeerWatch {
     if (state_->last_answer < began) {
       return fmt::format("rank 0 at {} cannot be reached ({})", state_->place, text);
     }
-    for (size_t rank = 0; rank < state_->changed.size(); ++rank) {
-      if (static_cast<int64_t>(rank) != state_->rank && Clock::now() - state_->changed[rank] > kGrace) {
+    for (size_t rank = 0; rank < state_->seen.size(); ++rank) {
+      if (static_cast<int64_t>(rank) != state_->rank && Clock::now() - state_->seen[rank].changed > kGrace) {
         return fmt::format("rank {} gives no sign of life ({})", rank, text);
       }
     }
-    return text;
+    const std::string late = who_is_late(*state_);
+    return late.empty() ? text : fmt::format("{} ({})", late, text);
+  }
+
+  /// Whether rank 0 fails of the same as this rank, and so speaks for both. Waits for it for at most two
+  /// seconds.
+  bool is_said_by_rank_0(const std::string& what) {
+    std::unique_lock<std::mutex> lock(state_->mutex);
+    state_->asking = true;
+    state_->wake.notify_all();
+    state_->wake.wait_for(lock, 2 * kSign, [this] { return !state_->cause.empty(); });
+    return state_->cause.rfind(failure_of(0, what), 0) == 0;  // it may say more, such as a file of its own
+  }
+
+  /// What the others of a rank's failure say.
+  static std::string failure_of(int64_t rank, std::string_view what) {
+    return fmt::format("rank {} failed: {}", rank, what);
   }
 
   /// What blame() would say at once; "" where nobody has failed.
@@ -100,6 +130,36 @@ class PeerWatch {
   using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::seconds kSign{1}, kGrace{4};
 
+  /// A rank's sign of life: its number, and the collectives that the rank has begun: how many, and the last.
+  struct Sign {
+    int64_t number = 0, begun = 0;
+    std::string collective;
+
+    static constexpr int64_t kEnded = -1;  // as a number: it gives no more
+    std::vector<uint8_t> bytes() const {
+      const std::string text = fmt::format("{} {} {}", number, begun, collective);
+      return {text.begin(), text.end()};
+    }
+    static Sign of(const std::string& text) {
+      Sign sign;
+      size_t begin = 0;
+      for (int64_t* place : {&sign.number, &sign.begun}) {
+        const size_t end = std::min(text.find(' ', begin), text.size());
+        *place = mixmatch::detail::parse_number<int64_t>(text.substr(begin, end - begin)).value_or(0);
+        begin = std::min(end + 1, text.size());
+      }
+      sign.collective = mixmatch::detail::printable_beginning(std::string_view(text).substr(begin), 100);
+      return sign;
+    }
+  };
+
+  /// A rank as this one sees it: its last sign, when that was another than before, and when it last had begun
+  /// as many collectives as any, or one more.
+  struct Seen {
+    Sign sign;
+    Clock::time_point changed, in_time;
+  };
+
   struct State {
     int64_t rank = 0, world_size = 1;
     std::chrono::milliseconds timeout{};
@@ -107,16 +167,55 @@ class PeerWatch {
 
     std::mutex mutex;  // of all below
     std::condition_variable wake;
-    bool asking = false;  // blame() wants every rank's signs
+    bool asking = false;  // blame() wants every rank's signs, soon
+    Sign own;
     bool ending = false;  // `last_words` is to be said, "" for a good end
     bool said = false, all_ended = false;
     int error_stream = 2;
     bool stopping = false, stopped = false;
     std::string last_words, cause;
     Clock::time_point last_answer = Clock::now();
-    std::vector<int64_t> signs;
-    std::vector<Clock::time_point> changed;  // when each of them changed
+    std::vector<Seen> seen;  // of each rank; empty before anyone has looked
   };
+
+  /// The fewest collectives that a rank has begun, and the most.
+  static std::pair<int64_t, int64_t> fewest_and_most(const State& state) {
+    int64_t fewest = state.own.begun, most = fewest;
+    for (const auto& rank : state.seen) {
+      if (rank.sign.number != Sign::kEnded) {
+        fewest = std::min(fewest, rank.sign.begun);
+        most = std::max(most, rank.sign.begun);
+      }
+    }
+    return {fewest, most};
+  }
+
+  /// The ranks that have begun the fewest collectives, fewer than this one, or, where all have begun as many,
+  /// one that is in another; "" where nothing can be told.
+  static std::string who_is_late(const State& state) {
+    const int64_t fewest = fewest_and_most(state).first;
+    std::string ranks;
+    int64_t late = 0;
+    for (size_t rank = 0; fewest < state.own.begun && rank < state.seen.size(); ++rank) {
+      const Sign& sign = state.seen[rank].sign;
+      if (sign.number != Sign::kEnded && sign.begun == fewest) {
+        ranks += fmt::format("{}{}", late == 0 ? "" : ", ", rank);
+        ++late;
+      }
+    }
+    if (late > 0) {
+      return fmt::format("rank{} {} {} not arrived where the others wait", late == 1 ? "" : "s", ranks,
+                         late == 1 ? "has" : "have");
+    }
+    for (size_t rank = 1; rank < state.seen.size(); ++rank) {
+      const auto &first = state.seen[0].sign, &other = state.seen[rank].sign;
+      if (first.begun == other.begun && first.collective != other.collective) {
+        return fmt::format("rank {} is in another collective, {}, than rank 0, {}", rank, other.collective,
+                           first.collective);
+      }
+    }
+    return "";
+  }
 
   void end(std::unique_lock<std::mutex>& lock, const std::string& last_words,
            std::chrono::milliseconds patience) {
@@ -132,9 +231,9 @@ class PeerWatch {
   static std::string key(const char* kind, int64_t rank) { return fmt::format("{}/{}", kind, rank); }
 
   /// One exchange with the store, without the lock.
-  static void exchange(State& state, c10d::Store& store, bool all, bool ending,
-                       const std::string& last_words) {
-    store.add(key("alive", state.rank), 1);
+  static void exchange(State& state, c10d::Store& store, bool all, bool ending, const std::string& last_words,
+                       const Sign& own) {
+    store.set(key("alive", state.rank), own.bytes());
     if (ending) {
       if (!last_words.empty()) {
         say(store, last_words);
@@ -147,14 +246,17 @@ class PeerWatch {
     if (store.check({"failed"})) {
       cause = text_of(store.get("failed"));
     }
-    std::vector<int64_t> signs;
+    std::vector<Sign> signs;
     bool all_ended = true;
-    if (all || state.rank == 0) {
-      for (int64_t rank = 0; rank < state.world_size; ++rank) {
-        const bool ended = store.check({key("ended", rank)});
-        all_ended = all_ended && ended;
-        signs.push_back(ended ? -1 : store.add(key("alive", rank), 0));
+    for (int64_t rank = 0; (all || state.rank == 0) && rank < state.world_size; ++rank) {
+      Sign sign;
+      if (store.check({key("ended", rank)})) {
+        sign.number = Sign::kEnded;
+      } else if (store.check({key("alive", rank)})) {
+        sign = Sign::of(text_of(store.get(key("alive", rank))));
       }
+      all_ended = all_ended && sign.number == Sign::kEnded;
+      signs.push_back(std::move(sign));
     }
     const std::lock_guard<std::mutex> lock(state.mutex);
     const auto now = Clock::now();
@@ -166,23 +268,49 @@ class PeerWatch {
       return;
     }
     state.all_ended = all_ended;
-    if (state.signs.empty()) {
-      state.changed.assign(signs.size(), now);
-    } else {
-      for (size_t i = 0; i < signs.size(); ++i) {
-        if (signs[i] != state.signs[i] || signs[i] < 0) {
-          state.changed[i] = now;
-        }
-      }
-    }
-    state.signs = std::move(signs);
-    // A rank that is gone is noticed by rank 0 even where no collective fails of it: in a GPU's, say.
-    for (size_t i = 0; state.rank == 0 && state.cause.empty() && i < state.signs.size(); ++i) {
-      if (now - state.changed[i] > state.timeout) {
-        state.cause = fmt::format("rank {} gives no sign of life", i);
+    look_at(state, std::move(signs), now);
+    // Rank 0 notices also where no collective fails of it: in a GPU's, say.
+    if (state.rank == 0 && state.cause.empty()) {
+      state.cause = who_is_gone(state, now);
+      if (!state.cause.empty()) {
         say(store, state.cause);
       }
     }
+  }
+
+  static void look_at(State& state, std::vector<Sign> signs, Clock::time_point now) {
+    const auto before = state.seen;
+    state.seen.resize(signs.size());
+    for (size_t rank = 0; rank < signs.size(); ++rank) {
+      state.seen[rank].sign = std::move(signs[rank]);
+    }
+    const int64_t most = fewest_and_most(state).second;
+    for (size_t rank = 0; rank < state.seen.size(); ++rank) {
+      auto& seen = state.seen[rank];
+      const bool unknown = before.empty() || seen.sign.number == Sign::kEnded;
+      if (unknown || seen.sign.number != before[rank].sign.number) {
+        seen.changed = now;
+      }
+      if (unknown || seen.sign.begun == most || seen.sign.begun != before[rank].sign.begun) {
+        seen.in_time = now;
+      }
+    }
+  }
+
+  /// A rank whose signs have stopped, or for which another has waited, for longer than the timeout: for the
+  /// latter also as long as the collective takes that says so itself.
+  static std::string who_is_gone(const State& state, Clock::time_point now) {
+    for (size_t rank = 0; rank < state.seen.size(); ++rank) {
+      if (now - state.seen[rank].changed > std::max<Clock::duration>(state.timeout, kGrace)) {
+        return fmt::format("rank {} gives no sign of life", rank);
+      }
+    }
+    for (size_t rank = 0; rank < state.seen.size(); ++rank) {
+      if (now - state.seen[rank].in_time > state.timeout + 2 * kGrace) {
+        return fmt::format("rank {} has not arrived where the others wait", rank);
+      }
+    }
+    return "";
   }
 
   static void say(c10d::Store& store, const std::string& cause) {
@@ -194,10 +322,12 @@ class PeerWatch {
     while (!state.stopping) {
       const bool all = state.asking, ending = state.ending && (!state.said || state.rank == 0);
       const std::string last_words = state.last_words;
+      ++state.own.number;
+      const Sign own = state.own;
       lock.unlock();
       bool answered = true;
       try {
-        exchange(state, store, all, ending, last_words);
+        exchange(state, store, all, ending, last_words, own);
       } catch (const std::exception&) {
         answered = false;
       }

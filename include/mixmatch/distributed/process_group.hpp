@@ -50,6 +50,9 @@ class ProcessGroup {
   /// Whether a CUDA graph can hold collectives of tensors on that device.
   virtual bool capturable(torch::Device device) const = 0;
 
+  /// Says that a step begins: the collectives of one that is replayed as a graph are not called.
+  virtual void begin_step() {}
+
   /// Waits until all ranks are here, however long one of them takes, as long as none has failed.
   virtual void meet() { max_of(0); }
 
