@@ -377,6 +377,104 @@ TEST_CASE("a Trainer of several ranks takes one process's steps") {
   CHECK(results[0].last.values[0] == Approx(alone.last.values[0]).epsilon(1e-3));
 }
 
+namespace {
+
+/// Supervised, with state of every kind, which follows from the steps' rows alone.
+struct Remembering {
+  Tensor mean = at::zeros({2}), steps = at::zeros({}, at::kLong);       // of means over rows; of steps
+  Tensor counts = at::zeros({kClasses}, at::kLong);                     // of rows by class
+  Tensor latest = at::zeros({60}), flips = at::zeros({60}, at::kBool);  // by image
+  Tensor bytes = at::zeros({60}, at::kByte);
+
+  void see(const Tensor& rows, const Tensor& classes, int64_t step) {
+    const torch::NoGradGuard no_grad;
+    const Tensor numbers = rows.to(at::kFloat);
+    mean.mul_(0.75).add_(at::stack({numbers.mean(), numbers.square().mean()}), 0.25);
+    steps.add_(1);
+    counts.add_(at::bincount(classes, {}, kClasses));
+    latest.index_put_({rows}, numbers / 7 + static_cast<double>(step));
+    flips.index_put_({rows}, flips.index({rows}).logical_not());
+    bytes.index_put_({rows}, (rows + 100 * step).remainder(251).to(at::kByte));
+  }
+
+  template <class Model>
+  mm::StepLoss operator()(Model& model, const mm::Batch& batch, const Tensor& step,
+                          const at::Generator& generator) {
+    see(batch.unlabeled_rows, batch.hidden_labels, step.item<int64_t>());
+    return mm::methods::Supervised()(model, batch, step, generator);
+  }
+  std::vector<Tensor> state() const { return {mean, steps, counts, latest, flips, bytes}; }
+  std::vector<Tensor> row_state() const { return {counts, latest, flips, bytes}; }
+  void save(torch::serialize::OutputArchive&) const {}
+  void load(torch::serialize::InputArchive&) {}
+};
+
+}  // namespace
+
+TEST_CASE("separate batches: a method's state is that of one that has seen all ranks' rows") {
+  const auto data = gray_images();
+  const auto feeding = mt::FeedOptions().batch_size(9).weak_views(1);  // of 45 images: no epoch ends within
+  constexpr int64_t kSteps = 12, kRanks = 3;
+  Remembering expected;
+  const mt::Feed whole(data, feeding);
+  for (int64_t step = 0; step < kSteps; ++step) {
+    const auto batch = whole(at::full({}, step, at::kLong));
+    expected.see(batch.unlabeled_rows, batch.hidden_labels, step);
+  }
+  std::vector<Remembering> found(kRanks);
+  on_ranks(kRanks, [&](ThreadGroup& group) {
+    auto network = small_network();
+    mt::TrainState<mm::models::WideResNet> state(network);
+    const Remembering method;
+    found[static_cast<size_t>(group.rank())] = method;  // the same tensors
+    const auto options = mt::TrainerOptions().feed(feeding).data_parallel(
+        mt::DataParallelOptions().batches(mt::RankBatches::separate).check_every(1));
+    mt::Trainer trainer(state, method, data, mt::use_processes(options, &group));
+    for (int64_t i = 0; i < kSteps; ++i) {
+      trainer.run(1);
+    }
+  });
+  CHECK(expected.flips.any().item<bool>());
+  CHECK(!expected.flips.all().item<bool>());
+  for (const auto& rank : found) {
+    CHECK(at::allclose(rank.mean, expected.mean, 1e-5, 1e-5));
+    CHECK(rank.mean.equal(found[0].mean));
+    CHECK(rank.steps.item<int64_t>() == kSteps);
+    CHECK(rank.counts.equal(expected.counts));
+    CHECK(rank.latest.equal(expected.latest));
+    CHECK(rank.flips.equal(expected.flips));
+    CHECK(rank.bytes.equal(expected.bytes));
+  }
+}
+
+TEST_CASE("separate batches: alignment and gate are the same on every rank after each step") {
+  on_ranks(2, [](ThreadGroup& group) {
+    const auto fixmatch = [] {
+      return mm::methods::FixMatch(
+          mm::methods::FixMatchOptions().threshold(0.36),
+          mm::GuessFilter(
+              mm::GuessFilterOptions().prior(at::tensor({0.5, 0.25, 0.25}, at::kDouble)).open_set(true)));
+    };
+    run_steps(5, fixmatch, &group, mt::RankBatches::separate);  // checks it before each
+  });
+}
+
+TEST_CASE("separate batches with synchronised batch norm: a mean over rows is one process's") {
+  const mm::Batch batch = random_batch();
+  auto network = double_network();
+  const auto expected = one_step(network, mm::methods::Supervised(), batch, nullptr);
+  const auto results = results_of(2, [&](ThreadGroup& group) {
+    auto own = double_network();
+    mt::synchronize_batch_norm(own, &group);
+    return one_step(own, mm::methods::Supervised(), part_of(batch, group.rank(), 2), &group,
+                    mt::RankBatches::separate);
+  });
+  for (const auto& result : results) {
+    check_close(result.gradients, expected.gradients);
+    check_close(result.buffers, expected.buffers);
+  }
+}
+
 TEST_CASE("the ranks' parts of a batch are the batch of one process, for any number of ranks") {
   const auto data = gray_images();
   const auto options = mt::FeedOptions().batch_size(12).unlabeled_ratio(2).strong_views(1).seed(4);
@@ -453,6 +551,28 @@ TEST_CASE("a rank that starts with other weights takes rank 0's; one that change
                     parallel.check_replicas();
                   }).find("rank 1 has other weights than rank 0") != std::string::npos);
   });
+}
+
+TEST_CASE("a rank whose method has another state is found; with joint batches roundings may differ") {
+  for (const auto batches : {mt::RankBatches::joint, mt::RankBatches::separate}) {
+    on_ranks(2, [&](ThreadGroup& group) {
+      auto network = small_network();
+      mt::TrainState<mm::models::WideResNet> state(network);
+      mt::Learner<mm::models::WideResNet> learner(state.model, state.ema);
+      mt::DataParallel<mm::models::WideResNet> parallel(state, learner, &group,
+                                                        mt::DataParallelOptions().batches(batches));
+      const Tensor steps = at::full({}, 5, at::kLong);
+      const auto refusal = [&](double difference) {
+        const Tensor own = at::ones({3}).mul_(1 + difference * static_cast<double>(group.rank()));
+        return thrown_by([&] { parallel.check_replicas({own, steps}); });
+      };
+      const std::string expected = "at step 0 rank 1 has another state of its method than rank 0";
+      CHECK_ON_RANK(refusal(0).empty());
+      CHECK_ON_RANK(refusal(0.5).find(expected) == 0);
+      CHECK_ON_RANK(refusal(1e-5).find(expected) ==
+                    (batches == mt::RankBatches::joint ? std::string::npos : 0));
+    });
+  }
 }
 
 TEST_CASE("layers that draw draw other numbers on each rank, and the same when a run is resumed") {

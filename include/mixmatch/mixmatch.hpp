@@ -119,6 +119,7 @@
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/method_state.hpp>
 #include <mixmatch/step/prefetch.hpp>
 #include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>

@@ -31,4 +31,17 @@ inline int64_t first_to_differ(uint64_t number, ProcessGroup& group) {
   return -1;
 }
 
+/// The first rank whose tensor is farther from rank 0's than rounding takes it: a hundredth of the sum of its
+/// elements' magnitudes; -1 where all are near. Of any dtype but complex ones.
+inline int64_t first_to_be_far(const Tensor& tensor, ProcessGroup& group) {
+  const Tensor all = group.gather(tensor.detach()).to(at::kDouble).nan_to_num();
+  for (int64_t rank = 1; rank < all.size(0); ++rank) {
+    const double distance = (all[rank] - all[0]).abs().sum().item<double>();
+    if (distance > 0.01 * all[0].abs().sum().item<double>()) {
+      return rank;
+    }
+  }
+  return -1;
+}
+
 }  // namespace mixmatch::training

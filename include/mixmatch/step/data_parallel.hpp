@@ -9,6 +9,7 @@
 #include <mixmatch/nn/batch_norm.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/method_state.hpp>
 #include <mixmatch/step/train_state.hpp>
 
 #include <algorithm>
@@ -34,7 +35,8 @@ struct DataParallelOptions {
   TORCH_ARG(RankBatches, batches) = RankBatches::joint;
   /// Of the draws that are a rank's own.
   TORCH_ARG(uint64_t, seed) = 1;
-  /// Steps between checks that all ranks have the same weights, averages and moments; 0: none but the first.
+  /// Steps between checks that all ranks have the same weights, averages, moments and state of the method; 0:
+  /// none but the first.
   TORCH_ARG(int64_t, check_every) = 1000;
   TORCH_ARG(GradientReducerOptions, reducer) = {};
 };
@@ -77,17 +79,20 @@ class DataParallel {
     reducer_.emplace(state.model, *group_, options.reducer());
   }
 
-  /// Before a step, on the host: draws of the rank's own, and the check where it is due.
-  void begin_step() {
+  /// Before a step, on the host: draws of the rank's own, and the check where it is due, of the method's
+  /// state() too.
+  void begin_step(const std::vector<Tensor>& method_state = {}) {
     if (group_ == nullptr) {
       return;
     }
+    group_->begin_step();
     const int64_t step = state_->step;
     if (!checked_ || (options_.check_every() > 0 && step % options_.check_every() == 0)) {
       checked_ = true;
-      check_replicas();
+      check_replicas(method_state);
     }
     if (group_->world_size() > 1) {
+      // A graph draws by the seed that the generator has when it is replayed, from LibTorch 1.13 on.
       reseed(state_->default_generator, 1);
       if (options_.batches() == RankBatches::separate) {
         reseed(state_->generator, 2);
@@ -118,14 +123,32 @@ class DataParallel {
     }
   }
 
-  /// A method's state: means over the ranks, of floating-point tensors, where each has its own.
-  void reduce_state(const std::vector<Tensor>& state) {
+  /// A method's state where each rank takes a step of its own, for reduce_state() after it.
+  template <class Method>
+  MethodState begin_state(const Method& method) const {
     if (group_ == nullptr || options_.batches() == RankBatches::joint) {
-      return;
+      return {};
     }
     const torch::NoGradGuard no_grad;
-    for (const Tensor& tensor : state) {
-      if (at::isFloatingType(tensor.scalar_type())) {
+    MethodState state{state_of(method), {}};
+    for (const Tensor& tensor : row_state_of(method)) {
+      state.rows.emplace_back(tensor, tensor.detach().clone());
+    }
+    return state;
+  }
+
+  /// Makes it the same on every rank, as of one method that has seen all of their rows. What is of rows, or
+  /// is counted by them, by the method's row_state(): what it was, and each rank's change of it. Of the rest
+  /// floating-point tensors are averaged; integers count steps, of which each rank has taken as many.
+  void reduce_state(const MethodState& state) {
+    const torch::NoGradGuard no_grad;
+    for (const auto& [tensor, before] : state.rows) {
+      add_changes(tensor, before);
+    }
+    for (const Tensor& tensor : state.all) {
+      const bool of_rows = std::any_of(state.rows.begin(), state.rows.end(),
+                                       [&](const auto& rows) { return rows.first.is_same(tensor); });
+      if (!of_rows && at::isFloatingType(tensor.scalar_type())) {
         group_->mean_(tensor);
       }
     }
@@ -156,14 +179,35 @@ class DataParallel {
   /// Whether a step can be captured in a CUDA graph.
   bool capturable(torch::Device device) const { return group_ == nullptr || group_->capturable(device); }
 
-  /// Throws unless every rank has rank 0's weights, averages, moments and buffers.
-  void check_replicas() {
-    const int64_t rank = first_to_differ(checksum_of(replicated()), *group_);
-    TORCH_CHECK(rank < 0, "at step ", state_->step, " rank ", rank,
-                " has other weights than rank 0: the processes no longer train one model");
+  /// Throws unless every rank has rank 0's weights, averages, moments and buffers, and its state of the
+  /// method.
+  void check_replicas(const std::vector<Tensor>& method_state = {}) {
+    const auto check = [this](const char* what, int64_t rank) {
+      TORCH_CHECK(rank < 0, "at step ", state_->step, " rank ", rank, " has ", what,
+                  " than rank 0: the processes no longer train one model");
+    };
+    check("other weights", first_to_differ(checksum_of(replicated()), *group_));
+    if (options_.batches() == RankBatches::separate) {
+      check("another state of its method", first_to_differ(checksum_of(method_state), *group_));
+      return;
+    }
+    // Computed by each rank for itself: processors of another kind round otherwise.
+    for (const Tensor& tensor : method_state) {
+      check("another state of its method", first_to_be_far(tensor, *group_));
+    }
   }
 
  private:
+  /// tensor <- old + the sum over ranks of tensor - old; exact where one rank alone changed an element.
+  void add_changes(const Tensor& tensor, const Tensor& old) {
+    const auto type = at::isFloatingType(tensor.scalar_type()) ? at::kDouble : at::kLong;
+    const Tensor start = old.to(type);
+    const Tensor change = tensor.to(type).sub_(start).contiguous();
+    group_->start_sum(change)->wait();
+    const Tensor sum = change.add_(start);
+    tensor.copy_(tensor.scalar_type() == at::kBool ? sum.clamp_(0, 1) : sum);
+  }
+
   /// The optimiser's blocks hold the trained parameters, their averages and moments; the rest is the model's.
   std::vector<Tensor> replicated() const {
     std::vector<Tensor> tensors = state_->optimizer.state();

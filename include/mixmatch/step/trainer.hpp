@@ -8,6 +8,7 @@
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
+#include <mixmatch/step/method_state.hpp>
 #include <mixmatch/step/prefetch.hpp>
 #include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>
@@ -79,7 +80,9 @@ inline TrainerOptions use_processes(TrainerOptions options, ProcessGroup* group)
 /// boolean masks). `weak_views()` and `strong_views()`, if it has them, say how many augmentations of each
 /// unlabeled image it looks at. A method with state of its own keeps it in tensors that it changes in place,
 /// which `state()` returns (for the graph) and save(OutputArchive&) and load(InputArchive&) store (for the
-/// checkpoint). One with `to(device)` is moved to the model's. `state` must outlive the Trainer.
+/// checkpoint); `row_state()` returns those of them that are of rows (row_state_of()), which several
+/// processes with separate batches add up. One with `to(device)` is moved to the model's. `state` must
+/// outlive the Trainer.
 ///
 /// The same step on every device: on the CPU as it is written, on a GPU captured in a CUDA graph. Where the
 /// images are on the GPU, rows and images are drawn in the graph; else the host reads them, and the graph
@@ -147,7 +150,7 @@ class Trainer {
       if (!graphed_.has_value()) {
         graphed_.emplace([this] { return step(); }, device_, graph_options());
       }
-      parallel_.begin_step();
+      parallel_.begin_step(state_of(method_));
       (*graphed_)();
       ++state_->step;
     }
@@ -192,6 +195,7 @@ class Trainer {
   Tensor step() {
     Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
     batch.logit_adjustment = options_.logit_adjustment();
+    const auto before = parallel_.begin_state(method_);
     StepLoss loss;
     {
       const auto statistics = learner_.training_step(step_);
@@ -199,9 +203,7 @@ class Trainer {
       loss = method_(learner_, batch, step_, state_->generator);
       meter_.check(loss);  // what throws in here moves no statistics
     }
-    if constexpr (requires { method_.state(); }) {
-      parallel_.reduce_state(method_.state());
-    }
+    parallel_.reduce_state(before);
     parallel_.backward(loss.total);
     meter_.add(loss, state_->optimizer.step());
     step_.add_(1);
@@ -225,17 +227,18 @@ class Trainer {
       return tensors;
     };
     const auto buffers = tensors_of(mixmatch::detail::model_buffers(state_->model));
-    std::vector<Tensor> own;
-    if constexpr (requires { method_.state(); }) {
-      own = method_.state();
-    }
     // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
     const bool waits = is_script() || (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
                                        !mixmatch::detail::cuda_kernels_available(device_));
     return GraphedStepOptions()
         .enabled(options_.graph() && !waits && parallel_.capturable(device_))
         .measure_convolutions(options_.measure_convolutions())
-        .state(joined({{step_}, state_->optimizer.state(), learner_.state(), buffers, meter_.state(), own}))
+        .state(joined({{step_},
+                       state_->optimizer.state(),
+                       learner_.state(),
+                       buffers,
+                       meter_.state(),
+                       state_of(method_)}))
         .parameters(tensors_of(mixmatch::detail::model_parameters(state_->model)))
         .generators({state_->generator});
   }
