@@ -311,6 +311,9 @@ int main(int argc, char** argv) {
   app.add_option("RUNDIR", paths, "Run directories")->required();
   app.add_option("--out", out, "HTML page to write with the tables and the error curves");
   return mm::training::run_program(app, argc, argv, [&] {
+    if (mm::training::left_to_rank_0()) {
+      return 0;
+    }
     std::vector<Run> runs;
     std::set<std::filesystem::path> seen;
     for (const auto& path : paths) {

@@ -75,6 +75,9 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--out", o.out, "File to write; model.onnx or model.pt by default");
   return mm::training::run_program(app, argc, argv, [&] {
+    if (mm::training::left_to_rank_0()) {
+      return 0;
+    }
     if (o.out.empty()) {
       o.out = o.to == "onnx" ? "model.onnx" : "model.pt";
     }

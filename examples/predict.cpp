@@ -115,6 +115,9 @@ int main(int argc, char** argv) {
                            0, 1024);
   app.add_flag("--strict", options.strict, "Stop at whatever would be left out");
   return mm::training::run_program(app, argc, argv, [&] {
+    if (mm::training::left_to_rank_0()) {
+      return 0;
+    }
     mm::training::set_threads(options.threads);
     return predict(options);
   });

@@ -161,6 +161,9 @@ int main(int argc, char** argv) {
   app.get_option("--data")->required(false);  // shapes are drawn, not read
   return mm::training::run_program(app, argc, argv, [&] {
     if (!options.eval.empty()) {
+      if (mm::training::left_to_rank_0()) {
+        return 0;
+      }
       const auto run = mm::training::RunDirectory::open(options.eval);
       const auto config = mm::training::read_config(run.checkpoint());
       if (const auto* stored = mm::training::find_setting(config, "dataset")) {

@@ -386,6 +386,22 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
   CHECK(changed({}).empty());
 }
 
+namespace {
+
+struct FlagOptions : TrainingOptions {
+  using TrainingOptions::TrainingOptions;
+  bool loud = false, shy = true;
+};
+
+template <class O, class Visit>
+requires std::same_as<std::remove_const_t<O>, FlagOptions>
+void visit_options(O& o, Visit&& visit) {
+  visit(mm::training::OptionText{"loud", "", mm::training::OptionRole::how}, o.loud, mm::training::On{});
+  visit(mm::training::OptionText{"bold", "", mm::training::OptionRole::how}, o.shy, mm::training::Off{});
+}
+
+}  // namespace
+
 TEST_CASE("options: the command that resumes a run repeats how it is run, and nothing that it keeps") {
   auto o = small_options("the run");
   o.program = "./cifar10";
@@ -402,9 +418,20 @@ TEST_CASE("options: the command that resumes a run repeats how it is run, and no
   CHECK(command() ==
         "./cifar10 --data 'the data' --out 'the run' --resume --device cpu --prefetch false "
         "--no-graph --recalibrate 0");
+  o.timeout = 5;
+  o.check_replicas = 7;
+  CHECK_THAT(command(), contains(" --no-graph --recalibrate 0 --check-replicas 7 --timeout 5"));
   o.data.clear();
   o.checkpoint_every = 5;
   CHECK_THAT(command(), contains("./cifar10 --out 'the run' --resume") && contains(" --checkpoint-every 5 "));
+  FlagOptions flags;
+  flags.program = "p";
+  flags.out = "r";
+  CHECK(mm::training::detail::resume_command(flags) == "p --out r --resume");
+  flags.loud = true;
+  CHECK(mm::training::detail::resume_command(flags) == "p --out r --resume --loud");
+  flags.shy = false;
+  CHECK(mm::training::detail::resume_command(flags) == "p --out r --resume --loud --bold");
   const auto options = mm::training::training_run_options(o, data, torch::kCPU);
   CHECK(options.steps() == o.steps);
   CHECK(options.label() == "mixmatch");
@@ -926,6 +953,22 @@ TEST_CASE("options: an option without effect, and what it is for") {
             },
             {"target-precision"}) ==
         "--target-precision 0.95 has no effect where no image is held out (--validation)");
+  const std::string one =
+      " has no effect in one process that no launcher (torchrun, mpirun, srun) has started";
+  CHECK(error([](auto&) {}, {"ranks"}) == "--ranks joint" + one);
+  CHECK(error([](auto&) {}, {"check-replicas"}) == "--check-replicas 1000" + one);
+  CHECK(error([](auto& o) { o.resume = true; }, {"timeout"}) == "--timeout 60" + one);
+  CHECK(error([](auto& o) { o.resume = true; }, {"sync-batch-norm"}) == "--sync-batch-norm false" + one);
+  CHECK(
+      error([](auto& o) { o.launcher = "Slurm"; }, {"ranks", "sync-batch-norm", "check-replicas", "timeout"})
+          .empty());
+  CHECK(error(
+            [](auto& o) {
+              o.launcher = "Slurm";
+              o.model = "vit_s16";
+            },
+            {"sync-batch-norm"}) ==
+        "--sync-batch-norm false has no effect with --model vit_s16, which has no batch norm");
 }
 
 namespace {

@@ -267,6 +267,16 @@ TEST_CASE("C10dProcessGroup: of what rank 0 fails of too it speaks alone") {
   });
 }
 
+TEST_CASE("C10dProcessGroup: one process needs no port and no name") {
+  mt::LaunchEnvironment environment;
+  environment.master_addr = "no.such.host.invalid";
+  const auto group = mt::C10dProcessGroup::join(environment, mt::ProcessGroupOptions().timeout(1));
+  CHECK(group->world_size() == 1);
+  CHECK(group->max_of(7) == 7);
+  group->meet();
+  group->leave();
+}
+
 TEST_CASE("C10dProcessGroup: a rank that does not come is named within the timeout") {
   mt::LaunchEnvironment environment;
   environment.world_size = 2;

@@ -1,3 +1,8 @@
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include "program_util.hpp"
 #include "rank_processes.hpp"
 #include "skip.hpp"
@@ -37,24 +42,33 @@ Arguments shapes_run(const std::filesystem::path& out, const Arguments& more = {
                       "20",
                       "--recalibrate",
                       "0",
-                      "--timeout",
-                      "20",
                       "--out",
                       out.string()};
   arguments.insert(arguments.end(), more.begin(), more.end());
   return arguments;
 }
 
-/// `own(rank)`: a rank's further arguments.
+/// All ranks of a run; new ones with synchronised batch norm. `own(rank)`: a rank's further arguments.
 template <class Own>
 std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, Arguments arguments, const Own& own) {
-  if (std::find(arguments.begin(), arguments.end(), "--resume") == arguments.end()) {
-    arguments.emplace_back("--sync-batch-norm");
+  if (has_option(arguments, "--steps")) {
+    arguments = with(arguments, {"--sync-batch-norm", "--timeout", "20"});
   }
   return start_processes(ranks, arguments, own);
 }
 std::vector<std::unique_ptr<Subprocess>> start_ranks(int ranks, const Arguments& arguments) {
   return start_ranks(ranks, arguments, [](int) { return Arguments(); });
+}
+
+/// One line of an error on rank `speaker`, and the same status without a word on the others.
+void check_said_once(const std::vector<Finished>& ranks, int status, const std::string& line,
+                     size_t speaker = 0) {
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    INFO("rank " << rank << ": " << ranks[rank].err);
+    CHECK(ranks[rank].status == status);
+    CHECK(lines_of(ranks[rank].err).size() == (rank == speaker ? 1 : 0));
+  }
+  CHECK_THAT(ranks[speaker].err, contains(line));
 }
 
 std::vector<Finished> wait_for(const std::vector<std::unique_ptr<Subprocess>>& processes) {
@@ -162,6 +176,8 @@ TEST_CASE("SIGTERM to one rank saves one checkpoint and ends all") {
   CHECK(finished[0].status == 128 + SIGTERM);
   CHECK(finished[1].status == 128 + SIGTERM);
   CHECK_THAT(finished[0].err, contains("interrupted at step"));
+  CHECK_THAT(finished[0].err,
+             contains("; go on, started by the same launcher, with: ") && contains(" --timeout 20"));
   CHECK(finished[1].err.empty());
   run_ranks(2, {MIXMATCH_TRAIN, "--out", out.string(), "--resume", "--dataset", "shapes"});
   CHECK(read_file(out / "metrics.csv") == read_file(undisturbed_run() / "metrics.csv"));
@@ -177,9 +193,8 @@ TEST_CASE("processes that differ, or cannot share a batch, are refused") {
   CHECK((differ[2].status == 2 && differ[2].err.empty()));
   CHECK(!std::filesystem::exists(dir / "a"));
 
-  const auto uneven = wait_for(start_ranks(3, shapes_run(dir / "b")));
-  check_refused(uneven[0], "train: rank 0: --batch must be a multiple of the 3 processes, got 8");
-  CHECK((uneven[1].status == 2 && uneven[1].err.empty()));
+  check_said_once(wait_for(start_ranks(3, shapes_run(dir / "b"))), 2,
+                  "train: rank 0: --batch must be a multiple of the 3 processes, got 8");
   CHECK(!std::filesystem::exists(dir / "b"));
 
   const auto other = wait_for(start_ranks(2, shapes_run(dir / "c"), [](int rank) {
@@ -195,6 +210,89 @@ TEST_CASE("what one rank cannot do is said by all") {
   check_refused(finished[0], "holds metrics.csv of another run");
   check_refused(finished[1], "train: rank 1: rank 0 failed: ");
   CHECK_THAT(finished[1].err, contains("holds metrics.csv of another run"));
+}
+
+TEST_CASE("what fails on all ranks alike is said once, with the status that it has in one process") {
+  const TempDir dir;
+  const auto of_two = [](const Arguments& arguments) { return wait_for(start_ranks(2, arguments)); };
+  check_said_once(
+      of_two({MIXMATCH_CIFAR10, "--data", (dir / "missing").string(), "--out", (dir / "a").string()}), 2,
+      "cifar10: rank 0: load_cifar10: no data_batch_1.bin in " + (dir / "missing").string());
+  check_said_once(of_two({MIXMATCH_TRAIN, "--nonsense"}), 2, "train: rank 0: ");
+  // The checkpoint that is named is one that is there.
+  const auto diverged = of_two(with(shapes_run(dir / "b"), {"--lr", "1e30", "--weight-decay", "0"}));
+  CHECK_THAT(diverged[0].err, contains("the last good checkpoint is " +
+                                       (dir / "b" / "checkpoint.pt").string() + " of step 0"));
+  CHECK(diverged[0].status == 1);  // beside the progress display
+  CHECK((diverged[1].status == 1 && diverged[1].err.empty()));
+
+  // Of one rank alone.
+  const auto one = wait_for(start_ranks(
+      2, shapes_run(dir / "c"), [](int rank) { return rank == 1 ? Arguments{"--nonsense"} : Arguments(); }));
+  check_refused(one[0], "train: rank 0: rank 1 failed: ");
+  check_refused(one[1], "train: rank 1: ");
+  CHECK_THAT(one[1].err, contains("--nonsense"));
+}
+
+TEST_CASE("options of several processes are refused in one that no launcher has started") {
+  const TempDir dir;
+  for (const Arguments& option : {Arguments{"--timeout", "5"}, Arguments{"--check-replicas", "5"},
+                                  Arguments{"--ranks", "separate"}, Arguments{"--sync-batch-norm"}}) {
+    check_refused(run(with(shapes_run(dir / "run"), option)), option[0]);
+    check_refused(run(with(shapes_run(dir / "run"), option)),
+                  " has no effect in one process that no launcher (torchrun, mpirun, srun) has started");
+  }
+  const Arguments all{"--steps", "2",        "--timeout",        "5", "--check-replicas", "5",
+                      "--ranks", "separate", "--sync-batch-norm"};
+  const auto only =
+      start_rank(0, 1, "127.0.0.1", next_port(), with(shapes_run(dir / "torchrun"), all))->wait();
+  INFO(only.err);
+  CHECK(only.status == 0);
+  Arguments mpirun{"/usr/bin/env", "OMPI_COMM_WORLD_RANK=0", "OMPI_COMM_WORLD_SIZE=1"};
+  CHECK(run(with(mpirun, with(shapes_run(dir / "mpirun"), all))).status == 0);
+  check_said_once(wait_for(start_ranks(2, shapes_run(dir / "frozen", {"--freeze-statistics", "true"}))), 2,
+                  "--sync-batch-norm true has no effect with --freeze-statistics");
+}
+
+TEST_CASE("what does not train is done by rank 0 alone") {
+  for (const Arguments& arguments : {Arguments{MIXMATCH_TRAIN, "--eval", undisturbed_run().string()},
+                                     Arguments{MIXMATCH_COMPARE, undisturbed_run().string()}}) {
+    const auto ranks = run_ranks(2, arguments);
+    CHECK(ranks[0].out == run(arguments).out);
+    CHECK((ranks[1].out.empty() && ranks[1].err.empty()));
+  }
+}
+
+TEST_CASE("a port that is taken and a master that is not reached: one line within the timeout") {
+  const TempDir dir;
+  const auto run_as = with(shapes_run(dir / "run"), {"--timeout", "2"});
+  const auto began = std::chrono::steady_clock::now();
+  {
+    const int port = next_port(), listener = ::socket(AF_INET, SOCK_STREAM, 0);  // no store of c10d's
+    sockaddr_in here{};
+    here.sin_family = AF_INET;
+    here.sin_port = htons(static_cast<uint16_t>(port));
+    here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(::bind(listener, reinterpret_cast<const sockaddr*>(&here), sizeof here) == 0);
+    REQUIRE(::listen(listener, 8) == 0);
+    std::vector<std::unique_ptr<Subprocess>> ranks;
+    for (int rank = 0; rank < 2; ++rank) {
+      ranks.push_back(start_rank(rank, 2, "127.0.0.1", port, run_as));
+    }
+    const auto finished = wait_for(ranks);
+    const std::string place = "127.0.0.1:" + std::to_string(port);
+    check_refused(finished[0], "train: rank 0 cannot listen at " + place +
+                                   ": Address already in use; choose another MASTER_PORT");
+    check_refused(finished[1], "train: rank 1 cannot reach rank 0 at " + place + ": ");
+    ::close(listener);
+  }
+  const int closed = next_port();
+  check_refused(start_rank(1, 2, "127.0.0.1", closed, run_as)->wait(),
+                "train: rank 1 cannot reach rank 0 at 127.0.0.1:" + std::to_string(closed) + ": ");
+  check_refused(start_rank(0, 2, "127.0.0.1", next_port(), run_as)->wait(),
+                "rank 1 of 2 did not come within 2 s");
+  CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(3 * (2 + 8)));
+  CHECK(!std::filesystem::exists(dir / "run"));
 }
 
 #else

@@ -175,8 +175,7 @@ mm::training::TrainingOptions parse(std::vector<std::string> arguments, const mm
   } catch (const CLI::CallForHelp&) {
     throw Refused("help");
   } catch (const CLI::ParseError& error) {
-    const std::string line = mm::training::detail::usage_error("program", error);
-    throw Refused(line.substr(0, line.size() - 1));
+    throw Refused(mm::training::detail::usage_error(error));
   }
   mm::training::check_options(o);
   mm::training::mixmatch_options(o);

@@ -14,6 +14,7 @@
 #include <mixmatch/distributed/own_address.hpp>
 #include <mixmatch/distributed/peer_watch.hpp>
 #include <mixmatch/distributed/process_group.hpp>
+#include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -162,6 +163,11 @@ class C10dProcessGroup : public ProcessGroup {
   static std::shared_ptr<C10dProcessGroup> join(const LaunchEnvironment& environment,
                                                 ProcessGroupOptions options = {}) {
     check_options(options);
+    if (environment.world_size == 1) {  // it listens nowhere, and nobody watches it
+      options.address(options.address().empty() ? "127.0.0.1" : options.address());
+      const Store store = c10::make_intrusive<c10d::HashStore>();
+      return std::make_shared<C10dProcessGroup>(store, Store(), 0, 1, options);
+    }
     if (options.address().empty()) {
       options.address(own_address(environment.master_addr, environment.master_port));
     }

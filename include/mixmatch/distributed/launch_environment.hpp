@@ -55,7 +55,7 @@ inline std::string first_host(std::string_view list) {
 
 /// What the environment says: torchrun's RANK and WORLD_SIZE, else OMPI_COMM_WORLD_RANK and …_SIZE (Open
 /// MPI's mpirun), PMI_RANK and PMI_SIZE (MPICH's and Intel's), or SLURM_PROCID and SLURM_STEP_NUM_TASKS of a
-/// step that srun started; none of them: nothing, one process. MASTER_ADDR and MASTER_PORT say where rank 0
+/// step that srun started; none of them: nothing, no launcher. MASTER_ADDR and MASTER_PORT say where rank 0
 /// listens for all of them; torchrun sets both, and under Slurm the step's first host and a port by its job's
 /// number stand for them. Throws on a variable that holds no such number. `get` is std::getenv, or a test's.
 inline std::optional<LaunchEnvironment> launch_environment(
@@ -95,7 +95,7 @@ inline std::optional<LaunchEnvironment> launch_environment(
     found.world_size = number(names.world_size, 1, 65536);
     found.rank = number(names.rank, 0, found.world_size - 1);
     if (found.world_size == 1 && found.launcher != "torchrun") {
-      return found;  // it meets nobody
+      return found;  // it meets nobody, wherever that would be
     }
     found.local_rank =
         get(names.local_rank) != nullptr ? number(names.local_rank, 0, found.world_size - 1) : 0;

@@ -17,14 +17,9 @@ namespace mixmatch::training {
 
 namespace detail {
 
-/// Which all processes find alike, and rank 0 says.
 inline void check_shared_batch(const TrainingOptions& o) {
   const int64_t ranks = o.processes != nullptr ? o.processes->world_size() : 1;
-  const bool shared = o.batch % ranks == 0;
-  if (!shared && o.processes->rank() != 0) {
-    throw SilentPeerError("--batch");
-  }
-  TORCH_CHECK(shared, "--batch must be a multiple of the ", ranks, " processes, got ", o.batch);
+  TORCH_CHECK(o.batch % ranks == 0, "--batch must be a multiple of the ", ranks, " processes, got ", o.batch);
 }
 
 /// OptionText::no_effect, or that o.method is none of those that look at it.
@@ -45,13 +40,13 @@ inline std::string why_no_effect(const OptionText& text, const TrainingOptions& 
 }  // namespace detail
 
 /// Throws one line at the first option that the command line gives (o.given) and that has no effect beside
-/// the others. A text that is "none" or empty asks for nothing. A resumed run has the options of its start;
-/// of those, how it is run alone is looked at.
+/// the others. A text that is "none" or empty asks for nothing. A resumed run has the options of its start:
+/// those that define it are not looked at.
 template <class Options>
 void check_given_options(const Options& o) {
   visit_options(o, [&o](const OptionText& text, const auto& value, const auto&...) {
     const bool given = std::find(o.given.begin(), o.given.end(), text.name) != o.given.end();
-    if (!given || (o.resume && text.role != OptionRole::how)) {
+    if (!given || (o.resume && text.role == OptionRole::run)) {
       return;
     }
     const std::string shown = fmt::format("{}", value);

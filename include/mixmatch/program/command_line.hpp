@@ -9,11 +9,12 @@
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
+#include <mixmatch/program/join_processes.hpp>
+#include <mixmatch/program/joined_processes.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
 #include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/own_pictures.hpp>
-#include <mixmatch/program/processes.hpp>
 #include <mixmatch/program/suggest_settings.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -307,9 +308,12 @@ inline void use_weights_preset(int argc, char** argv, TrainingOptions& o, bool h
 
 /// What `--eval` does: the errors of a run's raw and averaged weights on the test set that `load_test`
 /// returns, with their intervals, and the latter alone as the last line of output. Throws at options that
-/// were given and have no effect on that.
+/// were given and have no effect on that. Of several processes rank 0 does it alone.
 template <class LoadTest>
 int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
+  if (left_to_rank_0()) {
+    return 0;
+  }
   constexpr std::array<std::string_view, 5> used{"eval", "data", "dataset", "device", "threads"};
   for (const auto& name : given.given) {
     TORCH_CHECK(std::find(used.begin(), used.end(), name) != used.end(), "--", name,
@@ -338,9 +342,8 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
 namespace detail {
 
 /// What a program says of arguments that it does not take, which may hold anything and be long.
-inline std::string usage_error(const std::string& program, const CLI::Error& error) {
-  return program + ": " + mixmatch::detail::printable_beginning(error.what(), 500) +
-         " (--help lists the options)\n";
+inline std::string usage_error(const CLI::Error& error) {
+  return mixmatch::detail::printable_beginning(error.what(), 500) + " (--help lists the options)";
 }
 
 }  // namespace detail
@@ -351,10 +354,11 @@ inline std::string usage_error(const std::string& program, const CLI::Error& err
 template <class Body>
 int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
   const std::string name = app.get_name();
-  app.failure_message(
-      [name](const CLI::App*, const CLI::Error& error) { return detail::usage_error(name, error); });
   const auto complain = [&name](std::string_view what, int status,
                                 detail::Failure failure = detail::Failure::own) {
+    if (failure == detail::Failure::own && !detail::joined_processes()) {
+      detail::join_to_fail();
+    }
     auto& joined = detail::joined_processes();
     if (!joined) {
       print_message(stderr, "{}: {}\n", name, mixmatch::detail::printable(what));
@@ -374,7 +378,10 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     }
     return status;
   } catch (const CLI::ParseError& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+    if (error.get_exit_code() != 0) {
+      return complain(detail::usage_error(error), 2);
+    }
+    return app.exit(error);  // --help
   } catch (const SilentPeerError& error) {
     return complain(error.what(), 2, detail::Failure::of_peer_silently);
   } catch (const PeerError& error) {

@@ -11,7 +11,7 @@
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
-#include <mixmatch/program/processes.hpp>
+#include <mixmatch/program/same_run.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
@@ -180,7 +180,7 @@ inline data::SslSplit make_split(const TrainingOptions& o, const data::ImagePool
 inline void save_split(const std::filesystem::path& path, const TrainingOptions& o,
                        const TrainingData& data) {
   if (data.files.empty()) {
-    data::save_split(path, data.split, data.pool.size(), data::data_checksum(data.pool));
+    data::save_split(path, data.split, data.pool.size(), detail::checksum_of(o, data));
   } else {
     data::save_split(path, data.split, {o.data, data.files, data.pool.labels});
   }
@@ -199,10 +199,11 @@ inline void check_network(const TrainingOptions& o, int64_t num_classes, int64_t
 /// with a label and none to train with (`every_class` false, for an official fold: says so on stderr
 /// instead); an option that was given and has no effect on these data (check_given_options()); several
 /// processes that have not the same (check_same_run()). o.labels, o.validation and o.class_counts then are
-/// how many there are, whoever drew them.
+/// how many there are, whoever drew them, and o.data_checksum the images'.
 template <class Options>
 void adopt_data(Options& o, const TrainingData& data, bool every_class = true) {
   detail::adopt_counts(o, data, every_class);
+  o.data_checksum = data::data_checksum(data.pool);
   check_given_options(o);
   check_same_run(o, data);
 }

@@ -2,7 +2,6 @@
 
 #include <c10/util/Exception.h>
 #include <fmt/format.h>
-#include <mixmatch/data/data_checksum.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/detail/io/shell_quote.hpp>
@@ -10,6 +9,7 @@
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/program/device.hpp>
+#include <mixmatch/program/same_run.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/run_directory.hpp>
@@ -36,22 +36,27 @@ std::string resume_command(const Options& o) {
   std::string command =
       fmt::format("{}{}{} --out {} --resume", shell_quote(o.program), o.data.empty() ? "" : " --data ",
                   o.data.empty() ? "" : shell_quote(o.data), shell_quote(o.out));
+  struct Setting {
+    std::string name, value;
+    bool is_flag;
+  };
   const auto how = [](const Options& options) {
-    Config values;
+    std::vector<Setting> settings;
     visit_options(options, [&](const OptionText& text, const auto& value, const auto&... limits) {
       if (text.role == OptionRole::how) {
-        const bool is_flag = (std::is_same_v<decltype(limits), const Off&> || ...);
-        values.emplace_back(text.name, is_flag ? (value == std::decay_t<decltype(value)>{} ? "on" : "")
-                                               : fmt::format("{}", value));
+        constexpr bool is_flag =
+            ((std::is_same_v<decltype(limits), const Off&> || std::is_same_v<decltype(limits), const On&>) ||
+             ...);
+        settings.push_back({text.name, fmt::format("{}", value), is_flag});
       }
     });
-    return values;
+    return settings;
   };
-  const Config usual = how(Options()), mine = how(o);
+  const auto usual = how(Options()), mine = how(o);
   for (size_t i = 0; i < mine.size(); ++i) {
-    if (mine[i] != usual[i]) {
-      command += fmt::format(" --{}", mine[i].first);
-      command += mine[i].second == "on" ? "" : " " + shell_quote(mine[i].second);
+    if (mine[i].value != usual[i].value) {
+      command += fmt::format(" --{}", mine[i].name);
+      command += mine[i].is_flag ? "" : " " + shell_quote(mine[i].value);
     }
   }
   return command;
@@ -64,7 +69,7 @@ std::string resume_command(const Options& o) {
 template <class Options>
 TrainingRunOptions training_run_options(const Options& o, const TrainingData& data, torch::Device device) {
   Config config = config_of(o);
-  config.emplace_back("training-data", "crc32c " + data::data_checksum(data.pool));
+  config.emplace_back("training-data", "crc32c " + detail::checksum_of(o, data));
   return TrainingRunOptions()
       .label(o.method)
       .steps(o.steps)

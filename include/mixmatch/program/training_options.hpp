@@ -44,6 +44,7 @@ struct TrainingOptions {
   bool resume = false;
   /// Of several processes: the group (join_processes()), and how they share a step.
   ProcessGroup* processes = nullptr;
+  std::string launcher;  ///< no option: what started this process as one of several, or as the only one
   std::string ranks = "joint";
   bool sync_batch_norm = false;
   int64_t check_replicas = 1000;
@@ -92,6 +93,7 @@ struct TrainingOptions {
   double target_precision = 0.95;  ///< see ConfidenceRule
   // No option: of adopt_data(), how many labeled images each class has.
   std::vector<int64_t> class_counts;
+  std::string data_checksum;  ///< the same, of the training images
   // No option: the names of those that the command line gives (add_options()), for check_given_options().
   std::vector<std::string> given;
 };
@@ -132,7 +134,9 @@ namespace detail {
 
 /// For options of several processes.
 inline std::string why_one_process(const TrainingOptions& o) {
-  return o.processes == nullptr ? " in one process" : "";
+  return o.processes == nullptr && o.launcher.empty()
+             ? " in one process that no launcher (torchrun, mpirun, srun) has started"
+             : "";
 }
 
 /// Whether a method learns from what differs between an image's augmentations.
@@ -395,14 +399,18 @@ void visit_training_options(Options& o, Visit&& visit) {
                    "Batch norms normalise over the rows of all processes",
                    R::progress,
                    {},
-                   detail::why_one_process(o)},
+                   detail::first_reason(detail::why_one_process(o), detail::why_no_recalibration(o))},
         o.sync_batch_norm, On{});
   visit(OptionText{"check-replicas",
                    "Steps between checks that all processes have the same weights; 0 = at the start alone",
-                   R::how},
+                   R::how,
+                   {},
+                   detail::why_one_process(o)},
         o.check_replicas, Whole{0});
-  visit(OptionText{"timeout", "Seconds that processes wait for each other", R::how}, o.timeout,
-        Real{1, 86400});
+  visit(
+      OptionText{
+          "timeout", "Seconds that processes wait for each other", R::how, {}, detail::why_one_process(o)},
+      o.timeout, Real{1, 86400});
   visit(OptionText{"target-precision",
                    "Precision that held-out images must show for predictions that do not abstain",
                    R::how,

@@ -192,8 +192,11 @@ class TrainingRun {
     progress_->count(*step_.value);
     if (const auto problem = means.problem(); !problem.empty()) {
       progress_->finish();
-      throw NonFiniteError(fmt::format("{} at step {}; the last good checkpoint is {} of step {}", problem,
-                                       *step_.value, last_good_.string(), saved_step_));
+      std::string text = fmt::format("{} at step {}", problem, *step_.value);
+      if (saves()) {  // the others' directory is none that anybody knows
+        text += fmt::format("; the last good checkpoint is {} of step {}", last_good_.string(), saved_step_);
+      }
+      throw NonFiniteError(text);
     }
     name_values(means.names);
     for (size_t i = 0; i < means.values.size(); ++i) {
@@ -240,7 +243,7 @@ class TrainingRun {
 
   void save() {
     seconds_per_step_ = seconds_per_step();
-    if (options_.processes() == nullptr || options_.processes()->rank() == 0) {
+    if (saves()) {
       checkpoint_.save();
     }
     last_good_ = directory_.checkpoint();
@@ -273,8 +276,12 @@ class TrainingRun {
     const int status = 128 + signal_number();
     finish();
     const auto& command = options_.resume_command();
+    const bool one = options_.processes() == nullptr || options_.processes()->world_size() == 1;
     print_message(stderr, "interrupted at step {}{}{}\n", *step_.value,
-                  command.empty() ? "" : "; go on with: ", command);
+                  command.empty() ? ""
+                  : one           ? "; go on with: "
+                                  : "; go on, started by the same launcher, with: ",
+                  command);
     return status;
   }
 
@@ -327,6 +334,9 @@ class TrainingRun {
     return interrupt_.has_value() ? interrupt_->signal_number() : 0;
   }
 
+  /// Of several processes rank 0 does.
+  bool saves() const { return options_.processes() == nullptr || options_.processes()->rank() == 0; }
+
   /// At the first record().
   void name_values(const std::vector<std::string>& names) {
     if (names_.empty()) {
@@ -350,8 +360,8 @@ class TrainingRun {
   }
 
   void check_free_space(size_t needed) const {
-    if (options_.processes() != nullptr && options_.processes()->rank() != 0) {
-      return;  // which saves none
+    if (!saves()) {
+      return;
     }
     std::error_code error;
     const auto space = std::filesystem::space(directory_.path(), error);
