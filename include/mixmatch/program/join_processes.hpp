@@ -1,5 +1,6 @@
 #pragma once
 
+#include <c10/util/Logging.h>
 #include <torch/version.h>
 #include <unistd.h>
 #include <mixmatch/detail/cuda/cuda.hpp>
@@ -31,6 +32,16 @@
 namespace mixmatch::training {
 
 namespace detail {
+
+/// LibTorch 2 warns of a lost connection with a stack: the programs say in a line who was lost.
+/// TORCH_CPP_LOG_LEVEL brings the warnings back.
+inline void hide_connection_warnings() {
+#ifndef C10_USE_GLOG
+  if (std::getenv("TORCH_CPP_LOG_LEVEL") == nullptr) {
+    FLAGS_caffe2_log_level = c10::GLOG_ERROR;
+  }
+#endif
+}
 
 /// What a resumed run needs of rank 0's directory, for a rank that may not see it.
 inline void share_run_directory(ProcessGroup& group, const std::filesystem::path& from,
@@ -73,6 +84,7 @@ void join_processes(Options& o) {
   if (environment->world_size == 1 && environment->launcher != "torchrun") {
     return;
   }
+  detail::hide_connection_warnings();
 #ifdef MIXMATCH_HAS_CUDA
   if (o.device != "cpu" && torch::cuda::is_available()) {
     const auto devices = static_cast<int64_t>(torch::cuda::device_count());
