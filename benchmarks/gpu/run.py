@@ -10,6 +10,8 @@ the ones that those include (CUDA 13's do); no network.
     python3 benchmarks/gpu/run.py --quick --minutes 12 --data cifar-10-batches-bin  # all within 12 minutes; training
                                                     # has what is left, and the next call goes on with it
     python3 benchmarks/gpu/run.py --program DIR/gpu_benchmark …                     # built elsewhere, for this PyTorch
+    python3 benchmarks/gpu/run.py --pieces 15M …    # what is to be carried away in files of 15 MB at most
+    python3 benchmarks/gpu/run.py --sanitize        # memcheck and racecheck of a few checks, nothing else
     python3 benchmarks/gpu/run.py --dry-run         # all of it on the CPU, in tiny sizes
 """
 import argparse
@@ -145,6 +147,59 @@ def summarize(report, trace, steps):
         report.line(f"  {100 * spent / total:5.1f} %  {spent / steps:9.1f} us  {counts[name] / steps:6.1f} x  {name[:100]}")
 
 
+def bytes_of(text):
+    """15M and the like."""
+    unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
+    try:
+        count = int(text[:-1] if unit else text) * (unit or 1)
+    except ValueError:
+        count = 0
+    if count <= 0:
+        raise argparse.ArgumentTypeError(f"expected a size such as 15M, got {text!r}")
+    return count
+
+
+def split_files(report, out, size):
+    """Each file of the output but the program, in out/pieces, cut where it is larger. A whole set of pieces takes the
+    place of the former."""
+    pieces, fresh = out / "pieces", out / "pieces.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
+        name = path.relative_to(out)
+        if name.parts[0] in ("pieces", "pieces.new", "gpu_benchmark", "tiny_cifar10"):
+            continue
+        data = path.read_bytes()
+        count = max(1, -(-len(data) // size))
+        for number in range(count):
+            piece = fresh / f"{name}.{number + 1}of{count}"
+            piece.parent.mkdir(parents=True, exist_ok=True)
+            piece.write_bytes(data[number * size:(number + 1) * size])
+    shutil.rmtree(pieces, ignore_errors=True)
+    fresh.rename(pieces)
+    report.line(f"pieces of at most {size} bytes in {pieces}; --join puts them together")
+
+
+def join_files(out):
+    """What split_files() cut, where it is to go on. A file that is there already is left alone."""
+    pieces = out / "pieces"
+    if not pieces.is_dir():
+        sys.exit(f"run.py: --join: there is no {pieces}")
+    files = collections.defaultdict(list)
+    for piece in pieces.rglob("*"):
+        if piece.is_file():
+            files[piece.relative_to(pieces).with_suffix("")].append(piece)
+    for name, parts in files.items():
+        numbers = {int(number): part for part in parts for number in [part.suffix[1:].partition("of")[0]]}
+        count = int(parts[0].suffix.partition("of")[2])
+        if sorted(numbers) != list(range(1, count + 1)):
+            sys.exit(f"run.py: --join: {name} has pieces {', '.join(map(str, sorted(numbers)))} of {count}")
+        target = out / name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(b"".join(numbers[number].read_bytes() for number in range(1, count + 1)))
+
+
 def write_tiny_cifar10(directory):
     """CIFAR-10's files with a few records of gray levels by class and noise."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -171,12 +226,19 @@ def main():
     parser.add_argument("--program", help="gpu_benchmark as built elsewhere against the same PyTorch; nothing is built")
     parser.add_argument("--quick", action="store_true", help="the most telling parts first, each bounded")
     parser.add_argument("--thorough", action="store_true", help="torch.compile's max-autotune too, which tunes for minutes")
+    parser.add_argument("--pieces", type=bytes_of, metavar="SIZE",
+                        help="at the end, all but the program once more in files of at most SIZE (15M)")
+    parser.add_argument("--join", action="store_true", help="first put pieces that were carried here together")
+    parser.add_argument("--sanitize", action="store_true",
+                        help="compute-sanitizer's memcheck and racecheck of a short subset of the checks, nothing else")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
 
     import torch
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if args.join:
+        join_files(out)
     report = Report(out / "report.txt")
     device = "cpu" if args.dry_run else "cuda"
     if not args.dry_run and not torch.cuda.is_available():
@@ -197,6 +259,21 @@ def main():
     common = ["--device", device, *size]
     images = ["--images", "400"] if args.dry_run else []
     bound = 3 if args.quick else 15
+
+    def finish():
+        report.line("\n" + ("all done" if not report.failures else "FAILED: " + "; ".join(report.failures)))
+        if args.pieces:
+            split_files(report, out, args.pieces)
+        sys.exit(1 if report.failures else 0)
+
+    if args.sanitize:
+        sanitizer = shutil.which("compute-sanitizer") or os.path.join(
+            os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/compute-sanitizer")
+        checks = [str(program), "check", *common, "--sanitize", "yes"]
+        for tool in ["memcheck", "racecheck"]:
+            under = [] if args.dry_run else [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+            report.run(tool, under + checks, minutes=3)
+        finish()
 
     report.run("kernels against float64", [str(program), "check", *common], minutes=bound)
     report.run("a step by variant", [str(program), "time", *common, *images, "--steps", str(steps)], minutes=bound)
@@ -234,8 +311,7 @@ def main():
         report.line("\nno training: --data was not given")
     if args.thorough:
         compiled("max-autotune", 30)  # last: it may compile for many minutes
-    report.line("\n" + ("all done" if not report.failures else "FAILED: " + "; ".join(report.failures)))
-    sys.exit(1 if report.failures else 0)
+    finish()
 
 
 if __name__ == "__main__":
