@@ -7,7 +7,7 @@
 
 namespace cuda_emulation {
 
-#include "cuda_norm.inc"
+#include "cuda_norm_source.inc"
 
 /// All norm kernels that images of `type`, in packs of `width`, ask for.
 template <class Scalar, int width>
