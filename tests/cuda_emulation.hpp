@@ -1,11 +1,13 @@
 #pragma once
 
-// CUDA kernels as host C++: each thread of a block is a thread, blocks run one after the other. What kernels
-// say in the common subset of both languages is what is tested; how a GPU runs it is not.
+// CUDA kernels as host C++: each thread of a block is a thread, blocks run one after the other, in an order
+// that tests choose, as a GPU promises none. What kernels say in the common subset of both languages is what
+// is tested; how a GPU runs it is not.
 
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
 
+#include <algorithm>
 #include <atomic>
 #include <barrier>
 #include <bit>
@@ -14,6 +16,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <random>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -24,9 +27,11 @@
 #undef __device__
 #undef __global__
 #undef __shared__
+#undef __launch_bounds__
 #define __device__
 #define __global__ inline
 #define __shared__ static
+#define __launch_bounds__(...)
 
 namespace cuda_emulation {
 
@@ -72,23 +77,40 @@ inline void atomicMax(int* to, int value) { atomic_replace(to, value, std::great
 
 #include "cuda_compiler.inc"
 
+enum class BlockOrder { forward, backward, shuffled };
+inline BlockOrder block_order = BlockOrder::forward;
+
+inline std::vector<Index> ordered_blocks(unsigned blocks_x, unsigned blocks_y) {
+  std::vector<Index> blocks;
+  for (unsigned y = 0; y < blocks_y; ++y) {
+    for (unsigned x = 0; x < blocks_x; ++x) {
+      blocks.push_back({x, y, 0});
+    }
+  }
+  if (block_order == BlockOrder::backward) {
+    std::reverse(blocks.begin(), blocks.end());
+  } else if (block_order == BlockOrder::shuffled) {
+    std::shuffle(blocks.begin(), blocks.end(), std::mt19937(blocks_x + blocks_y));
+  }
+  return blocks;
+}
+
 /// kernel<<<(blocks_x, blocks_y), threads>>>(arguments...)
 template <class Kernel, class... Arguments>
 void launch(unsigned blocks_x, unsigned blocks_y, unsigned threads, Kernel kernel, Arguments... arguments) {
   std::barrier<> barrier(static_cast<std::ptrdiff_t>(threads));
   gridDim = {blocks_x, blocks_y, 1};
   blockDim = {threads, 1, 1};
+  const auto blocks = ordered_blocks(blocks_x, blocks_y);
   std::vector<std::thread> running;
   for (unsigned t = 0; t < threads; ++t) {
-    running.emplace_back([=, &barrier] {
+    running.emplace_back([=, &barrier, &blocks] {
       block_barrier = &barrier;
       threadIdx = {t, 0, 0};
-      for (unsigned y = 0; y < blocks_y; ++y) {
-        for (unsigned x = 0; x < blocks_x; ++x) {
-          blockIdx = {x, y, 0};
-          kernel(arguments...);
-          __syncthreads();
-        }
+      for (const Index& block : blocks) {
+        blockIdx = block;
+        kernel(arguments...);
+        __syncthreads();
       }
     });
   }

@@ -7,6 +7,8 @@
 #include "emulated_norm.hpp"
 #include "test_util.hpp"
 
+#include <algorithm>
+#include <utility>
 #include <vector>
 
 using torch::Tensor;
@@ -20,34 +22,37 @@ constexpr double kEps = 1e-3, kSlope = 0.1;
 struct Case {
   Tensor x, addend, weight, bias, grad_y, grad_sum;
   int64_t groups;
+  int64_t processors = 6;  // that the grid is for: few, as blocks take their time here
 };
 
 struct Results {
   Tensor y, sum, mean, invstd, var_unbiased, running_mean, running_var, grad_x, grad_weight, grad_bias;
 };
 
+mixmatch::detail::NormGrid grid_of(const Case& c, int64_t width) {
+  const int64_t channels = c.x.size(1);
+  return {c.x.numel() / channels, channels, c.groups, width, kThreads, c.processors};
+}
+
 /// The launches of cuda_norm_forward() and cuda_norm_backward(), emulated.
 template <class Scalar, int width>
 Results run_packs(const Case& c) {
   using Compute = typename emulated::ComputeOf<Scalar>::type;
-  using Pack = emulated::Pack<Scalar, width>;
+  using Row = emulated::Row<Scalar, width>;
   const int64_t channels = c.x.size(1);
-  const mixmatch::detail::NormGrid grid(c.x.numel() / channels, channels, c.groups, width, kThreads);
+  const auto grid = grid_of(c, width);
   const auto options = c.weight.options();
-  const auto packs = [](const Tensor& tensor) {
-    return tensor.defined() ? emulated::pointer<Pack>(tensor) : nullptr;
+  const auto rows = [](const Tensor& tensor) {
+    return tensor.defined() ? emulated::pointer<Row>(tensor) : nullptr;
   };
   const auto values = [](const Tensor& tensor) { return emulated::pointer<Compute>(tensor); };
-  const auto over_images = [&](auto kernel, auto... arguments) {
+  const auto launch = [&](auto kernel, auto... arguments) {
     emulated::launch(static_cast<unsigned>(grid.groups * grid.chunks), static_cast<unsigned>(grid.tiles()),
-                     kThreads, kernel, arguments..., grid.rows, grid.packs, grid.span, grid.chunks,
-                     static_cast<int>(grid.lanes));
+                     kThreads, kernel, arguments..., grid.rows, grid.packs, grid.span,
+                     static_cast<int>(grid.chunks), static_cast<int>(grid.lane_bits));
   };
-  const auto over_items = [&](auto kernel, int64_t items, auto... arguments) {
-    constexpr int lanes = 8;
-    emulated::launch(static_cast<unsigned>((items + lanes - 1) / lanes), 1, 2 * kThreads, kernel,
-                     arguments..., grid.chunks, lanes);
-  };
+  constexpr auto share = static_cast<Compute>(0.25), eps = static_cast<Compute>(kEps),
+                 slope = static_cast<Compute>(kSlope);
   Results r;
   r.y = at::empty_like(c.x);
   r.sum = c.addend.defined() ? at::empty_like(c.x) : c.x;
@@ -60,23 +65,19 @@ Results run_packs(const Case& c) {
   r.grad_weight = at::empty_like(c.weight);
   r.grad_bias = at::empty_like(c.bias);
   const Tensor chunks = at::empty({2, c.groups * grid.chunks, channels}, options);
-  const Tensor sums = at::empty({2, c.groups, channels}, options);
-  over_images(emulated::norm_moments<Scalar, width>, packs(c.x), packs(c.addend), packs(r.sum),
-              values(chunks[0]), values(chunks[1]));
-  over_items(emulated::norm_statistics<Compute>, c.groups * channels, values(chunks[0]), values(chunks[1]),
-             values(r.mean), values(r.invstd), values(r.var_unbiased), values(r.running_mean),
-             values(r.running_var), 0.25, kEps, grid.rows, channels, c.groups * channels, grid.span);
-  over_images(emulated::norm_activate<Scalar, width>, packs(r.y), packs(r.sum), values(r.mean),
-              values(r.invstd), values(c.weight), values(c.bias), kSlope);
-  over_images(emulated::norm_gradient_sums<Scalar, width>, packs(c.grad_y), packs(r.sum), values(r.mean),
-              values(r.invstd), values(c.weight), values(c.bias), values(chunks[0]), values(chunks[1]),
-              kSlope);
-  over_items(emulated::norm_parameter_gradients<Compute>, channels, values(chunks[0]), values(chunks[1]),
-             values(sums[0]), values(sums[1]), values(r.grad_bias), values(r.grad_weight), channels,
-             c.groups);
-  over_images(emulated::norm_input_gradient<Scalar, width>, packs(r.grad_x), packs(c.grad_y),
-              packs(c.grad_sum), packs(r.sum), values(r.mean), values(r.invstd), values(c.weight),
-              values(c.bias), values(sums[0]), values(sums[1]), kSlope);
+  launch(c.addend.defined() ? emulated::norm_moments<Scalar, width, true>
+                            : emulated::norm_moments<Scalar, width, false>,
+         rows(c.x), rows(c.addend), rows(r.sum), values(chunks[0]), values(chunks[1]));
+  launch(emulated::norm_activate<Scalar, width>, rows(r.y), rows(r.sum), values(chunks[0]), values(chunks[1]),
+         values(c.weight), values(c.bias), values(r.mean), values(r.invstd), values(r.var_unbiased),
+         values(r.running_mean), values(r.running_var), share, eps, slope);
+  launch(emulated::norm_gradient_sums<Scalar, width>, rows(c.grad_y), rows(r.sum), values(r.mean),
+         values(r.invstd), values(c.weight), values(c.bias), values(chunks[0]), values(chunks[1]), slope);
+  launch(c.grad_sum.defined() ? emulated::norm_input_gradient<Scalar, width, true>
+                              : emulated::norm_input_gradient<Scalar, width, false>,
+         rows(r.grad_x), rows(c.grad_y), rows(c.grad_sum), rows(r.sum), values(r.mean), values(r.invstd),
+         values(c.weight), values(c.bias), values(chunks[0]), values(chunks[1]), values(r.grad_bias),
+         values(r.grad_weight), slope, static_cast<int>(c.groups));
   return r;
 }
 
@@ -184,19 +185,88 @@ TEST_CASE("the norm kernels' variance survives a mean that is far from 0") {
   CHECK(at::allclose(results.y.to(at::kDouble), expected.y, 1e-2, 2e-2));
 }
 
-TEST_CASE("the norm kernels' results are the same at each call, in many chunks") {
+TEST_CASE("the norm kernels' results are the same in every order of blocks, in many chunks") {
+  using emulated::BlockOrder;
   torch::manual_seed(3);
-  Case c = make_case(at::kFloat, 64, 8, 2, true);
-  const mixmatch::detail::NormGrid grid(64 * 15, 8, 2, 4, kThreads);
-  CHECK(grid.chunks > 1);
-  const Results first = run(c, true), second = run(c, true);
-  CHECK(first.y.equal(second.y));
-  CHECK(first.grad_x.equal(second.grad_x));
-  CHECK(first.grad_weight.equal(second.grad_weight));
-  const Results expected = exact(c, first.sum);
-  CHECK(at::allclose(first.y.to(at::kDouble), expected.y, 1e-4, 1e-4));
-  CHECK(at::allclose(first.grad_x.to(at::kDouble), expected.grad_x, 1e-4, 1e-4));
-  CHECK(at::allclose(first.grad_weight.to(at::kDouble), expected.grad_weight, 1e-4, 1e-3));
+  for (const auto& [type, channels] : {std::pair<at::ScalarType, int64_t>{at::kFloat, 24},
+                                       {at::kFloat, 5},
+                                       {at::kDouble, 6},
+                                       {at::kBFloat16, 40},
+                                       {at::kHalf, 8}}) {
+    const bool wide = channels % (16 / static_cast<int64_t>(c10::elementSize(type))) == 0;
+    Case c = make_case(type, 63, channels, 3, channels % 3 == 0);
+    c.processors = 18;
+    const auto grid = grid_of(c, wide ? 16 / static_cast<int64_t>(c10::elementSize(type)) : 1);
+    INFO(type << ", " << channels << " channels, " << grid.chunks << " chunks");
+    CHECK(grid.chunks > 2);
+    CHECK(grid.rows % grid.span != 0);
+    std::vector<Results> results;
+    for (const auto order :
+         {BlockOrder::forward, BlockOrder::forward, BlockOrder::backward, BlockOrder::shuffled}) {
+      emulated::block_order = order;
+      results.push_back(run(c, wide));
+    }
+    emulated::block_order = BlockOrder::forward;
+    const auto all = [](const Results& r) {
+      return std::vector<Tensor>{
+          r.y,           r.sum,    r.mean,        r.invstd,   r.var_unbiased, r.running_mean,
+          r.running_var, r.grad_x, r.grad_weight, r.grad_bias};
+    };
+    const auto first = all(results[0]);
+    for (const auto& other : results) {
+      const auto same = all(other);
+      for (size_t i = 0; i < first.size(); ++i) {
+        INFO("result " << i);
+        CHECK(first[i].equal(same[i]));
+      }
+    }
+    const Results& found = results[0];
+    const Results expected = exact(c, found.sum);
+    const double precise = type == at::kDouble ? 1e-10 : 1e-5;
+    const double image = std::max(emulated::rounding_of(type), 10 * precise);
+    const auto near = [](const Tensor& one, const Tensor& right, double tolerance) {
+      return at::allclose(one.to(at::kDouble), right, tolerance, tolerance);
+    };
+    CHECK(near(found.mean, expected.mean, precise));
+    CHECK(near(found.invstd, expected.invstd, precise));
+    CHECK(near(found.running_mean, 0.75 * 2.0 + 0.25 * expected.mean[0], precise));
+    CHECK(near(found.running_var, 0.75 * 3.0 + 0.25 * expected.var_unbiased[0], precise));
+    CHECK(near(found.y, expected.y, image));
+    CHECK(near(found.grad_x, expected.grad_x, image));
+    CHECK(near(found.grad_weight, expected.grad_weight, 100 * precise));
+    CHECK(near(found.grad_bias, expected.grad_bias, 100 * precise));
+  }
+}
+
+TEST_CASE("the norm kernels take an image of ones, a group of one chunk and batches of many rows a thread") {
+  torch::manual_seed(7);
+  Case c = make_case(at::kFloat, 300, 4, 1, true);  // one lane: 32 slices, 141 rows each at least
+  c.x.fill_(1);
+  c.addend.fill_(2);
+  const Results results = run(c, true);
+  CHECK(results.sum.eq(3).all().item<bool>());
+  CHECK(results.mean.eq(3).all().item<bool>());
+  CHECK(results.var_unbiased.eq(0).all().item<bool>());
+  CHECK(at::allclose(results.y, at::leaky_relu(c.bias, kSlope).view({1, 4, 1, 1}).expand_as(c.x)));
+  CHECK(at::allclose(results.grad_weight, at::zeros({4}), 0, 1e-3));
+}
+
+TEST_CASE("the norm kernels' grid is a block a processor for every norm of WRN-28-2") {
+  for (const int64_t groups : {2, 3}) {
+    for (const auto& [channels, size] : {std::pair<int64_t, int64_t>{16, 32}, {32, 32}, {64, 16}, {128, 8}}) {
+      const mixmatch::detail::NormGrid grid(groups * 64 * size * size, channels, groups, 8);
+      INFO(groups << " groups, " << channels << " channels");
+      const int64_t blocks = grid.groups * grid.chunks * grid.tiles();
+      CHECK(blocks <= 132);
+      CHECK(blocks >= 120);
+      // What a block reads of the chunks' numbers, two float32 a channel, against its own share of the
+      // images.
+      const int64_t merged = grid.chunks * grid.lanes() * 8 * 8, own = grid.span * grid.lanes() * 16;
+      CHECK(4 * merged <= own);
+      CHECK(grid.chunks * grid.span >= grid.rows);
+      CHECK((grid.chunks - 1) * grid.span < grid.rows);
+    }
+  }
 }
 
 TEST_CASE("the norm kernels are not for tensors of the CPU") {
@@ -283,9 +353,9 @@ TEST_CASE("BatchNormLeakyReLU on the norm kernels is the layer in ATen's calls")
       };
       const int before = device.launches();
       const auto found = run_layer(true);
-      CHECK(device.launches() == before + 6);
+      CHECK(device.launches() == before + 4);
       const auto expected = run_layer(false);
-      CHECK(device.launches() == before + 6);
+      CHECK(device.launches() == before + 4);
       INFO(type << ", adds " << adds);
       for (size_t i = 0; i < found.size(); ++i) {
         const double tolerance = type == at::kFloat ? 1e-4 : 3e-2;

@@ -52,15 +52,16 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", 1>");
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
     kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
-    for (const char* kernel :
-         {"norm_moments", "norm_activate", "norm_gradient_sums", "norm_input_gradient"}) {
-      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", 1>"));
-      kernels.emplace_back(cuda_norm_source, kernel + ("<" + type + ", " + std::to_string(width) + ">"));
+    for (const std::string& packs : {type + ", 1", type + ", " + std::to_string(width)}) {
+      for (const char* adds : {", false>", ", true>"}) {
+        kernels.emplace_back(cuda_norm_source, "norm_moments<" + packs + adds);
+        kernels.emplace_back(cuda_norm_source, "norm_input_gradient<" + packs + adds);
+      }
+      kernels.emplace_back(cuda_norm_source, "norm_activate<" + packs + ">");
+      kernels.emplace_back(cuda_norm_source, "norm_gradient_sums<" + packs + ">");
     }
   }
   for (const std::string type : {"float", "double"}) {
-    kernels.emplace_back(cuda_norm_source, "norm_statistics<" + type + ">");
-    kernels.emplace_back(cuda_norm_source, "norm_parameter_gradients<" + type + ">");
     kernels.emplace_back(cuda_optimizer_source, "adam_step<" + type + ">");
     kernels.emplace_back(cuda_optimizer_source, "sgd_step<" + type + ">");
   }

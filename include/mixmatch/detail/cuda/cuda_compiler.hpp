@@ -48,6 +48,11 @@ __device__ inline double widen(double value) { return value; }
 __device__ inline float widen(float value) { return value; }
 __device__ inline float widen(BFloat16 value) { return __uint_as_float((u32)value.bits << 16); }
 __device__ inline float widen(Half value) {
+#ifdef __CUDA_ARCH__
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  return wide;
+#else
   const u32 sign = (u32)(value.bits & 0x8000u) << 16;
   const u32 magnitude = value.bits & 0x7fffu;
   u32 bits;
@@ -59,16 +64,24 @@ __device__ inline float widen(Half value) {
     bits = __float_as_uint((float)magnitude * 5.9604644775390625e-8f);  // 2^-24, a subnormal's unit
   }
   return __uint_as_float(sign | bits);
+#endif
 }
 
-// To the nearest, ties to even.
+// To the nearest, ties to even. On a device that can, by its own instruction: the same but for a NaN's bits.
 __device__ inline void narrow(double& to, double value) { to = value; }
 __device__ inline void narrow(float& to, float value) { to = value; }
 __device__ inline void narrow(BFloat16& to, float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to.bits) : "f"(value));
+#else
   const u32 bits = __float_as_uint(value);
   to.bits = value != value ? (u16)0x7fc0u : (u16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+#endif
 }
 __device__ inline void narrow(Half& to, float value) {
+#ifdef __CUDA_ARCH__
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(to.bits) : "f"(value));
+#else
   const u32 word = __float_as_uint(value);
   const u32 sign = (word >> 16) & 0x8000u;
   const u32 magnitude = word & 0x7fffffffu;
@@ -84,7 +97,29 @@ __device__ inline void narrow(Half& to, float value) {
     bits = __float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u;
   }
   to.bits = (u16)(sign | bits);
+#endif
 }
+
+// Two at a time, `low` in the lower half of a word.
+template <class Scalar>
+__device__ inline u32 narrow_two(Scalar, float low, float high) {
+  Scalar first, second;
+  narrow(first, low);
+  narrow(second, high);
+  return first.bits | (u32)second.bits << 16;
+}
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+__device__ inline u32 narrow_two(BFloat16, float low, float high) {
+  u32 word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+__device__ inline u32 narrow_two(Half, float low, float high) {
+  u32 word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+  return word;
+}
+#endif
 
 __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }

@@ -6,30 +6,37 @@
 #include <algorithm>
 #include <cstdint>
 #include <string>
-#include <tuple>
+#include <string_view>
+#include <type_traits>
 
 namespace mixmatch::detail {
 
 /// How a batch of channels-last images is cut up for the kernels: the same on every device, so that results
 /// are.
 struct NormGrid {
-  int64_t rows, width, packs, span, chunks, lanes, groups;
-  static constexpr int64_t threads = 256, item_threads = 512, item_lanes = 8;
+  int64_t rows, width, packs, span, chunks, lane_bits, groups;
+  static constexpr int64_t threads = 512;
 
+  /// A large device has 132 processors. A block for each is enough where a thread's loads are wide; where
+  /// they are not, three are needed to have as much on its way. Fewer chunks are less to merge.
   NormGrid(int64_t total_rows, int64_t channels, int64_t num_groups, int64_t pack_width,
-           int64_t block_threads = threads)
+           int64_t block_threads = threads, int64_t processors = 132)
       : rows(total_rows / num_groups), width(pack_width), packs(channels / pack_width), groups(num_groups) {
-    constexpr int64_t rows_of_thread = 8, most_chunks = 256;
-    lanes = 1;
-    while (lanes < packs && lanes < 32) {
-      lanes *= 2;
+    constexpr int64_t least_rows_of_thread = 2;
+    // A tile is 64 bytes wide where the packs are of 16, and never of more than 32 channels.
+    const int64_t most_lanes = width > 1 ? 4 : 32;
+    lane_bits = 0;
+    while (lanes() < packs && lanes() < most_lanes) {
+      ++lane_bits;
     }
-    const int64_t slices = block_threads / lanes;
-    const int64_t each = (rows + slices * most_chunks - 1) / (slices * most_chunks);
-    span = slices * std::max(rows_of_thread, each);
+    const int64_t slices = block_threads / lanes(), blocks = width > 1 ? processors : 3 * processors;
+    const int64_t most_chunks = std::max<int64_t>(1, blocks / (groups * tiles()));
+    const int64_t rows_of_thread = (rows + slices * most_chunks - 1) / (slices * most_chunks);
+    span = slices * std::max(least_rows_of_thread, rows_of_thread);
     chunks = (rows + span - 1) / span;
   }
-  int64_t tiles() const { return (packs + lanes - 1) / lanes; }
+  int64_t lanes() const { return int64_t{1} << lane_bits; }
+  int64_t tiles() const { return (packs + lanes() - 1) / lanes(); }
 };
 
 /// Whether cuda_norm_forward() takes images of this kind: [N, C, H, W] on CUDA, channels-last, float32,
@@ -58,24 +65,36 @@ class NormLaunch {
         grid(x.numel() / x.size(1), x.size(1), groups, width_for(x, tensors...)),
         device_(x.device()) {}
 
+  /// `more` goes on after the kernel's template arguments of type and width. Numbers among the arguments that
+  /// are float64 here are of the arithmetic type there.
   template <class... Arguments>
-  void over_images(const char* kernel, Arguments... arguments) const {
-    launch_cuda_kernel(
-        cuda_norm_source, std::string(kernel) + "<" + type_ + ", " + std::to_string(grid.width) + ">",
-        device_,
-        {.blocks_x = grid.groups * grid.chunks, .blocks_y = grid.tiles(), .threads = NormGrid::threads},
-        arguments..., grid.rows, grid.packs, grid.span, grid.chunks, static_cast<int>(grid.lanes));
-  }
-  template <class... Arguments>
-  void over_items(const char* kernel, int64_t items, Arguments... arguments) const {
-    const char* compute = std::string(type_) == "double" ? "double" : "float";
-    launch_cuda_kernel(cuda_norm_source, std::string(kernel) + "<" + compute + ">", device_,
-                       {.blocks_x = (items + NormGrid::item_lanes - 1) / NormGrid::item_lanes,
-                        .threads = NormGrid::item_threads},
-                       arguments..., grid.chunks, static_cast<int>(NormGrid::item_lanes));
+  void run(const char* kernel, const char* more, Arguments... arguments) const {
+    const std::string entry = c10::str(kernel, "<", type_, ", ", grid.width, more, ">");
+    if (std::string_view(type_) == "double") {
+      launch<double>(entry, arguments...);
+    } else {
+      launch<float>(entry, arguments...);
+    }
   }
 
  private:
+  template <class Compute, class Argument>
+  static auto as_parameter(Argument argument) {
+    if constexpr (std::is_same_v<Argument, double>) {
+      return static_cast<Compute>(argument);
+    } else {
+      return argument;
+    }
+  }
+  template <class Compute, class... Arguments>
+  void launch(const std::string& entry, Arguments... arguments) const {
+    launch_cuda_kernel(
+        cuda_norm_source, entry, device_,
+        {.blocks_x = grid.groups * grid.chunks, .blocks_y = grid.tiles(), .threads = NormGrid::threads},
+        as_parameter<Compute>(arguments)..., grid.rows, grid.packs, grid.span, static_cast<int>(grid.chunks),
+        static_cast<int>(grid.lane_bits));
+  }
+
   template <class... Tensors>
   static int64_t width_for(const at::Tensor& x, const Tensors&... tensors) {
     const auto wide = 16 / static_cast<int64_t>(x.element_size());
@@ -114,17 +133,15 @@ inline CudaNormOutput cuda_norm_forward(const at::Tensor& x, const at::Tensor& a
   const auto options = weight.options().requires_grad(false);
   const at::Tensor chunks = at::empty({2, groups * launch.grid.chunks, channels}, options);
   const at::Tensor results = at::empty({3, groups, channels}, options);
-  launch.over_images("norm_moments", data_or_null(x), data_or_null(addend), data_or_null(out.sum),
-                     data_or_null(chunks[0]), data_or_null(chunks[1]));
   out.mean = results[0];
   out.invstd = results[1];
   out.var_unbiased = results[2];
-  launch.over_items("norm_statistics", groups * channels, data_or_null(chunks[0]), data_or_null(chunks[1]),
-                    data_or_null(out.mean), data_or_null(out.invstd), data_or_null(out.var_unbiased),
-                    data_or_null(running_mean), data_or_null(running_var), share, eps, launch.grid.rows,
-                    channels, groups * channels, launch.grid.span);
-  launch.over_images("norm_activate", data_or_null(out.y), data_or_null(out.sum), data_or_null(out.mean),
-                     data_or_null(out.invstd), data_or_null(weight), data_or_null(bias), slope);
+  launch.run("norm_moments", addend.defined() ? ", true" : ", false", data_or_null(x), data_or_null(addend),
+             data_or_null(out.sum), data_or_null(chunks[0]), data_or_null(chunks[1]));
+  launch.run("norm_activate", "", data_or_null(out.y), data_or_null(out.sum), data_or_null(chunks[0]),
+             data_or_null(chunks[1]), data_or_null(weight), data_or_null(bias), data_or_null(out.mean),
+             data_or_null(out.invstd), data_or_null(out.var_unbiased), data_or_null(running_mean),
+             data_or_null(running_var), share, eps, slope);
   return out;
 }
 
@@ -141,19 +158,16 @@ inline NormGradients cuda_norm_backward(const at::Tensor& grad_y, const at::Tens
   const NormLaunch launch(groups, sum, grad_y, grad_sum, out.grad_x);
   const auto options = weight.options().requires_grad(false);
   const at::Tensor chunks = at::empty({2, groups * launch.grid.chunks, channels}, options);
-  const at::Tensor group_sums = at::empty({2, groups, channels}, options);
   out.grad_weight = at::empty({channels}, options);
   out.grad_bias = at::empty({channels}, options);
-  launch.over_images("norm_gradient_sums", data_or_null(grad_y), data_or_null(sum), data_or_null(mean),
-                     data_or_null(invstd), data_or_null(weight), data_or_null(bias), data_or_null(chunks[0]),
-                     data_or_null(chunks[1]), slope);
-  launch.over_items("norm_parameter_gradients", channels, data_or_null(chunks[0]), data_or_null(chunks[1]),
-                    data_or_null(group_sums[0]), data_or_null(group_sums[1]), data_or_null(out.grad_bias),
-                    data_or_null(out.grad_weight), channels, groups);
-  launch.over_images("norm_input_gradient", data_or_null(out.grad_x), data_or_null(grad_y),
-                     data_or_null(grad_sum), data_or_null(sum), data_or_null(mean), data_or_null(invstd),
-                     data_or_null(weight), data_or_null(bias), data_or_null(group_sums[0]),
-                     data_or_null(group_sums[1]), slope);
+  launch.run("norm_gradient_sums", "", data_or_null(grad_y), data_or_null(sum), data_or_null(mean),
+             data_or_null(invstd), data_or_null(weight), data_or_null(bias), data_or_null(chunks[0]),
+             data_or_null(chunks[1]), slope);
+  launch.run("norm_input_gradient", grad_sum.defined() ? ", true" : ", false", data_or_null(out.grad_x),
+             data_or_null(grad_y), data_or_null(grad_sum), data_or_null(sum), data_or_null(mean),
+             data_or_null(invstd), data_or_null(weight), data_or_null(bias), data_or_null(chunks[0]),
+             data_or_null(chunks[1]), data_or_null(out.grad_bias), data_or_null(out.grad_weight), slope,
+             static_cast<int>(groups));
   return out;
 }
 

@@ -4,446 +4,562 @@
 
 namespace mixmatch::detail {
 
-// The kernels over images share one grid. Images are rows of channels; a group has `rows` rows, cut into
-// `chunks` of `span` rows, the last of fewer. Blocks along x are (group, chunk), blocks along y are tiles of
-// `lanes` packs of channels. In a block, thread slice * lanes + lane runs over the chunk's rows slice,
-// slice + slices, … for one pack, some rows at a time so that their loads do not wait for each other. The
-// kernels over items, which are channels, have `lanes` items a block and spread an item's chunks over the
-// slices. No atomics: chunks write partial results, which one block merges, and all sums are in one order.
+// The kernels share one grid. Images are rows of channels; a group has `rows` rows, cut into `chunks` of
+// `span` rows, the last of fewer. Blocks along x are (group, chunk), blocks along y are tiles of 2^lane_bits
+// packs of channels. In a block, thread slice * lanes + lane runs over the chunk's rows slice, slice +
+// slices, … for one pack, `depth` rows at a time, all of which are on their way before the first is used.
+// There is about a block for each processor of a large device, so that a thread may have the registers for
+// that.
+//
+// A sweep leaves two numbers of each chunk and channel, which every block of the next sweep adds up for its
+// group and tile while its own rows are on their way: a group's chunks are few, and no launch is needed in
+// between. What is to be written of a group, its last chunk's blocks write, which have the fewest rows. No
+// atomics; all sums are in one order.
 inline constexpr CudaSource cuda_norm_source{"mixmatch_norm.cu", R"cuda(
-// A thread's place in the grid of a kernel over images.
-struct Place {
-  i64 group, chunk, tile, pack, first, step, begin, end;
-  int lane, slice, slices;
-  bool active;
+const int most_threads = 512, most_channels = 32;  // of a block; of a tile
 
-  __device__ Place(i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
-    lane = static_cast<int>(threadIdx.x) % lanes;
-    slice = static_cast<int>(threadIdx.x) / lanes;
-    slices = static_cast<int>(blockDim.x) / lanes;
+// A thread's place in the grid.
+struct Place {
+  i64 group, pack, first, step;
+  int chunk, lanes, lane_bits, lane, slice, slices, thread, threads, left;
+  bool last;  // of the group's chunks
+
+  __device__ Place(i64 rows, i64 packs, i64 span, int chunks, int bits) {
+    thread = static_cast<int>(threadIdx.x);
+    threads = static_cast<int>(blockDim.x);
+    lane_bits = bits;
+    lanes = 1 << bits;
+    lane = thread & (lanes - 1);
+    slice = thread >> bits;
+    slices = threads >> bits;
     group = blockIdx.x / static_cast<u32>(chunks);
-    chunk = blockIdx.x % static_cast<u32>(chunks);
-    tile = static_cast<i64>(blockIdx.y) * lanes;  // its first pack
-    pack = tile + lane;
-    active = pack < packs;
-    begin = chunk * span + slice;
-    end = (chunk + 1) * span < rows ? (chunk + 1) * span : rows;
-    first = (group * rows + begin) * packs + pack;  // in packs, of row `begin`
-    step = slices * packs;                          // to the thread's next row
+    chunk = static_cast<int>(blockIdx.x % static_cast<u32>(chunks));
+    last = chunk == chunks - 1;
+    pack = static_cast<i64>(blockIdx.y) * lanes + lane;
+    const i64 before = chunk * span;
+    const int size = static_cast<int>(last ? rows - before : span);
+    first = (group * rows + before + slice) * packs + pack;  // in packs, of the thread's first row
+    step = slices * packs;                                   // to its next one
+    left = pack < packs ? size - slice : 0;                  // rows to the chunk's end
   }
 };
 
-// The sums of `values` numbers of each thread over the block's slices: value v of a lane is then at
-// scratch[v * (blockDim.x + lanes) + lane] for every thread. `values`, `lanes` and blockDim.x are powers of
-// two; the lanes between the values' rows keep a warp's accesses in different banks. All threads must call it.
+// A channel of which a thread adds up numbers: of the chunks slice, slice + slices, …. The block's first
+// threads, one a channel, have the sums in the end.
+struct TileChannel {
+  int channels, index, slice, slices;  // `channels` of the tile
+  i64 channel, total;
+  bool active, first;
+
+  __device__ TileChannel(const Place& place, i64 packs, int width) {
+    channels = place.lanes * width;
+    index = place.thread & (channels - 1);
+    slice = place.thread / width >> place.lane_bits;
+    slices = place.threads / width >> place.lane_bits;
+    total = packs * width;
+    channel = static_cast<i64>(blockIdx.y) * channels + index;
+    active = channel < total;
+    first = place.thread < channels;
+  }
+};
+
+// A pack as it is kept in registers: numbers of 16 bits by twos, as a register each is what they would get.
+template <class Scalar, int width>
+struct Row {
+  Pack<Scalar, width> pack;
+
+  __device__ void read(typename ComputeOf<Scalar>::type* to) const {
+    for (int k = 0; k < width; ++k) {
+      to[k] = widen(pack.values[k]);
+    }
+  }
+  __device__ void write(const typename ComputeOf<Scalar>::type* from) {
+    for (int k = 0; k < width; ++k) {
+      narrow(pack.values[k], from[k]);
+    }
+  }
+};
+template <class Scalar>
+struct RowOfWords {
+  Pack<u32, 4> words;
+
+  __device__ void read(float* to) const {
+    for (int k = 0; k < 4; ++k) {
+      to[2 * k] = widen(Scalar{static_cast<u16>(words.values[k] & 0xffffu)});
+      to[2 * k + 1] = widen(Scalar{static_cast<u16>(words.values[k] >> 16)});
+    }
+  }
+  __device__ void write(const float* from) {
+    for (int k = 0; k < 4; ++k) {
+      words.values[k] = narrow_two(Scalar(), from[2 * k], from[2 * k + 1]);
+    }
+  }
+};
+template <> struct Row<BFloat16, 8> : RowOfWords<BFloat16> {};
+template <> struct Row<Half, 8> : RowOfWords<Half> {};
+
+// x + addend as it is stored.
+template <class Scalar, int width>
+__device__ inline void add_row(Row<Scalar, width>& x, const Row<Scalar, width>& addend) {
+  typename ComputeOf<Scalar>::type numbers[width], others[width];
+  x.read(numbers);
+  addend.read(others);
+  for (int k = 0; k < width; ++k) {
+    numbers[k] += others[k];
+  }
+  x.write(numbers);
+}
+
+// The thread's next rows, as far as there are some.
+template <int depth, class Values>
+__device__ inline void load_rows(Values* values, const Values* __restrict__ from, i64 at, const Place& place,
+                                 int left) {
+  for (int i = 0; i < depth; ++i) {
+    if (i * place.slices < left) {
+      values[i] = from[at + i * place.step];
+    }
+  }
+}
+
+// What a thread's pack of channels needs of numbers that `scratch` has for each channel of the tile.
+template <int width, class Compute>
+__device__ inline void read_channels(Compute* to, const Compute* scratch, int number, const Place& place) {
+  for (int k = 0; k < width; ++k) {
+    to[k] = scratch[number * most_channels + place.lane * width + k];
+  }
+}
+
+// The sums of `values` numbers of each thread over the block's slices, as far as slice_sum() goes on. `values`
+// is a power of two; the lanes between the values' rows keep a warp's accesses in different banks. All threads
+// must call it.
 template <int values, class Compute>
-__device__ inline void sum_slices(const Compute* own, Compute* scratch, int lanes) {
-  const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
-  const int row = threads + lanes, outputs = values * lanes;
-  const int parts = threads > outputs ? threads / outputs : 1;  // of a lane's slices, for a thread each
-  const int each = threads / lanes / parts;
+__device__ inline void sum_slices(const Compute* own, Compute* scratch, const Place& place) {
+  const int row = place.threads + place.lanes, each = place.slices < values ? place.slices : values;
   for (int v = 0; v < values; ++v) {
-    scratch[v * row + thread] = own[v];
+    scratch[v * row + place.thread] = own[v];
   }
   __syncthreads();
-  for (int i = thread; i < outputs * parts; i += threads) {
-    Compute* from = scratch + i / lanes % values * row + i / outputs * each * lanes + i % lanes;
+  for (int i = place.thread; i < values * place.lanes * (place.slices / each); i += place.threads) {
+    const int part = i / values >> place.lane_bits;
+    Compute* from = scratch + (i >> place.lane_bits) % values * row + part * each * place.lanes + place.lane;
     Compute sum = from[0];
     if (each == values) {
       for (int k = 1; k < values; ++k) {
-        sum += from[k * lanes];
+        sum += from[k * place.lanes];
       }
     } else {
       for (int k = 1; k < each; ++k) {
-        sum += from[k * lanes];
+        sum += from[k * place.lanes];
       }
     }
     from[0] = sum;
   }
   __syncthreads();
-  for (int rest = parts / 2; rest > 0; rest /= 2) {
-    if (thread < outputs * rest) {
-      Compute* to = scratch + thread / lanes % values * row + thread / outputs * each * lanes + thread % lanes;
-      to[0] += to[rest * each * lanes];
-    }
-    __syncthreads();
-  }
 }
 
-// x + addend as it is stored, where there is an addend.
-template <class Scalar, int width>
-__device__ inline void add_pack(Pack<Scalar, width>& x, const Pack<Scalar, width>& addend) {
-  for (int k = 0; k < width; ++k) {
-    narrow(x.values[k], widen(x.values[k]) + widen(addend.values[k]));
+// The sum of value `value` over a lane's slices, after sum_slices().
+template <int values, class Compute>
+__device__ inline Compute slice_sum(const Compute* scratch, int value, int lane, const Place& place) {
+  const Compute* from = scratch + value * (place.threads + place.lanes) + lane;
+  Compute sum = from[0];
+  for (int i = values; i < place.slices; i += values) {
+    sum += from[i * place.lanes];
   }
+  return sum;
 }
 
-// Of `count` rows.
-template <int count, class Scalar, int width, class Compute>
-__device__ inline void add_moments(const Pack<Scalar, width>* __restrict__ x,
-                                   const Pack<Scalar, width>* __restrict__ addend,
-                                   Pack<Scalar, width>* __restrict__ sum, i64 at, i64 step,
-                                   const Compute* shift, Compute* totals) {
-  Pack<Scalar, width> values[count], others[count];
-  for (int i = 0; i < count; ++i) {
-    values[i] = x[at + i * step];
-  }
-  if (addend != nullptr) {
-    for (int i = 0; i < count; ++i) {
-      others[i] = addend[at + i * step];
-    }
-    for (int i = 0; i < count; ++i) {
-      add_pack(values[i], others[i]);
-      sum[at + i * step] = values[i];
-    }
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int k = 0; k < width; ++k) {
-      const Compute difference = widen(values[i].values[k]) - shift[k];
-      totals[k] += difference;
-      totals[width + k] += difference * difference;
+// The sums of two numbers of each thread over a channel's threads, then in the first of them. All threads must
+// call it.
+template <class Compute>
+__device__ inline void sum_channel(Compute* own, Compute* scratch, const TileChannel& tile, const Place& place) {
+  scratch[place.thread] = own[0];
+  scratch[place.threads + place.thread] = own[1];
+  __syncthreads();
+  if (tile.first) {
+    for (int i = place.thread + tile.channels; i < place.threads; i += tile.channels) {
+      own[0] += scratch[i];
+      own[1] += scratch[place.threads + i];
     }
   }
 }
 
-// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where there is an
-// addend. The sums are of differences from the chunk's first row.
-template <class Scalar, int width>
-__global__ void norm_moments(const Pack<Scalar, width>* __restrict__ x,
-                             const Pack<Scalar, width>* __restrict__ addend,
-                             Pack<Scalar, width>* __restrict__ sum,
-                             typename ComputeOf<Scalar>::type* __restrict__ chunk_means,
-                             typename ComputeOf<Scalar>::type* __restrict__ chunk_squares, i64 rows, i64 packs,
-                             i64 span, i64 chunks, int lanes) {
+// Of the chunks slice, slice + slices, …: the sum of count (mean - shift), and that of squared differences from
+// `shift`.
+template <class Compute>
+__device__ inline void add_chunk_moments(Compute* own, Compute shift, const Compute* __restrict__ means,
+                                         const Compute* __restrict__ squares, const TileChannel& tile, i64 rows,
+                                         i64 span, int chunks) {
+  const int batch = 4;
+  const Compute usual = static_cast<Compute>(span), rest = static_cast<Compute>(rows - (chunks - 1) * span);
+  for (int chunk = tile.slice; chunk < chunks; chunk += batch * tile.slices) {
+    Compute mean[batch], square[batch];
+    for (int j = 0; j < batch; ++j) {
+      const int of = chunk + j * tile.slices;
+      mean[j] = of < chunks ? means[of * tile.total] : shift;
+      square[j] = of < chunks ? squares[of * tile.total] : static_cast<Compute>(0);
+    }
+    for (int j = 0; j < batch; ++j) {
+      const Compute difference = mean[j] - shift;
+      const Compute weighted = (chunk + j * tile.slices == chunks - 1 ? rest : usual) * difference;
+      own[0] += weighted;
+      own[1] += square[j] + weighted * difference;
+    }
+  }
+}
+
+// Of the chunks slice, slice + slices, …: the sums of two numbers.
+template <class Compute>
+__device__ inline void add_chunk_sums(Compute* own, const Compute* __restrict__ sums,
+                                      const Compute* __restrict__ products, const TileChannel& tile, int chunks) {
+  const int batch = 4;
+  for (int chunk = tile.slice; chunk < chunks; chunk += batch * tile.slices) {
+    Compute sum[batch], product[batch];
+    for (int j = 0; j < batch; ++j) {
+      const int of = chunk + j * tile.slices;
+      sum[j] = of < chunks ? sums[of * tile.total] : static_cast<Compute>(0);
+      product[j] = of < chunks ? products[of * tile.total] : static_cast<Compute>(0);
+    }
+    for (int j = 0; j < batch; ++j) {
+      own[0] += sum[j];
+      own[1] += product[j];
+    }
+  }
+}
+
+// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where it adds. The
+// sums are of differences from the chunk's first row.
+template <class Scalar, int width, bool adds>
+__global__ void __launch_bounds__(most_threads)
+    norm_moments(const Row<Scalar, width>* __restrict__ x, const Row<Scalar, width>* __restrict__ addend,
+                 Row<Scalar, width>* __restrict__ sum,
+                 typename ComputeOf<Scalar>::type* __restrict__ chunk_means,
+                 typename ComputeOf<Scalar>::type* __restrict__ chunk_squares, i64 rows, i64 packs, i64 span,
+                 int chunks, int lane_bits) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  __shared__ Compute scratch[2 * width * (256 + 32)];
-  __shared__ Compute shifts[32 * width];
-  const Place place(rows, packs, span, chunks, lanes);
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  const int depth = adds ? 6 : 8;
+  __shared__ Compute scratch[2 * width * (most_threads + most_channels / width)];
+  __shared__ Compute shifts[most_channels];
+  const Place place(rows, packs, span, chunks, lane_bits);
+  Row<Scalar, width> values[depth], others[depth];
+  i64 at = place.first;
+  int left = place.left;
+  load_rows<depth>(values, x, at, place, left);
+  if (adds) {
+    load_rows<depth>(others, addend, at, place, left);
+  }
   Compute shift[width], totals[2 * width];
   for (int k = 0; k < width; ++k) {
     shift[k] = totals[k] = totals[width + k] = 0;
   }
-  if (place.active) {
+  if (place.pack < packs) {
     const i64 first = place.first - place.slice * packs;
-    Pack<Scalar, width> values = x[first];
-    if (addend != nullptr) {
-      add_pack(values, addend[first]);
+    Row<Scalar, width> start = x[first];
+    if (adds) {
+      add_row(start, addend[first]);
     }
-    for (int k = 0; k < width; ++k) {
-      shift[k] = widen(values.values[k]);
-    }
+    start.read(shift);
     if (place.slice == 0) {
       for (int k = 0; k < width; ++k) {
         shifts[place.lane * width + k] = shift[k];
       }
     }
-    i64 at = place.first, row = place.begin;
-    for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
-      add_moments<4>(x, addend, sum, at, place.step, shift, totals);
-    }
-    for (; row < place.end; row += place.slices, at += place.step) {
-      add_moments<1>(x, addend, sum, at, place.step, shift, totals);
-    }
   }
-  sum_slices<2 * width>(totals, scratch, lanes);
-  const i64 to = ((place.group * chunks + place.chunk) * packs + place.tile) * width;
-  const Compute count = static_cast<Compute>(place.end - place.chunk * span);
-  for (int i = thread; i < lanes * width && place.tile * width + i < packs * width; i += threads) {
-    const int from = i % width * (threads + lanes) + i / width;
-    const Compute total = scratch[from], mean = total / count;
-    chunk_means[to + i] = shifts[i] + mean;
-    const Compute square = scratch[from + width * (threads + lanes)] - total * mean;
-    chunk_squares[to + i] = square < 0 ? static_cast<Compute>(0) : square;
-  }
-}
-
-// The chunks' moments merged, for `items` = groups x channels. The first group's mean and unbiased variance
-// move the running ones by `share`, where they are given.
-template <class Compute>
-__global__ void norm_statistics(const Compute* __restrict__ chunk_means,
-                                const Compute* __restrict__ chunk_squares, Compute* __restrict__ mean_out,
-                                Compute* __restrict__ invstd_out, Compute* __restrict__ unbiased_out,
-                                Compute* running_mean, Compute* running_var, double share, double eps,
-                                i64 rows, i64 channels, i64 items, i64 span, i64 chunks, int lanes) {
-  __shared__ double scratch[2 * (512 + 32)];
-  const int lane = static_cast<int>(threadIdx.x) % lanes, slice = static_cast<int>(threadIdx.x) / lanes;
-  const int slices = static_cast<int>(blockDim.x) / lanes;
-  const i64 item = static_cast<i64>(blockIdx.x) * lanes + lane;
-  const bool active = item < items;
-  double shift = 0, own[2] = {0, 0};
-  if (active) {
-    const i64 group = static_cast<u32>(item) / static_cast<u32>(channels);
-    const i64 from = group * chunks * channels + (item - group * channels);
-    shift = static_cast<double>(chunk_means[from]);
-    for (i64 chunk = slice; chunk < chunks; chunk += 4 * slices) {
-      Compute means[4], squares[4];
-      for (int j = 0; j < 4; ++j) {
-        const i64 at = chunk + j * slices;
-        means[j] = at < chunks ? chunk_means[from + at * channels] : static_cast<Compute>(0);
-        squares[j] = at < chunks ? chunk_squares[from + at * channels] : static_cast<Compute>(0);
-      }
-      for (int j = 0; j < 4; ++j) {
-        const i64 left = rows - (chunk + j * slices) * span;
-        const double count = static_cast<double>(left < 0 ? 0 : left < span ? left : span);
-        const double difference = static_cast<double>(means[j]) - shift;
-        own[0] += count * difference;
-        own[1] += static_cast<double>(squares[j]) + count * difference * difference;
+  while (left > 0) {
+    for (int i = 0; i < depth; ++i) {
+      if (i * place.slices < left) {
+        if (adds) {
+          add_row(values[i], others[i]);
+          sum[at + i * place.step] = values[i];
+        }
+        Compute numbers[width];
+        values[i].read(numbers);
+        for (int k = 0; k < width; ++k) {
+          const Compute difference = numbers[k] - shift[k];
+          totals[k] += difference;
+          totals[width + k] += difference * difference;
+        }
       }
     }
-  }
-  // Read before the sums are there, as nothing of them is needed for it.
-  const bool writes = slice == 0 && active, moves = writes && running_mean != nullptr && item < channels;
-  const double mean_before = moves ? static_cast<double>(running_mean[item]) : 0;
-  const double variance_before = moves ? static_cast<double>(running_var[item]) : 0;
-  const double of_row = 1 / static_cast<double>(rows), of_unbiased = 1 / static_cast<double>(rows - 1);
-  sum_slices<2>(own, scratch, lanes);
-  if (writes) {
-    const double total = scratch[lane], mean = shift + total * of_row;
-    const double square = scratch[static_cast<int>(blockDim.x) + lanes + lane] - total * (total * of_row);
-    const double unbiased = square * of_unbiased;
-    mean_out[item] = static_cast<Compute>(mean);
-    invstd_out[item] = static_cast<Compute>(1 / sqrt(square * of_row + eps));
-    unbiased_out[item] = static_cast<Compute>(unbiased);
-    if (moves) {
-      running_mean[item] = static_cast<Compute>((1 - share) * mean_before + share * mean);
-      running_var[item] = static_cast<Compute>((1 - share) * variance_before + share * unbiased);
+    at += depth * place.step;
+    left -= depth * place.slices;
+    load_rows<depth>(values, x, at, place, left);
+    if (adds) {
+      load_rows<depth>(others, addend, at, place, left);
     }
+  }
+  sum_slices<2 * width>(totals, scratch, place);
+  const TileChannel tile(place, packs, width);
+  if (tile.first && tile.active) {
+    const int lane = tile.index / width, k = tile.index % width;
+    const i64 to = (place.group * chunks + place.chunk) * tile.total + tile.channel;
+    const Compute count = static_cast<Compute>(place.last ? rows - place.chunk * span : span);
+    const Compute total = slice_sum<2 * width>(scratch, k, lane, place), mean = total / count;
+    const Compute square = slice_sum<2 * width>(scratch, width + k, lane, place) - total * mean;
+    chunk_means[to] = shifts[tile.index] + mean;
+    chunk_squares[to] = square < 0 ? static_cast<Compute>(0) : square;
   }
 }
 
-// A number of each of a pack's channels, 16 bytes at a time where memory is aligned for it.
-template <int width, class Compute>
-__device__ inline void load_channels(Compute* to, const Compute* __restrict__ from) {
-  const int wide = 16 / static_cast<int>(sizeof(Compute));
-  if (width % wide == 0 && reinterpret_cast<u64>(from) % 16 == 0) {
-    for (int k = 0; k < width / wide; ++k) {
-      const Pack<Compute, wide> loaded = reinterpret_cast<const Pack<Compute, wide>*>(from)[k];
-      for (int j = 0; j < wide; ++j) {
-        to[k * wide + j] = loaded.values[j];
-      }
-    }
-  } else {
-    for (int k = 0; k < width; ++k) {
-      to[k] = from[k];
-    }
-  }
-}
-
-// What a thread's pack of channels needs for z = weight (x - mean) invstd + bias.
-template <int width, class Compute>
-struct Affine {
-  Compute centre[width], invstd[width], factor[width], offset[width];
-
-  __device__ Affine(const Compute* mean, const Compute* inverse, const Compute* weight, const Compute* bias,
-                    const Place& place, i64 packs) {
-    const i64 channel = place.pack * width, item = place.group * packs * width + channel;
-    load_channels<width>(centre, mean + item);
-    load_channels<width>(invstd, inverse + item);
-    load_channels<width>(factor, weight + channel);
-    load_channels<width>(offset, bias + channel);
-    for (int k = 0; k < width; ++k) {
-      factor[k] *= invstd[k];
-    }
-  }
-};
-
-// Of `count` rows.
-template <int count, class Scalar, int width, class Compute>
-__device__ inline void activate(Pack<Scalar, width>* __restrict__ y, const Pack<Scalar, width>* __restrict__ x,
-                                i64 at, i64 step, const Affine<width, Compute>& affine, Compute slope) {
-  Pack<Scalar, width> values[count];
-  for (int i = 0; i < count; ++i) {
-    values[i] = x[at + i * step];
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int k = 0; k < width; ++k) {
-      const Compute z =
-          (widen(values[i].values[k]) - affine.centre[k]) * affine.factor[k] + affine.offset[k];
-      narrow(values[i].values[k], z > 0 ? z : z * slope);
-    }
-    y[at + i * step] = values[i];
-  }
-}
-
-// y = leaky(weight (x - mean) invstd + bias)
+// y = leaky(weight (x - mean) invstd + bias), with the chunks' moments merged. The first group's mean and
+// unbiased variance move the running ones by `share`, where they are given.
 template <class Scalar, int width>
-__global__ void norm_activate(Pack<Scalar, width>* __restrict__ y, const Pack<Scalar, width>* __restrict__ x,
-                              const typename ComputeOf<Scalar>::type* __restrict__ mean,
-                              const typename ComputeOf<Scalar>::type* __restrict__ invstd,
-                              const typename ComputeOf<Scalar>::type* __restrict__ weight,
-                              const typename ComputeOf<Scalar>::type* __restrict__ bias, double slope, i64 rows,
-                              i64 packs, i64 span, i64 chunks, int lanes) {
+__global__ void __launch_bounds__(most_threads)
+    norm_activate(Row<Scalar, width>* __restrict__ y, const Row<Scalar, width>* __restrict__ x,
+                  const typename ComputeOf<Scalar>::type* __restrict__ chunk_means,
+                  const typename ComputeOf<Scalar>::type* __restrict__ chunk_squares,
+                  const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                  const typename ComputeOf<Scalar>::type* __restrict__ bias,
+                  typename ComputeOf<Scalar>::type* __restrict__ mean_out,
+                  typename ComputeOf<Scalar>::type* __restrict__ invstd_out,
+                  typename ComputeOf<Scalar>::type* __restrict__ unbiased_out,
+                  typename ComputeOf<Scalar>::type* __restrict__ running_mean,
+                  typename ComputeOf<Scalar>::type* __restrict__ running_var,
+                  typename ComputeOf<Scalar>::type share, typename ComputeOf<Scalar>::type eps,
+                  typename ComputeOf<Scalar>::type slope, i64 rows, i64 packs, i64 span, int chunks,
+                  int lane_bits) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  const Place place(rows, packs, span, chunks, lanes);
-  if (!place.active) {
-    return;
-  }
-  const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
-  i64 at = place.first, row = place.begin;
-  for (; row + 3 * place.slices < place.end; row += 4 * place.slices, at += 4 * place.step) {
-    activate<4>(y, x, at, place.step, affine, static_cast<Compute>(slope));
-  }
-  for (; row < place.end; row += place.slices, at += place.step) {
-    activate<1>(y, x, at, place.step, affine, static_cast<Compute>(slope));
-  }
-}
+  const int depth = 8;
+  __shared__ Compute scratch[2 * most_threads];
+  __shared__ Compute constants[3 * most_channels];
+  const Place place(rows, packs, span, chunks, lane_bits);
+  Row<Scalar, width> values[depth];
+  i64 at = place.first;
+  int left = place.left;
+  load_rows<depth>(values, x, at, place, left);
 
-// Of `count` rows.
-template <int count, class Scalar, int width, class Compute>
-__device__ inline void add_gradients(const Pack<Scalar, width>* __restrict__ grad_y,
-                                     const Pack<Scalar, width>* __restrict__ x, i64 at, i64 step,
-                                     const Affine<width, Compute>& affine, Compute slope, Compute* totals) {
-  Pack<Scalar, width> values[count], gradients[count];
-  for (int i = 0; i < count; ++i) {
-    values[i] = x[at + i * step];
-    gradients[i] = grad_y[at + i * step];
-  }
-  for (int i = 0; i < count; ++i) {
-    for (int k = 0; k < width; ++k) {
-      const Compute centred = widen(values[i].values[k]) - affine.centre[k];
-      const Compute z = centred * affine.factor[k] + affine.offset[k];
-      const Compute gradient = widen(gradients[i].values[k]);
-      const Compute dz = z > 0 ? gradient : gradient * slope;
-      totals[k] += dz;
-      totals[width + k] += dz * centred;
+  const TileChannel tile(place, packs, width);
+  const bool moves = tile.first && place.last && place.group == 0 && running_mean != nullptr;
+  Compute own[2] = {0, 0}, shift = 0, factor = 0, offset = 0, mean_before = 0, variance_before = 0;
+  if (tile.active) {
+    const i64 from = place.group * chunks * tile.total + tile.channel;
+    shift = chunk_means[from];
+    if (tile.first) {
+      factor = weight[tile.channel];
+      offset = bias[tile.channel];
     }
+    if (moves) {
+      mean_before = running_mean[tile.channel];
+      variance_before = running_var[tile.channel];
+    }
+    add_chunk_moments(own, shift, chunk_means + from, chunk_squares + from, tile, rows, span, chunks);
+  }
+  sum_channel(own, scratch, tile, place);
+  if (tile.first) {
+    const Compute count = static_cast<Compute>(rows), difference = own[0] / count, mean = shift + difference;
+    const Compute squares = own[1] - own[0] * difference;
+    const Compute sum = squares < 0 ? static_cast<Compute>(0) : squares;
+    const Compute invstd = 1 / square_root(sum / count + eps);
+    constants[tile.index] = mean;
+    constants[most_channels + tile.index] = factor * invstd;
+    constants[2 * most_channels + tile.index] = offset;
+    if (tile.active && place.last) {
+      const i64 item = place.group * tile.total + tile.channel;
+      const Compute unbiased = sum / static_cast<Compute>(rows - 1);
+      mean_out[item] = mean;
+      invstd_out[item] = invstd;
+      unbiased_out[item] = unbiased;
+      if (moves) {
+        running_mean[tile.channel] = (1 - share) * mean_before + share * mean;
+        running_var[tile.channel] = (1 - share) * variance_before + share * unbiased;
+      }
+    }
+  }
+  __syncthreads();
+
+  Compute centre[width], scale[width], after[width];
+  read_channels<width>(centre, constants, 0, place);
+  read_channels<width>(scale, constants, 1, place);
+  read_channels<width>(after, constants, 2, place);
+  while (left > 0) {
+    for (int i = 0; i < depth; ++i) {
+      if (i * place.slices < left) {
+        Compute numbers[width];
+        values[i].read(numbers);
+        for (int k = 0; k < width; ++k) {
+          const Compute z = (numbers[k] - centre[k]) * scale[k] + after[k];
+          numbers[k] = z > 0 ? z : z * slope;
+        }
+        values[i].write(numbers);
+        y[at + i * place.step] = values[i];
+      }
+    }
+    at += depth * place.step;
+    left -= depth * place.slices;
+    load_rows<depth>(values, x, at, place, left);
   }
 }
 
 // Of each chunk and channel: the sums of dz = gradient of z, and of dz (x - mean) invstd.
 template <class Scalar, int width>
-__global__ void norm_gradient_sums(const Pack<Scalar, width>* __restrict__ grad_y,
-                                   const Pack<Scalar, width>* __restrict__ x,
-                                   const typename ComputeOf<Scalar>::type* __restrict__ mean,
-                                   const typename ComputeOf<Scalar>::type* __restrict__ invstd,
-                                   const typename ComputeOf<Scalar>::type* __restrict__ weight,
-                                   const typename ComputeOf<Scalar>::type* __restrict__ bias,
-                                   typename ComputeOf<Scalar>::type* __restrict__ chunk_sums,
-                                   typename ComputeOf<Scalar>::type* __restrict__ chunk_products, double slope,
-                                   i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
+__global__ void __launch_bounds__(most_threads)
+    norm_gradient_sums(const Row<Scalar, width>* __restrict__ grad_y, const Row<Scalar, width>* __restrict__ x,
+                       const typename ComputeOf<Scalar>::type* __restrict__ mean,
+                       const typename ComputeOf<Scalar>::type* __restrict__ invstd,
+                       const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                       const typename ComputeOf<Scalar>::type* __restrict__ bias,
+                       typename ComputeOf<Scalar>::type* __restrict__ chunk_sums,
+                       typename ComputeOf<Scalar>::type* __restrict__ chunk_products,
+                       typename ComputeOf<Scalar>::type slope, i64 rows, i64 packs, i64 span, int chunks,
+                       int lane_bits) {
   typedef typename ComputeOf<Scalar>::type Compute;
-  __shared__ Compute scratch[2 * width * (256 + 32)];
-  const Place place(rows, packs, span, chunks, lanes);
-  const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  Compute totals[2 * width];
-  for (int k = 0; k < 2 * width; ++k) {
-    totals[k] = 0;
-  }
-  if (place.active) {
-    const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
-    i64 at = place.first, row = place.begin;
-    for (; row + place.slices < place.end; row += 2 * place.slices, at += 2 * place.step) {
-      add_gradients<2>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
-    }
-    for (; row < place.end; row += place.slices, at += place.step) {
-      add_gradients<1>(grad_y, x, at, place.step, affine, static_cast<Compute>(slope), totals);
-    }
-  }
-  sum_slices<2 * width>(totals, scratch, lanes);
-  const i64 to = ((place.group * chunks + place.chunk) * packs + place.tile) * width;
-  const i64 items = (place.group * packs + place.tile) * width;
-  for (int i = thread; i < lanes * width && place.tile * width + i < packs * width; i += threads) {
-    const int from = i % width * (threads + lanes) + i / width;
-    chunk_sums[to + i] = scratch[from];
-    chunk_products[to + i] = scratch[from + width * (threads + lanes)] * invstd[items + i];
-  }
-}
-
-// The chunks' sums added up: by group and channel, and over the groups, which are the gradients of bias and
-// weight. Four groups at a time.
-template <class Compute>
-__global__ void norm_parameter_gradients(const Compute* __restrict__ chunk_sums,
-                                         const Compute* __restrict__ chunk_products,
-                                         Compute* __restrict__ group_sums, Compute* __restrict__ group_products,
-                                         Compute* __restrict__ grad_bias, Compute* __restrict__ grad_weight,
-                                         i64 channels, i64 groups, i64 chunks, int lanes) {
-  __shared__ double scratch[8 * (512 + 32)];
-  const int lane = static_cast<int>(threadIdx.x) % lanes, slice = static_cast<int>(threadIdx.x) / lanes;
-  const int slices = static_cast<int>(blockDim.x) / lanes, row = static_cast<int>(blockDim.x) + lanes;
-  const i64 channel = static_cast<i64>(blockIdx.x) * lanes + lane;
-  const bool active = channel < channels;
-  double all_sums = 0, all_products = 0;
-  for (i64 group = 0; group < groups; group += 4) {
-    double own[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (i64 chunk = slice; active && chunk < chunks; chunk += slices) {
-      Compute sums[4], products[4];
-      for (int j = 0; j < 4; ++j) {
-        const i64 from = ((group + j) * chunks + chunk) * channels + channel;
-        sums[j] = group + j < groups ? chunk_sums[from] : static_cast<Compute>(0);
-        products[j] = group + j < groups ? chunk_products[from] : static_cast<Compute>(0);
-      }
-      for (int j = 0; j < 4; ++j) {
-        own[j] += static_cast<double>(sums[j]);
-        own[4 + j] += static_cast<double>(products[j]);
-      }
-    }
-    sum_slices<8>(own, scratch, lanes);
-    if (slice == 0 && active) {
-      for (int j = 0; j < 4 && group + j < groups; ++j) {
-        const double sum = scratch[j * row + lane], product = scratch[(4 + j) * row + lane];
-        all_sums += sum;
-        all_products += product;
-        group_sums[(group + j) * channels + channel] = static_cast<Compute>(sum);
-        group_products[(group + j) * channels + channel] = static_cast<Compute>(product);
-      }
-    }
-    __syncthreads();  // before the next groups use scratch
-  }
-  if (slice == 0 && active) {
-    grad_bias[channel] = static_cast<Compute>(all_sums);
-    grad_weight[channel] = static_cast<Compute>(all_products);
-  }
-}
-
-// grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd.
-template <class Scalar, int width>
-__global__ void norm_input_gradient(Pack<Scalar, width>* __restrict__ grad_x,
-                                    const Pack<Scalar, width>* __restrict__ grad_y,
-                                    const Pack<Scalar, width>* __restrict__ grad_sum,
-                                    const Pack<Scalar, width>* __restrict__ x,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ mean,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ invstd,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ weight,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ bias,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ group_sums,
-                                    const typename ComputeOf<Scalar>::type* __restrict__ group_products,
-                                    double slope, i64 rows, i64 packs, i64 span, i64 chunks, int lanes) {
-  typedef typename ComputeOf<Scalar>::type Compute;
-  const Place place(rows, packs, span, chunks, lanes);
-  if (!place.active) {
-    return;
-  }
-  const Affine<width, Compute> affine(mean, invstd, weight, bias, place, packs);
-  Compute mean_dz[width], mean_product[width];
-  const i64 item = (place.group * packs + place.pack) * width;
-  load_channels<width>(mean_dz, group_sums + item);
-  load_channels<width>(mean_product, group_products + item);
-  const Compute share = 1 / static_cast<Compute>(rows);
-  for (int k = 0; k < width; ++k) {
-    mean_dz[k] *= share;
-    mean_product[k] *= share * affine.invstd[k];
-  }
+  const int depth = 6;
+  __shared__ Compute scratch[2 * width * (most_threads + most_channels / width)];
+  __shared__ Compute constants[3 * most_channels];
+  const Place place(rows, packs, span, chunks, lane_bits);
+  Row<Scalar, width> values[depth], gradients[depth];
   i64 at = place.first;
-  for (i64 row = place.begin; row < place.end; row += place.slices, at += place.step) {
-    Pack<Scalar, width> values = x[at];
-    const Pack<Scalar, width> gradients = grad_y[at];
-    Pack<Scalar, width> rest;
-    if (grad_sum != nullptr) {
-      rest = grad_sum[at];
-    }
-    for (int k = 0; k < width; ++k) {
-      const Compute centred = widen(values.values[k]) - affine.centre[k];
-      const Compute z = centred * affine.factor[k] + affine.offset[k];
-      const Compute gradient = widen(gradients.values[k]);
-      const Compute dz = z > 0 ? gradient : gradient * static_cast<Compute>(slope);
-      Compute found = affine.factor[k] * (dz - mean_dz[k] - centred * mean_product[k]);
-      if (grad_sum != nullptr) {
-        found += widen(rest.values[k]);
+  int left = place.left;
+  load_rows<depth>(values, x, at, place, left);
+  load_rows<depth>(gradients, grad_y, at, place, left);
+
+  const TileChannel tile(place, packs, width);
+  Compute own_invstd = 0;
+  if (tile.first && tile.active) {
+    const i64 item = place.group * tile.total + tile.channel;
+    own_invstd = invstd[item];
+    constants[tile.index] = mean[item];
+    constants[most_channels + tile.index] = weight[tile.channel] * own_invstd;
+    constants[2 * most_channels + tile.index] = bias[tile.channel];
+  }
+  __syncthreads();
+
+  Compute centre[width], scale[width], after[width], totals[2 * width];
+  for (int k = 0; k < width; ++k) {
+    centre[k] = scale[k] = after[k] = totals[k] = totals[width + k] = 0;
+  }
+  if (left > 0) {
+    read_channels<width>(centre, constants, 0, place);
+    read_channels<width>(scale, constants, 1, place);
+    read_channels<width>(after, constants, 2, place);
+  }
+  while (left > 0) {
+    for (int i = 0; i < depth; ++i) {
+      if (i * place.slices < left) {
+        Compute numbers[width], changes[width];
+        values[i].read(numbers);
+        gradients[i].read(changes);
+        for (int k = 0; k < width; ++k) {
+          const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
+          const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
+          totals[k] += dz;
+          totals[width + k] += dz * centred;
+        }
       }
-      narrow(values.values[k], found);
     }
-    grad_x[at] = values;
+    at += depth * place.step;
+    left -= depth * place.slices;
+    load_rows<depth>(values, x, at, place, left);
+    load_rows<depth>(gradients, grad_y, at, place, left);
+  }
+  sum_slices<2 * width>(totals, scratch, place);
+  if (tile.first && tile.active) {
+    const int lane = tile.index / width, k = tile.index % width;
+    const i64 to = (place.group * chunks + place.chunk) * tile.total + tile.channel;
+    chunk_sums[to] = slice_sum<2 * width>(scratch, k, lane, place);
+    chunk_products[to] = slice_sum<2 * width>(scratch, width + k, lane, place) * own_invstd;
+  }
+}
+
+// grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd, with the
+// chunks' sums merged; those over all groups are the gradients of bias and weight.
+template <class Scalar, int width, bool adds>
+__global__ void __launch_bounds__(most_threads)
+    norm_input_gradient(Row<Scalar, width>* __restrict__ grad_x, const Row<Scalar, width>* __restrict__ grad_y,
+                        const Row<Scalar, width>* __restrict__ grad_sum,
+                        const Row<Scalar, width>* __restrict__ x,
+                        const typename ComputeOf<Scalar>::type* __restrict__ mean,
+                        const typename ComputeOf<Scalar>::type* __restrict__ invstd,
+                        const typename ComputeOf<Scalar>::type* __restrict__ weight,
+                        const typename ComputeOf<Scalar>::type* __restrict__ bias,
+                        const typename ComputeOf<Scalar>::type* __restrict__ chunk_sums,
+                        const typename ComputeOf<Scalar>::type* __restrict__ chunk_products,
+                        typename ComputeOf<Scalar>::type* __restrict__ grad_bias,
+                        typename ComputeOf<Scalar>::type* __restrict__ grad_weight,
+                        typename ComputeOf<Scalar>::type slope, int groups, i64 rows, i64 packs, i64 span,
+                        int chunks, int lane_bits) {
+  typedef typename ComputeOf<Scalar>::type Compute;
+  const int depth = adds ? 4 : 6;
+  __shared__ Compute scratch[2 * most_threads];
+  __shared__ Compute constants[5 * most_channels];
+  const Place place(rows, packs, span, chunks, lane_bits);
+  Row<Scalar, width> values[depth], gradients[depth], others[depth];
+  i64 at = place.first;
+  int left = place.left;
+  load_rows<depth>(values, x, at, place, left);
+  load_rows<depth>(gradients, grad_y, at, place, left);
+  if (adds) {
+    load_rows<depth>(others, grad_sum, at, place, left);
+  }
+
+  const TileChannel tile(place, packs, width);
+  Compute own[2] = {0, 0}, own_mean = 0, own_invstd = 0, own_weight = 0, own_bias = 0;
+  if (tile.active) {
+    if (tile.first) {
+      own_mean = mean[place.group * tile.total + tile.channel];
+      own_invstd = invstd[place.group * tile.total + tile.channel];
+      own_weight = weight[tile.channel];
+      own_bias = bias[tile.channel];
+    }
+    const i64 from = place.group * chunks * tile.total + tile.channel;
+    add_chunk_sums(own, chunk_sums + from, chunk_products + from, tile, chunks);
+  }
+  sum_channel(own, scratch, tile, place);
+  if (tile.first) {
+    const Compute factor = own_weight * own_invstd, share = factor / static_cast<Compute>(rows);
+    constants[tile.index] = own_mean;
+    constants[most_channels + tile.index] = factor;
+    constants[2 * most_channels + tile.index] = own_bias;
+    constants[3 * most_channels + tile.index] = own[0] * share;
+    constants[4 * most_channels + tile.index] = own[1] * share * own_invstd;
+  }
+  __syncthreads();
+
+  Compute centre[width], scale[width], after[width], constant[width], linear[width];
+  read_channels<width>(centre, constants, 0, place);
+  read_channels<width>(scale, constants, 1, place);
+  read_channels<width>(after, constants, 2, place);
+  read_channels<width>(constant, constants, 3, place);
+  read_channels<width>(linear, constants, 4, place);
+  while (left > 0) {
+    for (int i = 0; i < depth; ++i) {
+      if (i * place.slices < left) {
+        Compute numbers[width], changes[width], rest[width];
+        values[i].read(numbers);
+        gradients[i].read(changes);
+        if (adds) {
+          others[i].read(rest);
+        }
+        for (int k = 0; k < width; ++k) {
+          const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
+          const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
+          numbers[k] = dz * scale[k] - constant[k] - centred * linear[k];
+          if (adds) {
+            numbers[k] += rest[k];
+          }
+        }
+        values[i].write(numbers);
+        grad_x[at + i * place.step] = values[i];
+      }
+    }
+    at += depth * place.step;
+    left -= depth * place.slices;
+    load_rows<depth>(values, x, at, place, left);
+    load_rows<depth>(gradients, grad_y, at, place, left);
+    if (adds) {
+      load_rows<depth>(others, grad_sum, at, place, left);
+    }
+  }
+
+  if (place.last && place.group == groups - 1) {
+    own[0] = own[1] = 0;
+    if (tile.active) {
+      add_chunk_sums(own, chunk_sums + tile.channel, chunk_products + tile.channel, tile, groups * chunks);
+    }
+    sum_channel(own, scratch, tile, place);  // its scratch is free since the constants were read
+    if (tile.first && tile.active) {
+      grad_bias[tile.channel] = own[0];
+      grad_weight[tile.channel] = own[1];
+    }
   }
 }
 )cuda"};
