@@ -311,7 +311,7 @@ TEST_CASE("the GPU's check of the norm kernels can be made, and holds") {
   std::vector<kernel_checks::Check> checks;
   kernel_checks::check_norm(checks, torch::kCPU, {at::kFloat}, {8, 5}, 3);
   kernel_checks::check_norm(checks, torch::kCPU, {at::kBFloat16}, {16}, 3);
-  CHECK(checks.size() == 6 * 6);
+  CHECK(checks.size() == 6 * 11);
   for (const auto& check : checks) {
     INFO(check.name);
     CHECK(check.error <= check.tolerance);

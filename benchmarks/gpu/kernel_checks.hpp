@@ -200,7 +200,9 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device,
               .to(type)
               .contiguous(at::MemoryFormat::ChannelsLast);
         };
-        const Tensor x = images(1), addend = images(0.5), grad_sum = images(0);
+        const bool adds = groups != 1;  // another kernel than those that do not
+        const Tensor x = images(1), addend = adds ? images(0.5) : Tensor();
+        const Tensor grad_sum = adds ? images(0) : Tensor();
         Tensor grad_y = images(0);
         if (!mixmatch::detail::cuda_norm_supported(x)) {
           return;
@@ -208,10 +210,17 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device,
         const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
         const Tensor weight = (at::rand({channels}, device) + 0.5).to(compute);
         const Tensor bias = at::randn({channels}, device).to(compute);
-        const auto out = mixmatch::detail::cuda_norm_forward(x, addend, weight, bias, groups, eps, slope);
+        const auto forward = [&](const Tensor& running) {
+          return mixmatch::detail::cuda_norm_forward(x, addend, weight, bias, groups, eps, slope, running[0],
+                                                     running[1], 0.25);
+        };
+        const Tensor running = at::full({2, channels}, 3, weight.options()), running_again = running.clone();
+        const auto out = forward(running), again = forward(running_again);
         const auto leaf = [](const Tensor& t) { return t.to(at::kDouble).detach().requires_grad_(); };
         const Tensor s = leaf(out.sum), w = leaf(weight), b = leaf(bias);
         std::vector<Tensor> parts, variances;
+        const Tensor moving = s.detach().chunk(groups)[0];
+        const Tensor moments = at::stack({moving.mean({0, 2, 3}), moving.var({0, 2, 3}, true)});
         for (const Tensor& part : s.chunk(groups)) {
           parts.push_back(at::leaky_relu(at::batch_norm(part, w, b, {}, {}, true, 0.0, eps, false), slope));
           variances.push_back(part.detach().var({0, 2, 3}, true));
@@ -219,19 +228,31 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device,
         const Tensor y = at::cat(parts);
         // So near its kink the function's slope is a matter of rounding.
         grad_y = grad_y.mul(y.detach().abs().ge(1e-4).to(type));
-        const auto grads = mixmatch::detail::cuda_norm_backward(grad_y, grad_sum, out.sum, weight, bias,
-                                                                out.mean, out.invstd, groups, slope);
+        const auto backward = [&] {
+          return mixmatch::detail::cuda_norm_backward(grad_y, grad_sum, out.sum, weight, bias, out.mean,
+                                                      out.invstd, groups, slope);
+        };
+        const auto grads = backward(), grads_again = backward();
         const auto exact = torch::autograd::grad({y}, {s, w, b}, {grad_y.to(at::kDouble)});
         const double tight = type == at::kDouble ? 1e-9 : 1e-3;
         const double image = std::max(rounding_of(type), type == at::kDouble ? 1e-10 : 1e-4);
         checks.push_back({named("norm y", type), difference(out.y, y), image});
-        checks.push_back({named("norm sum", type), difference(out.sum, x + addend), 0});
+        checks.push_back({named("norm sum", type), difference(out.sum, adds ? x + addend : x), 0});
         checks.push_back(
             {named("norm variance", type), difference(out.var_unbiased, at::stack(variances)), tight});
         checks.push_back({named("norm grad_x", type),
-                          difference(grads.grad_x, exact[0] + grad_sum.to(at::kDouble)), 2 * image});
+                          difference(grads.grad_x, adds ? exact[0] + grad_sum.to(at::kDouble) : exact[0]),
+                          2 * image});
         checks.push_back({named("norm grad_weight", type), difference(grads.grad_weight, exact[1]), tight});
         checks.push_back({named("norm grad_bias", type), difference(grads.grad_bias, exact[2]), tight});
+        checks.push_back(
+            {named("norm running statistics", type), difference(running, 0.75 * 3 + 0.25 * moments), tight});
+        for (const auto& [one, other] : {std::pair<Tensor, Tensor>{out.y, again.y},
+                                         {running, running_again},
+                                         {grads.grad_x, grads_again.grad_x},
+                                         {grads.grad_weight, grads_again.grad_weight}}) {
+          checks.push_back({named("norm, the same once more", type), difference(one, other), 0});
+        }
       }
     }
   }
@@ -266,6 +287,8 @@ inline std::vector<Check> run_all(torch::Device device) {
                     {"norm",
                      [](std::vector<Check>& checks, torch::Device where) {
                        check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);
+                       // Many rows a thread.
+                       check_norm(checks, where, {at::kBFloat16, at::kFloat}, {32, 40}, 64);
                      }}},
                    device);
 }

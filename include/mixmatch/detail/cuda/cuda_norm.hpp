@@ -17,8 +17,8 @@ struct NormGrid {
   int64_t rows, width, packs, span, chunks, lane_bits, groups;
   static constexpr int64_t threads = 512;
 
-  /// A large device has 132 processors. A block for each is enough where a thread's loads are wide; where
-  /// they are not, three are needed to have as much on its way. Fewer chunks are less to merge.
+  /// A large device has 132 processors. A block for each is enough where a thread's loads are of 16 bytes;
+  /// where they are not, its registers leave room for a second. Fewer chunks are less to merge.
   NormGrid(int64_t total_rows, int64_t channels, int64_t num_groups, int64_t pack_width,
            int64_t block_threads = threads, int64_t processors = 132)
       : rows(total_rows / num_groups), width(pack_width), packs(channels / pack_width), groups(num_groups) {
@@ -29,7 +29,7 @@ struct NormGrid {
     while (lanes() < packs && lanes() < most_lanes) {
       ++lane_bits;
     }
-    const int64_t slices = block_threads / lanes(), blocks = width > 1 ? processors : 3 * processors;
+    const int64_t slices = block_threads / lanes(), blocks = width > 1 ? processors : 2 * processors;
     const int64_t most_chunks = std::max<int64_t>(1, blocks / (groups * tiles()));
     const int64_t rows_of_thread = (rows + slices * most_chunks - 1) / (slices * most_chunks);
     span = slices * std::max(least_rows_of_thread, rows_of_thread);

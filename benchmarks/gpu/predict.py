@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""What the norm kernels of a MixMatch step of WRN-28-2 should take, from shapes alone: bytes, floor and predicted
+microseconds of each kernel, for those before (six launches a norm) and now (four). An estimate, no measurement: the
+constants below were chosen so that the kernels before come out near what the profiler said of them.
+
+    python3 benchmarks/gpu/predict.py [--batch 64] [--views 2]
+"""
+
+import argparse
+
+PROCESSORS = 132
+MEMORY, CACHE = 4.3e6, 5.5e6  # bytes a microsecond, of an H200's memory and of its cache
+CACHE_SIZE = 60e6
+START = 1.5  # microseconds of a kernel that does nothing, as the profiler counts them
+FAR, NEAR = 1.4, 0.6  # until loads come from memory, from the cache, while many others do
+SUM, MERGE = 1.2, 0.4  # sums over a block's threads of a pack's numbers, of a channel's
+
+# Channels, height and width, and whether the norm adds; each as often as WRN-28-2 has it.
+NORMS = (
+    [(16, 32, False)]
+    + [(32, 32, False)] * 4 + [(32, 32, True)] * 4
+    + [(64, 16, False)] * 4 + [(64, 16, True)] * 4
+    + [(128, 8, False)] * 4 + [(128, 8, True)] * 4
+)
+
+
+class Grid:
+    """NormGrid of cuda_norm.hpp for bfloat16, and the one before it."""
+
+    def __init__(self, rows, channels, groups, before):
+        packs = channels // 8
+        lanes = min(packs, 32 if before else 4)
+        tiles, threads = packs // lanes, 256 if before else 512
+        slices = threads // lanes
+        if before:
+            each = 8
+        else:
+            each = max(2, -(-rows // (slices * max(1, PROCESSORS // (groups * tiles)))))
+        self.chunks = -(-rows // (slices * each))
+        self.blocks, self.rows_of_thread = groups * self.chunks * tiles, each
+        self.merged = self.blocks * self.chunks * lanes * 8 * 8  # bytes that blocks read of chunks' numbers
+
+
+def took(stages, body, bytes_near, bytes_far, rounds):
+    """`stages` of loads before the rows, `rounds` of loads of rows; what else a block does is `body`."""
+    streamed = bytes_near / CACHE + bytes_far / MEMORY
+    return START + stages * NEAR + body + max(streamed, rounds * (FAR if bytes_far else NEAR))
+
+
+def norm_kernels(images, channels, size, adds, groups, backward, before):
+    """{kernel: (bytes of images, floor, predicted)} of one norm."""
+    tensor = images * size * size * channels * 2
+    grid = Grid(images // groups * size * size, channels, groups, before)
+    each = grid.rows_of_thread
+    rounds = lambda was, now: -(-each // (was if before else now))
+    merged = 0 if before else grid.merged
+    # An addend was made five tensors earlier; what the forward pass saved has long left the cache.
+    far_addend = tensor if adds and 5 * tensor > CACHE_SIZE else 0
+    found = {}
+
+    def add(name, near, far, depth, stages, body, extra=0):
+        floor = near / CACHE + far / MEMORY
+        found[name] = (near + far, floor, took(stages, body, near + extra, far, depth))
+
+    moved = 3 * tensor if adds else tensor
+    add("norm_moments", moved - far_addend, far_addend, rounds(4, 6 if adds else 8), 1 if before else 0, SUM)
+    if before:
+        found["norm_statistics"] = (0, 0, START + 2 * NEAR + SUM)
+    add("norm_activate", 2 * tensor, 0, rounds(4, 8), 1 if before else 0, 0 if before else MERGE, merged)
+    if backward:
+        add("norm_gradient_sums", tensor, tensor, rounds(2, 6), 1 if before else 0, SUM)
+        if before:
+            found["norm_parameter_gradients"] = (0, 0, START + NEAR + SUM)
+        moved = 4 * tensor if adds else 3 * tensor
+        depth = rounds(1, 4 if adds else 6)
+        add("norm_input_gradient", moved, 0, depth, 1 if before else 0, 0 if before else MERGE, merged)
+    return found
+
+
+def step(batch, views, before):
+    """{kernel: [launches, bytes, floor, predicted]} of a step: guessing pass, then training pass both ways."""
+    total = {}
+    for groups, backward in ((views, False), (views + 1, True)):
+        for channels, size, adds in NORMS:
+            for name, one in norm_kernels(batch * groups, channels, size, adds, groups, backward, before).items():
+                row = total.setdefault(name, [0, 0, 0, 0])
+                for i, value in enumerate((1, *one)):
+                    row[i] += value
+    return total
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--views", type=int, default=2)
+    options = parser.parse_args()
+    for before in (True, False):
+        total = step(options.batch, options.views, before)
+        print(f"\n| {'before' if before else 'now'} | launches | MB a launch | floor, us | predicted, us | us a step |")
+        print("|---|---|---|---|---|---|")
+        for name, (launches, size, floor, time) in total.items():
+            print(f"| {name} | {launches} | {size / launches / 1e6:.1f} | {floor / launches:.1f} |"
+                  f" {time / launches:.1f} | {time:.0f} |")
+        sums = [sum(row[i] for row in total.values()) for i in range(4)]
+        print(f"| all | {sums[0]} | {sums[1] / 1e6:.0f} in all | {sums[2]:.0f} in all | | {sums[3]:.0f} |")
+    for groups in (options.views, options.views + 1):
+        for channels, size in ((16, 32), (32, 32), (64, 16), (128, 8)):
+            rows = options.batch * size * size
+            was, now = (Grid(rows, channels, groups, before) for before in (True, False))
+            print(f"{groups} groups, {channels:3} channels: {now.blocks} blocks of {now.rows_of_thread} rows a thread,"
+                  f" {now.chunks} chunks; merging in every block reads {now.merged / 1e6:.1f} MB of"
+                  f" {groups * rows * channels * 2 / 1e6:.1f} (the grid before: {was.merged / 1e6:.1f})")
+
+
+if __name__ == "__main__":
+    main()
