@@ -95,8 +95,10 @@ struct RowOfWords {
     }
   }
 };
-template <> struct Row<BFloat16, 8> : RowOfWords<BFloat16> {};
-template <> struct Row<Half, 8> : RowOfWords<Half> {};
+template <>
+struct Row<BFloat16, 8> : RowOfWords<BFloat16> {};
+template <>
+struct Row<Half, 8> : RowOfWords<Half> {};
 
 // x + addend as it is stored.
 template <class Scalar, int width>
@@ -129,9 +131,9 @@ __device__ inline void read_channels(Compute* to, const Compute* scratch, int nu
   }
 }
 
-// The sums of `values` numbers of each thread over the block's slices, as far as slice_sum() goes on. `values`
-// is a power of two; the lanes between the values' rows keep a warp's accesses in different banks. All threads
-// must call it.
+// The sums of `values` numbers of each thread over the block's slices, as far as slice_sum() goes on.
+// `values` is a power of two; the lanes between the values' rows keep a warp's accesses in different banks.
+// All threads must call it.
 template <int values, class Compute>
 __device__ inline void sum_slices(const Compute* own, Compute* scratch, const Place& place) {
   const int row = place.threads + place.lanes, each = place.slices < values ? place.slices : values;
@@ -168,10 +170,11 @@ __device__ inline Compute slice_sum(const Compute* scratch, int value, int lane,
   return sum;
 }
 
-// The sums of two numbers of each thread over a channel's threads, then in the first of them. All threads must
-// call it.
+// The sums of two numbers of each thread over a channel's threads, then in the first of them. All threads
+// must call it.
 template <class Compute>
-__device__ inline void sum_channel(Compute* own, Compute* scratch, const TileChannel& tile, const Place& place) {
+__device__ inline void sum_channel(Compute* own, Compute* scratch, const TileChannel& tile,
+                                   const Place& place) {
   scratch[place.thread] = own[0];
   scratch[place.threads + place.thread] = own[1];
   __syncthreads();
@@ -183,12 +186,12 @@ __device__ inline void sum_channel(Compute* own, Compute* scratch, const TileCha
   }
 }
 
-// Of the chunks slice, slice + slices, …: the sum of count (mean - shift), and that of squared differences from
-// `shift`.
+// Of the chunks slice, slice + slices, …: the sum of count (mean - shift), and that of squared differences
+// from `shift`.
 template <class Compute>
 __device__ inline void add_chunk_moments(Compute* own, Compute shift, const Compute* __restrict__ means,
-                                         const Compute* __restrict__ squares, const TileChannel& tile, i64 rows,
-                                         i64 span, int chunks) {
+                                         const Compute* __restrict__ squares, const TileChannel& tile,
+                                         i64 rows, i64 span, int chunks) {
   const int batch = 4;
   const Compute usual = static_cast<Compute>(span), rest = static_cast<Compute>(rows - (chunks - 1) * span);
   for (int chunk = tile.slice; chunk < chunks; chunk += batch * tile.slices) {
@@ -210,7 +213,8 @@ __device__ inline void add_chunk_moments(Compute* own, Compute shift, const Comp
 // Of the chunks slice, slice + slices, …: the sums of two numbers.
 template <class Compute>
 __device__ inline void add_chunk_sums(Compute* own, const Compute* __restrict__ sums,
-                                      const Compute* __restrict__ products, const TileChannel& tile, int chunks) {
+                                      const Compute* __restrict__ products, const TileChannel& tile,
+                                      int chunks) {
   const int batch = 4;
   for (int chunk = tile.slice; chunk < chunks; chunk += batch * tile.slices) {
     Compute sum[batch], product[batch];
@@ -226,8 +230,8 @@ __device__ inline void add_chunk_sums(Compute* own, const Compute* __restrict__ 
   }
 }
 
-// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where it adds. The
-// sums are of differences from the chunk's first row.
+// Mean and sum of squared differences from it, of each chunk and channel; writes x + addend where it adds.
+// The sums are of differences from the chunk's first row.
 template <class Scalar, int width, bool adds>
 __global__ void __launch_bounds__(most_threads)
     norm_moments(const Row<Scalar, width>* __restrict__ x, const Row<Scalar, width>* __restrict__ addend,
@@ -392,7 +396,8 @@ __global__ void __launch_bounds__(most_threads)
 // Of each chunk and channel: the sums of dz = gradient of z, and of dz (x - mean) invstd.
 template <class Scalar, int width>
 __global__ void __launch_bounds__(most_threads)
-    norm_gradient_sums(const Row<Scalar, width>* __restrict__ grad_y, const Row<Scalar, width>* __restrict__ x,
+    norm_gradient_sums(const Row<Scalar, width>* __restrict__ grad_y,
+                       const Row<Scalar, width>* __restrict__ x,
                        const typename ComputeOf<Scalar>::type* __restrict__ mean,
                        const typename ComputeOf<Scalar>::type* __restrict__ invstd,
                        const typename ComputeOf<Scalar>::type* __restrict__ weight,
@@ -460,11 +465,12 @@ __global__ void __launch_bounds__(most_threads)
   }
 }
 
-// grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd, with the
-// chunks' sums merged; those over all groups are the gradients of bias and weight.
+// grad_x = weight invstd (dz - mean of dz - xhat mean of dz xhat) + grad_sum, xhat = (x - mean) invstd, with
+// the chunks' sums merged; those over all groups are the gradients of bias and weight.
 template <class Scalar, int width, bool adds>
 __global__ void __launch_bounds__(most_threads)
-    norm_input_gradient(Row<Scalar, width>* __restrict__ grad_x, const Row<Scalar, width>* __restrict__ grad_y,
+    norm_input_gradient(Row<Scalar, width>* __restrict__ grad_x,
+                        const Row<Scalar, width>* __restrict__ grad_y,
                         const Row<Scalar, width>* __restrict__ grad_sum,
                         const Row<Scalar, width>* __restrict__ x,
                         const typename ComputeOf<Scalar>::type* __restrict__ mean,
