@@ -95,6 +95,7 @@ int train_run(CLI::App& app, Options& o) {
       run.finish_step();
       ramp.look(run, state);
     }
+    mm::training::say_if_feed_limits(trainer.host_batches());
     return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, device);
   };
   // methods::MixMatch, which cifar10.cpp spells out, or Supervised.

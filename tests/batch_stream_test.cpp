@@ -334,3 +334,21 @@ TEST_CASE("a batch stream names a bad argument") {
   CHECK_THAT(error_of([&] { stream.rows(at::zeros({})); }), contains("got Float [] on cpu"));
   CHECK_THAT(error_of([&] { stream.rows(Tensor()); }), contains("got undefined"));
 }
+
+TEST_CASE("the kernel of random permutations sorts, equal numbers in their order") {
+  torch::manual_seed(2);
+  cuda_emulation::EmulatedDevice device;
+  device.add("sorted_places<i64>", cuda_emulation::sorted_places<cuda_emulation::i64>);
+  for (const int64_t size : {1, 2, 63, 64, 65, 192, 300}) {
+    for (const bool equal_ones : {false, true}) {
+      const Tensor numbers =
+          equal_ones ? at::randint(0, 5, {size}, at::kDouble) : at::rand({size}, at::kDouble);
+      Tensor places = at::full({size}, -1, at::kLong);
+      REQUIRE(mixmatch::detail::sorted_places_on_cuda(places, numbers));
+      CHECK(places.equal(std::get<1>(numbers.sort(/*stable=*/true, 0, false))));
+    }
+  }
+  Tensor places = at::empty({0}, at::kLong);
+  CHECK_FALSE(mixmatch::detail::sorted_places_on_cuda(places, at::empty({0}, at::kDouble)));
+  CHECK_FALSE(mixmatch::detail::sorted_places_on_cuda(places, at::empty({8193}, at::kDouble)));
+}

@@ -46,7 +46,7 @@ inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 [[noreturn]] inline void __trap() { std::abort(); }
 inline float __uint_as_float(unsigned bits) { return std::bit_cast<float>(bits); }
 inline unsigned __float_as_uint(float value) { return std::bit_cast<unsigned>(value); }
-using std::exp, std::pow, std::sqrt;
+using std::exp, std::log, std::pow, std::sqrt;
 inline float expf(float value) { return std::exp(value); }
 inline float powf(float base, float exponent) { return std::pow(base, exponent); }
 inline float sqrtf(float value) { return std::sqrt(value); }

@@ -1,3 +1,4 @@
+#include <ATen/CPUGeneratorImpl.h>
 #include <mixmatch/mixup.hpp>
 
 #include "catch.hpp"
@@ -106,4 +107,25 @@ TEST_CASE("the library launches the mixup kernel with what it expects") {
   CHECK_FALSE(mixmatch::detail::mix_rows_on_cuda(other, x, x, permutation, at::rand({3})));
   Tensor apart = at::randn({6, 4}).slice(0, 0, 6, 2);
   CHECK_FALSE(mixmatch::detail::mix_rows_on_cuda(apart, apart, apart, permutation, at::rand({3})));
+}
+
+TEST_CASE("the kernel of Beta's draws is the composite of the same draws") {
+  for (const double alpha : {0.01, 0.75, 20.0}) {
+    for (const auto type : {at::kFloat, at::kDouble}) {
+      const auto draw = [&] {
+        auto generator = at::detail::createCPUGenerator(3);
+        return mixmatch::detail::sample_symmetric_beta(70, alpha, torch::kCPU, type, generator);
+      };
+      const Tensor expected = draw();
+      emulated::EmulatedDevice device;
+      device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
+      device.add("beta_of_draws<double>", emulated::beta_of_draws<double>);
+      const Tensor found = draw();
+      CHECK(device.launches() == 1);
+      CHECK(found.scalar_type() == type);
+      CHECK(emulated::close(found, expected.to(at::kDouble)));
+      CHECK(found.min().item<double>() >= 0);
+      CHECK(found.max().item<double>() <= 1);
+    }
+  }
 }

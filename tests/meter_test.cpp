@@ -4,7 +4,12 @@
 #include <limits>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
+
+namespace cuda_emulation {
+#include "cuda_meter.inc"
+}
 
 using mixmatch::Meter;
 using mixmatch::StepLoss;
@@ -101,4 +106,34 @@ TEST_CASE("StepMeans::of_step: one step's numbers") {
   const auto means = StepMeans::of_step({{"loss", 1}, {"quality", std::nan("")}});
   CHECK(means.counts == std::vector<double>{1, 0});
   CHECK(means.finite);
+}
+
+TEST_CASE("Meter: the kernel adds up as ATen's calls do, numbers of every dtype") {
+  const double none = std::numeric_limits<double>::quiet_NaN();
+  const auto add_all = [&](Meter& meter) {
+    for (int64_t step = 0; step < 3; ++step) {
+      const auto number = static_cast<double>(step) + 0.5;
+      meter.add({meter_value(step == 1 ? none : number).to(at::kFloat).view({1, 1}),
+                 {{"double", meter_value(number)},
+                  {"bfloat16", meter_value(number).to(at::kBFloat16)},
+                  {"half", meter_value(step == 2 ? none : number).to(at::kHalf)},
+                  {"long", meter_value(number).to(at::kLong)},
+                  {"bool", meter_value(number).gt(1)},
+                  {"never", meter_value(none)}}},
+                step == 1 ? kNotFinite : kFinite);
+    }
+  };
+  Meter plain(torch::kCPU), by_kernel(torch::kCPU);
+  add_all(plain);
+  {
+    cuda_emulation::EmulatedDevice device;
+    device.add("add_numbers<double>", cuda_emulation::add_numbers<double>);
+    add_all(by_kernel);
+    CHECK(device.launches() == 3);
+  }
+  const auto expected = plain.state(), found = by_kernel.state();
+  for (size_t i = 0; i < expected.size(); ++i) {
+    CHECK(at::allclose(found[i].to(at::kDouble), expected[i].to(at::kDouble), 0, 0, /*equal_nan=*/true));
+  }
+  CHECK(by_kernel.read().counts == std::vector<double>{3, 3, 3, 2, 3, 3, 0});
 }

@@ -1,5 +1,6 @@
 #include <mixmatch/detail/cuda/cuda_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_compiler.hpp>
+#include <mixmatch/detail/cuda/cuda_meter.hpp>
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
@@ -64,7 +65,12 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
   for (const std::string type : {"float", "double"}) {
     kernels.emplace_back(cuda_optimizer_source, "adam_step<" + type + ">");
     kernels.emplace_back(cuda_optimizer_source, "sgd_step<" + type + ">");
+    kernels.emplace_back(cuda_optimizer_source, "gather_gradients<" + type + ">");
+    kernels.emplace_back(cuda_mixup_source, "beta_of_draws<" + type + ">");
   }
+  kernels.emplace_back(cuda_optimizer_source, "begin_step<double>");
+  kernels.emplace_back(cuda_meter_source, "add_numbers<double>");
+  kernels.emplace_back(cuda_shuffle_source, "sorted_places<i64>");
   kernels.emplace_back(cuda_augment_source, "crop_flip<u8>");
   kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
   kernels.emplace_back(cuda_shuffle_source, "counter_words<i64>");

@@ -4,6 +4,8 @@
 #include <torch/serialize.h>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/precision.hpp>
+#include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/optim/optimizer.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 
@@ -130,8 +132,11 @@ bool step_on(OptimizerPath path, Optimizer& optimizer) {
   device.add("adam_step<double>", emulated::adam_step<double>);
   device.add("sgd_step<float>", emulated::sgd_step<float>);
   device.add("sgd_step<double>", emulated::sgd_step<double>);
+  device.add("gather_gradients<float>", emulated::gather_gradients<float>);
+  device.add("gather_gradients<double>", emulated::gather_gradients<double>);
+  device.add("begin_step<double>", emulated::begin_step<double>);
   const bool finite = optimizer.step().item<bool>();
-  CHECK(device.launches() == 1);
+  CHECK(device.launches() == 3);
   return finite;
 }
 
@@ -1112,5 +1117,200 @@ TEST_CASE("Optimizer: a model that moved is named, and nothing changes") {
     fill_optimizer_gradients(model, 0);
     refused();
     CHECK(model->parameters()[0].grad().defined());
+  }
+}
+
+namespace {
+
+/// Two passes over a network that share its weights, the first without gradient, as in a training step; the
+/// gradient of the second. `through_copies`: by LowPrecisionWeights, else by autocast alone.
+struct PassResult {
+  Tensor guess, logits;
+  std::vector<Tensor> gradients;
+};
+
+enum class WeightCopying { by_autocast, at_once, at_once_kept };
+
+template <class Model>
+PassResult pass_in_bfloat16(Model& model, Optimizer& optimizer, WeightCopying copying, const Tensor& images) {
+  using mm::training::Autocast;
+  const mm::training::LowPrecisionWeights weights(model, optimizer);
+  PassResult result;
+  const Autocast autocast(torch::kCPU, at::kBFloat16);
+  {
+    const auto scope = weights.use(copying == WeightCopying::by_autocast ? at::kFloat : at::kBFloat16);
+    {
+      const torch::NoGradGuard no_grad;
+      result.guess = model->forward(images);
+      mm::detail::forget_autocast_copies();
+    }
+    result.logits = model->forward(images);
+  }
+  if (copying == WeightCopying::at_once_kept) {
+    const auto kept = optimizer.keep_copies_gradients();
+    result.logits.to(at::kFloat).square().sum().backward();
+  } else {
+    result.logits.to(at::kFloat).square().sum().backward();
+  }
+  for (const Tensor& parameter : model->parameters()) {
+    result.gradients.push_back(parameter.grad().defined() ? parameter.grad().clone() : Tensor());
+  }
+  return result;
+}
+
+}  // namespace
+
+TEST_CASE("LowPrecisionWeights: outputs, gradients and steps are autocast's, to the bit") {
+  const Tensor images = [] {
+    torch::manual_seed(4);
+    return at::randn({4, 3, 8, 8}).contiguous(at::MemoryFormat::ChannelsLast);
+  }();
+  for (const bool channels_last : {true, false}) {
+    auto plain = optimizer_network(channels_last), model = optimizer_network(channels_last),
+         kept = optimizer_network(channels_last), device = optimizer_network(channels_last);
+    const auto options = OptimizerOptions(0.01).rule(SgdRule{});
+    Optimizer of_plain(plain, options), of_model(model, options), of_kept(kept, options);
+    const auto of_device = make_optimizer(OptimizerPath::kernels, device, options);
+    for (int64_t step = 0; step < 3; ++step) {
+      const auto expected = pass_in_bfloat16(plain, of_plain, WeightCopying::by_autocast, images);
+      const auto found = pass_in_bfloat16(model, of_model, WeightCopying::at_once, images);
+      const auto later = pass_in_bfloat16(kept, of_kept, WeightCopying::at_once_kept, images);
+      pass_in_bfloat16(device, *of_device, WeightCopying::at_once_kept, images);
+      for (const auto* result : {&found, &later}) {
+        CHECK(result->guess.equal(expected.guess));
+        CHECK(result->logits.equal(expected.logits));
+        CHECK(result->logits.scalar_type() == at::kBFloat16);
+      }
+      for (size_t i = 0; i < expected.gradients.size(); ++i) {
+        INFO("parameter " << i);
+        CHECK(found.gradients[i].scalar_type() == at::kFloat);
+        CHECK(found.gradients[i].equal(expected.gradients[i]));
+        // What a norm's own parameter has is not kept.
+        CHECK(later.gradients[i].defined() ==
+              (plain->parameters()[i].dim() == 1 && i + 1 < expected.gradients.size()));
+      }
+      CHECK(of_plain.step().item<bool>());
+      CHECK(of_model.step().item<bool>());
+      CHECK(of_kept.step().item<bool>());
+      CHECK(step_on(OptimizerPath::kernels, *of_device));
+      for (size_t i = 0; i < plain->parameters().size(); ++i) {
+        CHECK(model->parameters()[i].equal(plain->parameters()[i]));
+        CHECK(kept->parameters()[i].equal(plain->parameters()[i]));
+        if (step == 0) {  // later ones differ by what bfloat16 makes of the last bit
+          CHECK(at::allclose(device->parameters()[i], plain->parameters()[i], 1e-5, 1e-6));
+        }
+        CHECK_FALSE(device->parameters()[i].grad().defined());
+      }
+    }
+  }
+}
+
+TEST_CASE("LowPrecisionWeights: scopes inside see the layers' own weights, averages and gradients") {
+  auto model = optimizer_network();
+  mm::EmaModel ema(model, mm::EmaModelOptions(0.5));
+  Optimizer optimizer(model, ema, OptimizerOptions(0.01));
+  const mm::training::LowPrecisionWeights weights(model, optimizer);
+  CHECK(weights.size() == 11);  // nine convolutions, the last layer's weight and bias
+  backward_of_batch(model, 1);
+  optimizer.step();
+  const Tensor images = at::randn({2, 3, 8, 8}).contiguous(at::MemoryFormat::ChannelsLast);
+  const auto registered = model->named_parameters()["conv1.weight"];
+  const auto average = ema.average_of(registered);
+  REQUIRE_FALSE(average.equal(registered));
+  const mm::training::Autocast autocast(torch::kCPU, at::kBFloat16);
+  const auto bits = [](const Tensor& tensor) { return tensor.detach().to(at::kBFloat16); };
+  {
+    const auto scope = weights.use(at::kBFloat16);
+    CHECK(model->conv1->weight.scalar_type() == at::kBFloat16);
+    CHECK(model->conv1->weight.equal(bits(registered)));
+    CHECK(model->conv1->weight.strides() == registered.strides());
+    CHECK(model->named_parameters()["conv1.weight"].is_same(registered));
+    {
+      const mm::training::Autocast none(torch::kCPU, at::kFloat);
+      CHECK(model->conv1->weight.is_same(registered));
+      CHECK(model->forward(images).scalar_type() == at::kFloat);
+      {
+        const auto averages = ema.average_parameters();
+        CHECK(model->conv1->weight.equal(average));
+      }
+      CHECK(model->conv1->weight.is_same(registered));
+    }
+    {
+      const mm::training::Autocast same(torch::kCPU, at::kBFloat16);
+      CHECK(model->conv1->weight.scalar_type() == at::kBFloat16);
+    }
+    {
+      const auto averages = ema.average_parameters();
+      CHECK(model->conv1->weight.is_same(registered));
+      CHECK(model->conv1->weight.equal(average));
+    }
+    CHECK(model->conv1->weight.equal(bits(registered)));
+    // A gradient that a method asks for itself is the parameter's, also while the step's own are kept.
+    const Tensor loss = model->forward(images).to(at::kFloat).square().sum();
+    const Tensor asked = torch::autograd::grad({loss}, {registered}, {}, /*retain_graph=*/true)[0];
+    CHECK(asked.scalar_type() == at::kFloat);
+    CHECK(asked.abs().max().item<double>() > 0);
+    // Of a part in full precision beside: both count.
+    Tensor other;
+    {
+      const mm::training::Autocast none(torch::kCPU, at::kFloat);
+      other = model->conv1->weight.sum();
+    }
+    const auto kept = optimizer.keep_copies_gradients();
+    (loss + 3 * other).backward();
+    CHECK(registered.grad().equal(at::full_like(registered, 3)));
+    auto twin = optimizer_network();
+    torch::NoGradGuard no_grad;
+    const Tensor before = registered.clone();
+    optimizer.step();
+    CHECK_FALSE(registered.equal(before));
+  }
+  CHECK(model->conv1->weight.is_same(registered));
+}
+
+TEST_CASE("LowPrecisionWeights: frozen parameters and classes of one's own are left alone") {
+  struct OwnLinearImpl : torch::nn::LinearImpl {
+    using LinearImpl::LinearImpl;
+  };
+  torch::manual_seed(1);
+  torch::nn::Sequential model(torch::nn::Linear(4, 4), std::make_shared<OwnLinearImpl>(4, 4),
+                              torch::nn::Conv1d(2, 2, 1));
+  model[0]->as<torch::nn::Linear>()->weight.set_requires_grad(false);
+  Optimizer optimizer(model);
+  const mm::training::LowPrecisionWeights weights(model, optimizer);
+  CHECK(weights.size() == 3);  // the first layer's bias, the convolution's two
+  const auto scope = weights.use(at::kHalf);
+  CHECK(model[0]->as<torch::nn::Linear>()->weight.scalar_type() == at::kFloat);
+  CHECK(model[0]->as<torch::nn::Linear>()->bias.scalar_type() == at::kHalf);
+  CHECK(model[1]->as<torch::nn::LinearImpl>()->weight.scalar_type() == at::kFloat);
+  CHECK(model[2]->as<torch::nn::Conv1d>()->weight.scalar_type() == at::kHalf);
+}
+
+TEST_CASE("Optimizer: the gradients' kernel takes every precision, many parameters and holes") {
+  namespace emulated = cuda_emulation;
+  emulated::EmulatedDevice device;
+  device.add("gather_gradients<float>", emulated::gather_gradients<float>);
+  device.add("gather_gradients<double>", emulated::gather_gradients<double>);
+  torch::manual_seed(8);
+  for (const auto type : {at::kFloat, at::kDouble}) {
+    std::vector<mm::detail::GradientPiece> pieces;
+    std::vector<Tensor> expected;
+    int64_t offset = 0;
+    for (int64_t i = 0; i < 133; ++i) {  // more than one launch takes
+      const int64_t size = (i * 37) % 201, room = (size + 63) / 64 * 64 + (i % 5 == 0 ? 64 : 0);
+      const auto of = i % 3 == 0 ? type : i % 3 == 1 ? at::kBFloat16 : at::kHalf;
+      const Tensor gradient = i % 7 == 6 ? Tensor() : at::randn({size}, at::kDouble).to(of);
+      pieces.push_back({gradient, offset, room});
+      expected.push_back(gradient.defined() ? gradient.to(type) : at::zeros({size}, type));
+      expected.push_back(at::zeros({room - size}, type));
+      offset += room;
+    }
+    Tensor block = at::full({offset}, 7, type);
+    const Tensor finite = mm::detail::gather_gradients_on_cuda(block, pieces);
+    CHECK(block.equal(at::cat(expected)));
+    CHECK(finite.sum().item<int64_t>() == 0);
+    pieces[100].gradient[pieces[100].gradient.numel() - 1] = -std::numeric_limits<double>::infinity();
+    const Tensor not_finite = mm::detail::gather_gradients_on_cuda(block, pieces);
+    CHECK(not_finite.sum().item<int64_t>() == 1);
   }
 }

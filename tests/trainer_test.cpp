@@ -26,12 +26,15 @@
 #include <utility>
 #include <vector>
 
+#include <ATen/record_function.h>
+
 namespace mm = mixmatch;
 using mm::training::TrainerOptions;
 using mm::training::TrainingOptions;
 using torch::Tensor;
 
 namespace cuda_emulation {
+#include "cuda_meter.inc"
 #include "cuda_mixup.inc"
 #include "cuda_optimizer.inc"
 #include "cuda_sharpen.inc"
@@ -132,6 +135,40 @@ bool same_bits(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
   }
   return same;
 }
+
+/// Counts conversions of float32 to bfloat16 of weights, biases or blocks: not those of images and logits.
+class ConversionCount {
+ public:
+  ConversionCount() {
+    handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(&seen).needsInputs(true));
+    count() = 0;
+  }
+  ConversionCount(const ConversionCount&) = delete;
+  ConversionCount& operator=(const ConversionCount&) = delete;
+  ~ConversionCount() { at::removeCallback(handle_); }
+
+  int64_t weights() const { return count(); }
+
+ private:
+  static int64_t& count() {
+    static int64_t conversions = 0;
+    return conversions;
+  }
+  static std::unique_ptr<at::ObserverContext> seen(const at::RecordFunction& function) {
+    if (std::string(function.name()) == "aten::_to_copy") {
+      const auto inputs = function.inputs();
+      const bool from_float = inputs[0].isTensor() && inputs[0].toTensor().scalar_type() == at::kFloat;
+      const bool to_bfloat16 =
+          inputs[1].isInt() && static_cast<at::ScalarType>(inputs[1].toInt()) == at::kBFloat16;
+      const int64_t dims = inputs[0].isTensor() ? inputs[0].toTensor().dim() : 0;
+      const bool image = dims == 4 && inputs[0].toTensor().size(2) == 8;
+      count() += from_float && to_bfloat16 && (dims == 1 || (dims == 4 && !image)) ? 1 : 0;
+    }
+    return nullptr;
+  }
+
+  at::CallbackHandle handle_;
+};
 
 bool near(const Tensor& a, const Tensor& b, double tolerance) {
   return at::allclose(a.detach().to(at::kDouble), b.detach().to(at::kDouble), tolerance, tolerance);
@@ -645,11 +682,15 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
       namespace emulated = cuda_emulation;
       emulated::EmulatedDevice device;
       device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
+      device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
+      device.add("add_numbers<double>", emulated::add_numbers<double>);
       device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
       device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
       emulated::add_norm_kernels<float, 4>(device, "float");
       device.add("adam_step<float>", emulated::adam_step<float>);
       device.add("sgd_step<float>", emulated::sgd_step<float>);
+      device.add("gather_gradients<float>", emulated::gather_gradients<float>);
+      device.add("begin_step<double>", emulated::begin_step<double>);
       found = train();
       CHECK(device.launches() > 20);  // norms both ways, the optimiser
     }
@@ -658,5 +699,59 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
       INFO("result " << i);
       CHECK(near(found[i], expected[i], 2e-3));
     }
+  }
+}
+
+TEST_CASE("Trainer: a bfloat16 step by the CUDA kernels casts weights once, and is the CPU's step") {
+  auto o = tiny_run();
+  o.filters = 8;  // packs of the kernels
+  o.scales = 2;
+  o.precision = "bf16";
+  o.rampup_steps = 0;
+  for (const std::string name : {"mixmatch", "mean_teacher", "vat"}) {
+    INFO(name);
+    o.method = name;
+    mm::training::use_method_preset(o);
+    mm::training::check_options(o);
+    int64_t conversions = 0;
+    const auto train = [&] {
+      return mm::training::with_method(o, [&](auto method) {
+        TrainerProgram program(o, std::move(method), mm::training::trainer_options(o).prefetch(false));
+        const ConversionCount counted;
+        const auto means = program.trainer.run(1);
+        conversions = counted.weights();
+        CHECK(means.finite);
+        const auto weight = program.state.model->named_parameters()["conv1.weight"];
+        CHECK(weight.scalar_type() == at::kFloat);
+        CHECK_FALSE(weight.grad().defined());
+        auto results = trained_tensors(program);
+        results.push_back(at::tensor(means.values));
+        return results;
+      });
+    };
+    const auto expected = train();
+    const int64_t by_autocast = conversions;
+    namespace emulated = cuda_emulation;
+    emulated::EmulatedDevice device;
+    device.add("sharpen_views<BFloat16, float>", emulated::sharpen_views<emulated::BFloat16, float>);
+    device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
+    device.add("add_numbers<double>", emulated::add_numbers<double>);
+    device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
+    device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
+    emulated::add_norm_kernels<emulated::BFloat16, 8>(device, "BFloat16");
+    emulated::add_norm_kernels<emulated::BFloat16, 1>(device, "BFloat16");
+    emulated::add_norm_kernels<float, 4>(device, "float");  // of VAT's direction
+    device.add("adam_step<float>", emulated::adam_step<float>);
+    device.add("gather_gradients<float>", emulated::gather_gradients<float>);
+    device.add("begin_step<double>", emulated::begin_step<double>);
+    const auto found = train();
+    REQUIRE(found.size() == expected.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      INFO("result " << i);
+      CHECK(near(found[i], expected[i], 3e-2));
+    }
+    // Of 7 convolutions and a last layer; the teacher's averages are autocast's.
+    CHECK(by_autocast >= 8);
+    CHECK(conversions == (name == "mean_teacher" ? 9 : 1));
   }
 }

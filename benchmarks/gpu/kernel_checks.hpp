@@ -14,6 +14,7 @@
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/step/graphed_step.hpp>
+#include <mixmatch/step/meter.hpp>
 
 #include <cmath>
 #include <functional>
@@ -258,6 +259,61 @@ inline void check_norm(std::vector<Check>& checks, torch::Device device,
   }
 }
 
+/// What a step does in one kernel each: gradients to the optimiser's block, draws of MixUp, what is reported.
+/// Only where the kernels run.
+inline void check_step_kernels(std::vector<Check>& checks, torch::Device device) {
+  if (!device.is_cuda() || !mixmatch::detail::cuda_kernels_available(device)) {
+    return;
+  }
+  for (const auto type : {at::kFloat, at::kDouble}) {
+    std::vector<mixmatch::detail::GradientPiece> pieces;
+    std::vector<Tensor> exact;
+    int64_t offset = 0;
+    for (int64_t i = 0; i < 300; ++i) {  // of several launches
+      const int64_t size = (i * 389) % 2011, room = (size + 63) / 64 * 64;
+      const auto of = i % 3 == 0 ? type : i % 3 == 1 ? at::kBFloat16 : at::kHalf;
+      const Tensor gradient = i % 7 == 6 ? Tensor() : at::randn({size}, device).to(of);
+      pieces.push_back({gradient, offset, room});
+      exact.push_back(gradient.defined() ? gradient.to(type)
+                                         : at::zeros({size}, at::TensorOptions(device).dtype(type)));
+      exact.push_back(at::zeros({room - size}, at::TensorOptions(device).dtype(type)));
+      offset += room;
+    }
+    Tensor block = at::empty({offset}, at::TensorOptions(device).dtype(type));
+    const auto sum_of = [&] { return gather_gradients_on_cuda(block, pieces).sum().to(at::kDouble); };
+    checks.push_back(
+        {named("gather_gradients: finite", type), difference(sum_of(), at::zeros({}, device)), 0});
+    checks.push_back({named("gather_gradients", type), difference(block, at::cat(exact)), 0});
+    pieces[202].gradient.narrow(0, 5, 1).fill_(INFINITY);
+    checks.push_back(
+        {named("gather_gradients: infinite", type), difference(sum_of(), at::ones({}, device)), 0});
+  }
+  for (const int64_t size : {1, 192, 960, 8192}) {
+    const Tensor numbers = at::rand({size}, at::TensorOptions(device).dtype(at::kDouble));
+    Tensor places = at::empty({size}, at::TensorOptions(device).dtype(at::kLong));
+    mixmatch::detail::sorted_places_on_cuda(places, numbers);
+    checks.push_back({"random_permutation", difference(places, numbers.argsort()), 0});
+  }
+  const auto draws = [&] {
+    return 0.01 + at::rand({2, 500}, at::TensorOptions(device).dtype(at::kDouble)) * 0.98;
+  };
+  const Tensor gamma = draws(), uniform = draws();
+  Tensor lambda = at::empty({500}, at::TensorOptions(device).dtype(at::kFloat));
+  mixmatch::detail::beta_of_draws_on_cuda(lambda, gamma, uniform, 0.75);
+  const Tensor logs = gamma.log() + (1 - uniform).log() / 0.75;
+  checks.push_back({"sample_symmetric_beta", difference(lambda, at::sigmoid(logs[0] - logs[1])), 1e-6});
+  mixmatch::Meter meter(device);
+  const Tensor finite = at::ones({}, at::TensorOptions(device).dtype(at::kBool));
+  for (int64_t step = 1; step < 4; ++step) {
+    const Tensor number = at::full({}, step, at::TensorOptions(device).dtype(at::kFloat));
+    meter.add({number, {{"none", number.log().neg().sqrt()}, {"half", number.to(at::kHalf)}}}, finite);
+  }
+  const auto means = meter.read();
+  checks.push_back(
+      {"Meter", std::abs(means.values[0] - 2) + std::abs(means.values[2] - 2) + std::abs(means.counts[1] - 1),
+       0});
+}
+
 using Part = std::function<void(std::vector<Check>&, torch::Device)>;
 
 /// What throws is a check that failed, and the others are made all the same.
@@ -283,6 +339,7 @@ inline std::vector<Check> run_all(torch::Device device) {
                     {"RandAugment", check_rand_augment},
                     {"streams", check_stream},
                     {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
+                    {"step", check_step_kernels},
                     {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"norm",
                      [](std::vector<Check>& checks, torch::Device where) {

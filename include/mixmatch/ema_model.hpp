@@ -3,6 +3,7 @@
 #include <torch/arg.h>
 #include <torch/serialize/archive.h>
 #include <mixmatch/detail/cpu/ema_kernel.hpp>
+#include <mixmatch/detail/weight_copies.hpp>
 #include <mixmatch/model.hpp>
 #include <mixmatch/weight_decay.hpp>
 
@@ -265,6 +266,10 @@ class EmaModel {
           item.live.set_data(item.average.to(item.live.options()));
         }
       }
+      copies_ = detail::WeightCopies::in_use();
+      if (copies_ != nullptr) {
+        copies_->suspend();  // they are of the live weights
+      }
       detail::forget_autocast_copies();
     }
   }
@@ -276,6 +281,9 @@ class EmaModel {
           item.live.set_data(item.set_aside);
           item.set_aside = Tensor();
         }
+      }
+      if (copies_ != nullptr) {
+        std::exchange(copies_, nullptr)->resume();
       }
       detail::forget_autocast_copies();
     }
@@ -316,6 +324,7 @@ class EmaModel {
   std::vector<bool> is_kernel_;
   int64_t num_updates_ = 0;
   int scopes_ = 0;
+  detail::WeightCopies* copies_ = nullptr;  // that the outermost scope suspended
 };
 
 /// For torch::save(ema, …) and torch::load(ema, …).

@@ -111,12 +111,14 @@
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/nn/sync_batch_norm.hpp>
 
+#include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/optim/optimizer.hpp>
 
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/data_parallel.hpp>
 #include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
+#include <mixmatch/step/host_batches.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/method_state.hpp>

@@ -11,6 +11,7 @@
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
 #include <mixmatch/program/example_images.hpp>
+#include <mixmatch/program/feed_watch.hpp>
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/join_processes.hpp>
 #include <mixmatch/program/joined_processes.hpp>

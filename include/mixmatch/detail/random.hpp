@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/cuda_mixup.hpp>
+#include <mixmatch/detail/cuda/cuda_shuffle.hpp>
 #include <mixmatch/detail/version.hpp>
 
 #include <cstdint>
@@ -43,9 +45,13 @@ inline Tensor sample_symmetric_beta(int64_t n, double alpha, at::Device device, 
                                     const std::optional<at::Generator>& generator) {
   const auto options = at::TensorOptions().dtype(at::kDouble).device(draw_device(device, generator));
   const Tensor gamma = at::_standard_gamma(at::full({2, n}, alpha + 1.0, options), to_aten(generator));
-  const Tensor uniform = 1.0 - at::rand({2, n}, to_aten(generator), options);  // (0, 1]
+  const Tensor uniform = at::rand({2, n}, to_aten(generator), options);
+  Tensor lambda = at::empty({n}, options.dtype(dtype));
+  if (beta_of_draws_on_cuda(lambda, gamma, uniform, alpha)) {
+    return lambda.to(device);
+  }
   // The difference first: for a tiny alpha both quotients overflow.
-  const Tensor log_gamma = gamma.log(), log_uniform = uniform.log();
+  const Tensor log_gamma = gamma.log(), log_uniform = (1.0 - uniform).log();  // of (0, 1]
   const Tensor log_odds = (log_gamma[0] - log_gamma[1]) + (log_uniform[0] - log_uniform[1]).div_(alpha);
   return at::sigmoid(log_odds).to(device, dtype);
 }
@@ -58,9 +64,10 @@ inline Tensor random_permutation(int64_t n, at::Device device,
   if (drawn_on.is_cpu()) {
     return at::randperm(n, to_aten(generator), at::TensorOptions().dtype(at::kLong)).to(device);
   }
-  return at::rand({n}, to_aten(generator), at::TensorOptions().dtype(at::kDouble).device(drawn_on))
-      .argsort()
-      .to(device);
+  const Tensor numbers =
+      at::rand({n}, to_aten(generator), at::TensorOptions().dtype(at::kDouble).device(drawn_on));
+  Tensor places = at::empty({n}, numbers.options().dtype(at::kLong));
+  return (sorted_places_on_cuda(places, numbers) ? places : numbers.argsort()).to(device);
 }
 
 }  // namespace mixmatch::detail

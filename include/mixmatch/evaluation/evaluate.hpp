@@ -17,14 +17,18 @@ template <class Predictor>
 double error_percent(Predictor&& predictor, const data::ImageDataset& dataset,
                      const EvaluateOptions& options = {}) {
   ProcessGroup* group = options.processes();
-  int64_t wrong = 0;
+  Tensor labels, counted;  // where the logits are: the host waits once, at the end
   detail::for_each_logits(
       "error_percent", predictor, dataset, options,
       [&](int64_t begin, const Tensor& logits) {
-        const Tensor predicted = logits.argmax(1).to(torch::kCPU);
-        wrong += predicted.ne(dataset.labels.narrow(0, begin, logits.size(0))).sum().item<int64_t>();
+        if (!labels.defined()) {
+          labels = detail::to_device_in_order(dataset.labels, logits.device());
+        }
+        const Tensor wrong = logits.argmax(1).ne(labels.narrow(0, begin, logits.size(0))).sum();
+        counted = counted.defined() ? counted + wrong : wrong;
       },
       group != nullptr ? group->rank() : 0, group != nullptr ? group->world_size() : 1);
+  int64_t wrong = counted.defined() ? counted.item<int64_t>() : 0;
   if (group != nullptr) {
     wrong = group->gather(at::full({1}, wrong, at::kLong)).sum().item<int64_t>();
   }

@@ -8,12 +8,15 @@
 #include <mixmatch/nn/precision.hpp>
 
 #include <algorithm>
+#include <cstdint>
 #include <string>
 #include <type_traits>
 
 namespace mixmatch::training {
 
 struct EvaluateOptions {
+  /// Images of a forward pass; on a GPU more where they are small, as many as 1,000 of 32x32 have pixels, so
+  /// that the passes and not their launches take the time.
   TORCH_ARG(int64_t, batch_size) = 250;
   TORCH_ARG(at::ScalarType, precision) = at::kFloat;
   TORCH_ARG(torch::Device, device) = torch::kCPU;
@@ -26,6 +29,25 @@ struct EvaluateOptions {
 
 namespace detail {
 
+/// From the host's memory to a GPU without waiting for what the GPU has still to do.
+inline Tensor to_device_in_order(const Tensor& tensor, torch::Device device) {
+  return tensor.is_cpu() && device.is_cuda() ? tensor.pin_memory().to(device, /*non_blocking=*/true)
+                                             : tensor.to(device);
+}
+
+/// Images of a pass.
+inline int64_t evaluation_batch_size(const EvaluateOptions& options, const data::ImageDataset& dataset) {
+  if (!options.device().is_cuda()) {
+    return options.batch_size();
+  }
+  const auto sizes = dataset.image_sizes();
+  int64_t pixels = 1;
+  for (size_t i = 1; i < sizes.size(); ++i) {
+    pixels *= std::max<int64_t>(1, sizes[i]);
+  }
+  return std::max(options.batch_size(), 1000 * 32 * 32 / pixels);
+}
+
 /// consume(first, logits [B, L]) for each batch of images in order, without gradient; with several `ranks`
 /// for every so many-th batch, from batch `rank` on.
 template <class Predictor, class Consume>
@@ -35,10 +57,11 @@ void for_each_logits(const std::string& function, Predictor& predictor, const da
   TORCH_CHECK(options.batch_size() > 0, function, ": batch_size must be > 0, got ", options.batch_size());
   torch::NoGradGuard no_grad;
   Autocast autocast(options.device(), options.precision());
-  for (int64_t begin = rank * options.batch_size(); begin < dataset.size();
-       begin += ranks * options.batch_size()) {
-    const int64_t count = std::min(options.batch_size(), dataset.size() - begin);
-    const Tensor images = dataset.gather(at::arange(begin, begin + count, at::kLong)).to(options.device());
+  const int64_t batch = evaluation_batch_size(options, dataset);
+  for (int64_t begin = rank * batch; begin < dataset.size(); begin += ranks * batch) {
+    const int64_t count = std::min(batch, dataset.size() - begin);
+    const Tensor images =
+        to_device_in_order(dataset.gather(at::arange(begin, begin + count, at::kLong)), options.device());
     const Tensor logits = predictor(augment::normalize(images, options.normalization()));
     mixmatch::detail::check_logits(function.c_str(), logits);
     TORCH_CHECK(logits.size(0) == count, function, ": the predictor must return one row an image, got ",

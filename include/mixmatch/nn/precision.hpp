@@ -4,6 +4,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cpu/fast_bfloat16.hpp>
 #include <mixmatch/detail/version.hpp>
+#include <mixmatch/detail/weight_copies.hpp>
 
 #include <string>
 
@@ -15,7 +16,15 @@ namespace mixmatch::training {
 class Autocast {
  public:
   Autocast(torch::Device device, at::ScalarType dtype)
-      : device_(device.type()), before_(mixmatch::detail::autocast_state(device_)) {
+      : device_(device.type()),
+        before_(mixmatch::detail::autocast_state(device_)),
+        copies_(mixmatch::detail::WeightCopies::in_use()) {
+    if (copies_ != nullptr && copies_->type() == dtype) {
+      copies_ = nullptr;
+    }
+    if (copies_ != nullptr) {
+      copies_->suspend();  // of another precision
+    }
     at::autocast::increment_nesting();
     const bool enabled = dtype != at::kFloat;
     mixmatch::detail::set_autocast_state(device_, {enabled, enabled ? dtype : before_.dtype});
@@ -27,11 +36,15 @@ class Autocast {
       at::autocast::clear_cache();
     }
     mixmatch::detail::set_autocast_state(device_, before_);
+    if (copies_ != nullptr) {
+      copies_->resume();
+    }
   }
 
  private:
   at::DeviceType device_;
   mixmatch::detail::AutocastState before_;
+  mixmatch::detail::WeightCopies* copies_;
 };
 
 /// Convolutions and products of float32 on a GPU in full precision, not in TF32, for one scope.
@@ -51,6 +64,19 @@ class NoTf32 {
   bool convolutions_ = at::globalContext().allowTF32CuDNN();
   bool products_ = at::globalContext().allowTF32CuBLAS();
 };
+
+/// What convolutions and matrix products of a precision are computed in, as a run says it: on a GPU float32
+/// may mean TF32.
+inline std::string describe_precision(torch::Device device, const std::string& name) {
+  if (!device.is_cuda() || name != "fp32") {
+    return name;
+  }
+  const bool convolutions = at::globalContext().allowTF32CuDNN(),
+             products = at::globalContext().allowTF32CuBLAS();
+  return convolutions == products ? name + (products ? " (TF32)" : " (without TF32)")
+         : convolutions           ? name + " (convolutions in TF32, matrix products without)"
+                                  : name + " (matrix products in TF32, convolutions without)";
+}
 
 /// "fp32" or "bf16"; another name throws.
 inline at::ScalarType parse_precision(const std::string& name) {

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/serialize/archive.h>
 #include <mixmatch/detail/cpu/optimizer_kernel.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
@@ -11,6 +13,7 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -23,6 +26,42 @@ namespace mixmatch::training {
 using mixmatch::detail::AdamRule;
 using mixmatch::detail::SgdRule;
 using mixmatch::detail::UpdateRule;
+
+namespace detail {
+
+/// The gradients of copies of parameters, as long as they are kept apart from the parameters' own.
+struct KeptGradients {
+  bool open = false;
+  std::vector<Tensor> of_copy;
+};
+
+/// From a parameter's copy in another precision to the parameter: the gradient in the parameter's dtype, or
+/// as it is into KeptGradients, where that is open.
+class CopyBackward : public torch::autograd::Node {
+ public:
+  CopyBackward(const Tensor& parameter, std::shared_ptr<KeptGradients> kept, size_t place)
+      : Node(torch::autograd::collect_next_edges(parameter)),
+        type_(parameter.scalar_type()),
+        kept_(std::move(kept)),
+        place_(place) {}
+
+  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
+    const Tensor& gradient = gradients[0];
+    if (!gradient.defined() || !kept_->open || at::GradMode::is_enabled()) {
+      return {gradient.defined() ? gradient.to(type_) : gradient};
+    }
+    Tensor& place = kept_->of_copy[place_];
+    place = place.defined() ? place + gradient : gradient;
+    return {Tensor()};
+  }
+
+ private:
+  at::ScalarType type_;
+  std::shared_ptr<KeptGradients> kept_;
+  size_t place_;
+};
+
+}  // namespace detail
 
 struct OptimizerOptions {
   OptimizerOptions() = default;
@@ -95,12 +134,9 @@ class Optimizer {
       learning_rate_.copy_(options_.schedule()(num_steps_) * options_.learning_rate());
     }
     const Tensor finite = steps_on_cpu() ? step_on_cpu() : step_flat();
-    for (Parameter& parameter : parameters_) {
-      parameter.tensor.mutable_grad().reset();
-    }
-    num_steps_.add_(finite);
-    if (num_updates_.defined()) {
-      num_updates_.add_(finite);
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      parameters_[i].tensor.mutable_grad().reset();
+      kept_->of_copy[i].reset();
     }
     synchronized_ = false;
     if (steps_on_cpu() && finite.item<bool>()) {
@@ -108,6 +144,53 @@ class Optimizer {
     }
     return finite;
   }
+
+  /// A copy of each trained parameter in another precision, in their order (see parameters()), by one
+  /// conversion of their block: what autocast makes one by one. Of float32 parameters. A copy's gradient goes
+  /// to its parameter.
+  std::vector<Tensor> copies(at::ScalarType type) const {
+    std::vector<Tensor> list;
+    Tensor block;
+    {
+      const torch::NoGradGuard no_grad;
+      check_memory();
+      block = flat_.parameters.to(type);
+    }
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      Tensor copy = view_of(block, parameters_[i]).variable_data();
+      torch::autograd::create_gradient_edge(
+          copy, std::shared_ptr<detail::CopyBackward>(
+                    new detail::CopyBackward(parameters_[i].tensor, kept_, i), torch::autograd::deleteNode));
+      list.push_back(std::move(copy));
+    }
+    return list;
+  }
+
+  /// The trained parameters.
+  std::vector<Tensor> parameters() const {
+    std::vector<Tensor> list;
+    for (const auto& parameter : parameters_) {
+      list.push_back(parameter.tensor);
+    }
+    return list;
+  }
+
+  /// For a backward pass that step() follows: gradients of copies() do not become the parameters' own, each
+  /// by a conversion, but are kept for step(), which takes all of them at once.
+  class [[nodiscard]] GradientScope {
+   public:
+    explicit GradientScope(detail::KeptGradients& kept) : kept_(&kept) { kept.open = true; }
+    GradientScope(const GradientScope&) = delete;
+    GradientScope& operator=(const GradientScope&) = delete;
+    ~GradientScope() { kept_->open = false; }
+
+   private:
+    detail::KeptGradients* kept_;
+  };
+  GradientScope keep_copies_gradients() { return GradientScope(*kept_); }
+
+  /// Whether the parameters are float32 on a device, where one call costs what many conversions do not.
+  bool gains_by_copies() const { return !steps_on_cpu() && flat_.parameters.scalar_type() == at::kFloat; }
 
   /// Brings the EmaModel's count of updates, and its copies of buffers, up to date: before it is used or
   /// saved; on the CPU step() does. Returns the steps taken. Waits for the device.
@@ -295,6 +378,7 @@ class Optimizer {
       average_decay_ = at::zeros({}, options.dtype(at::kDouble));
     }
     num_steps_ = at::zeros({}, options.dtype(at::kLong));
+    kept_->of_copy.resize(parameters_.size());
     learning_rate_ = at::full({}, options_.learning_rate(), options.dtype(at::kDouble));
     for (Parameter& parameter : parameters_) {
       for (auto [tensor, place] : {std::pair<Tensor, Tensor>{parameter.tensor, flat_.parameters},
@@ -339,12 +423,22 @@ class Optimizer {
     }
   }
 
-  /// A gradient of the parameter's layout, as backward hands over, but for a user's own; undefined if none.
-  Tensor gradient_of(const Parameter& parameter) const {
-    const Tensor gradient = parameter.tensor.grad();
-    if (!gradient.defined() || (gradient.strides() == at::IntArrayRef(parameter.strides) &&
-                                gradient.scalar_type() == flat_.parameters.scalar_type() &&
-                                (!steps_on_cpu() || mixmatch::detail::has_plain_memory(gradient)))) {
+  /// Its own and its copy's, one of which there may not be; undefined if none.
+  Tensor whole_gradient_of(size_t i) const {
+    const Tensor &own = parameters_[i].tensor.grad(), &of_copy = kept_->of_copy[i];
+    return !of_copy.defined() ? own : own.defined() ? own + of_copy : of_copy;
+  }
+
+  /// A gradient of the parameter's layout and dtype, as backward hands over, but for a user's own; undefined
+  /// if none. For a kernel that reads them: of another dtype too.
+  Tensor gradient_of(size_t i, bool for_kernel = false) const {
+    const Parameter& parameter = parameters_[i];
+    const Tensor gradient = whole_gradient_of(i);
+    if (!gradient.defined() ||
+        (gradient.strides() == at::IntArrayRef(parameter.strides) &&
+         (for_kernel ? mixmatch::detail::can_gather(gradient, flat_.gradients)
+                     : gradient.scalar_type() == flat_.parameters.scalar_type() &&
+                           (!steps_on_cpu() || mixmatch::detail::has_plain_memory(gradient))))) {
       return gradient;
     }
     return at::empty_strided(parameter.tensor.sizes(), parameter.strides, flat_.parameters.options())
@@ -364,8 +458,9 @@ class Optimizer {
     const auto at = [](const Tensor& block, const Parameter& parameter) -> void* {
       return block.defined() ? block.data_ptr<Scalar>() + parameter.offset : nullptr;
     };
-    for (const Parameter& parameter : parameters_) {
-      Tensor gradient = gradient_of(parameter);
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Parameter& parameter = parameters_[i];
+      Tensor gradient = gradient_of(i);
       if (!gradient.defined()) {
         gradient = at::zeros({parameter.tensor.numel()}, flat_.parameters.options());
       }
@@ -388,26 +483,56 @@ class Optimizer {
         }
       }
     }
-    return at::full({}, finite, at::TensorOptions(at::kBool));
+    const Tensor result = at::full({}, finite, at::TensorOptions(at::kBool));
+    count(result);
+    return result;
   }
 
   Tensor step_flat() {
+    const mixmatch::detail::FlatConstants constants{options_.rule(), options_.weight_decay(), options_.l2()};
+    if (mixmatch::detail::has_cuda_memory(flat_.gradients) &&
+        mixmatch::detail::cuda_kernels_available(flat_.gradients.device())) {
+      const Tensor finite = at::empty({}, flat_.parameters.options().dtype(at::kBool));
+      const Tensor steps_before = at::empty_like(num_steps_);
+      mixmatch::detail::begin_step_on_cuda(gather_gradients_by_kernel(),
+                                           {finite, num_steps_, steps_before, num_updates_, average_decay_},
+                                           ema_options_.has_value() ? ema_options_->decay() : 1.0,
+                                           ema_options_.has_value() && ema_options_->warmup());
+      mixmatch::detail::flat_step_(flat_, {steps_before, learning_rate_, average_decay_, finite}, constants);
+      return finite;
+    }
     gather_gradients();
     // An overflowing sum of finite gradients counts as not finite.
     const Tensor finite = flat_.gradients.sum().isfinite();
     if (average_decay_.defined()) {
       average_decay_.copy_(average_decay());
     }
-    mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite},
-                                 {options_.rule(), options_.weight_decay(), options_.l2()});
+    mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite}, constants);
+    count(finite);
     return finite;
+  }
+
+  void count(const Tensor& finite) {
+    num_steps_.add_(finite);
+    if (num_updates_.defined()) {
+      num_updates_.add_(finite);
+    }
+  }
+
+  Tensor gather_gradients_by_kernel() {
+    std::vector<mixmatch::detail::GradientPiece> pieces;
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      pieces.push_back({gradient_of(i, /*for_kernel=*/true), parameters_[i].offset, parameters_[i].size});
+    }
+    return mixmatch::detail::gather_gradients_on_cuda(flat_.gradients, pieces);
   }
 
   /// The gradients into their block, by one call for all.
   void gather_gradients() {
     std::vector<Tensor> pieces;
-    for (const Parameter& parameter : parameters_) {
-      const Tensor gradient = gradient_of(parameter);
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Parameter& parameter = parameters_[i];
+      const Tensor gradient = gradient_of(i);
       int64_t filled = 0;
       if (gradient.defined()) {
         filled = gradient.numel();
@@ -430,6 +555,7 @@ class Optimizer {
   OptimizerOptions options_;
   std::optional<EmaModelOptions> ema_options_;
   std::vector<Parameter> parameters_;
+  std::shared_ptr<detail::KeptGradients> kept_ = std::make_shared<detail::KeptGradients>();
   int64_t total_ = 0;
   mixmatch::detail::FlatParameters flat_;
   Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;

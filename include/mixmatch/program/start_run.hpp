@@ -97,7 +97,7 @@ inline torch::Device choose_device(TrainingOptions& o) {
   }
   const int threads = at::get_num_threads();
   print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
-                threads == 1 ? "" : "s", o.precision);
+                threads == 1 ? "" : "s", describe_precision(device, o.precision));
   return device;
 }
 

@@ -2,6 +2,7 @@
 
 #include <mixmatch/evaluation/evaluate.hpp>
 #include <mixmatch/program/example_images.hpp>
+#include <mixmatch/program/feed_watch.hpp>
 #include <mixmatch/program/finish_run.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/ramp_watch.hpp>
@@ -57,6 +58,7 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
       ramp.look(run, state);
     }
     seen.end();
+    say_if_feed_limits(trainer.host_batches());
     return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device, shared);
   });
 }

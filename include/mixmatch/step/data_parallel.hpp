@@ -100,9 +100,10 @@ class DataParallel {
     }
   }
 
-  /// The gradients of `loss`, as means over the ranks.
+  /// The gradients of `loss`, as means over the ranks, for the optimiser's step.
   void backward(const Tensor& loss) {
     if (group_ == nullptr) {
+      const auto kept = state_->optimizer.keep_copies_gradients();
       loss.backward();
       return;
     }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/cuda/cuda_meter.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/step/step_loss.hpp>
 
@@ -56,9 +57,15 @@ class Meter {
   void add(const StepLoss& loss, const Tensor& finite) {
     const torch::NoGradGuard no_grad;
     check(loss);
-    std::vector<Tensor> numbers{loss.total.detach().to(sums_.options()).squeeze()};
+    std::vector<Tensor> numbers{loss.total.detach()};
     for (const auto& [name, value] : loss.values) {
-      numbers.push_back(value.detach().to(sums_.options()).squeeze());
+      numbers.push_back(value.detach());
+    }
+    if (detail::add_numbers_on_cuda(sums_, counts_, finite_, finite, numbers)) {
+      return;
+    }
+    for (Tensor& number : numbers) {
+      number = number.to(sums_.options()).squeeze();
     }
     const Tensor values = at::stack(numbers);
     Tensor known = values.isnan().logical_not_();

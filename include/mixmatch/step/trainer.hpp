@@ -3,16 +3,18 @@
 #include <torch/arg.h>
 #include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/nn/precision.hpp>
+#include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/step/data_parallel.hpp>
 #include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
+#include <mixmatch/step/host_batches.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/method_state.hpp>
-#include <mixmatch/step/prefetch.hpp>
 #include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <optional>
@@ -108,9 +110,9 @@ class Trainer {
         device_(detail::device_of(state.model)),
         learner_(state.model, state.ema, options.learner()),
         parallel_(state, learner_, options.processes(), options.data_parallel()),
+        weights_(state.model, state.optimizer, state.optimizer.gains_by_copies()),
         feed_(data, with_views(options.feed(), method_)),
-        raw_batches_([this](int64_t step) { return feed_.gather(at::full({}, step, at::kLong)); },
-                     options.prefetch()),
+        host_batches_(feed_, device_, options.prefetch()),
         meter_(device_),
         step_(at::zeros({}, at::TensorOptions(device_).dtype(at::kLong))) {
     TORCH_CHECK(feed_.device().is_cpu() || feed_.device() == device_,
@@ -142,21 +144,34 @@ class Trainer {
   StepMeans run(int64_t at_most) {
     TORCH_CHECK(at_most >= 1, "Trainer: at_most must be >= 1, got ", at_most);
     const int64_t steps = device_.is_cpu() ? 1 : at_most;
+    const bool host_reads = feed_.device().is_cpu();
+    const auto begin = std::chrono::steady_clock::now();
     step_.fill_(state_->step);
     for (int64_t i = 0; i < steps; ++i) {
-      if (feed_.device().is_cpu()) {
-        take(raw_batches_(state_->step));
+      if (host_reads) {
+        host_batches_.take(state_->step, raw_);
       }
       if (!graphed_.has_value()) {
         graphed_.emplace([this] { return step(); }, device_, graph_options());
       }
       parallel_.begin_step(state_of(method_));
       (*graphed_)();
+      if (host_reads) {
+        host_batches_.end_step();
+      }
       ++state_->step;
     }
     state_->optimizer.synchronize();
-    return parallel_.mean(meter_.read());
+    const StepMeans means = meter_.read();
+    if (host_reads) {
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+      host_batches_.count(took.count());
+    }
+    return parallel_.mean(means);
   }
+
+  /// How long the steps so far waited for the host's images: see HostBatches.
+  const HostBatches& host_batches() const { return host_batches_; }
 
   const Feed& feed() const { return feed_; }
   /// Whether run() replays a graph, once it has run.
@@ -173,25 +188,6 @@ class Trainer {
     return options;
   }
 
-  /// The host's images for the next step: on a GPU in the memory that a graph reads, without waiting for the
-  /// step before.
-  void take(const RawBatch& batch) {
-    if (device_.is_cpu() || !raw_.images.defined()) {
-      raw_ = {on_device(batch.images), on_device(batch.labels), on_device(batch.unlabeled_rows),
-              on_device(batch.hidden_labels)};
-      return;
-    }
-    for (auto [place, value] : {std::pair{&raw_.images, &batch.images},
-                                {&raw_.labels, &batch.labels},
-                                {&raw_.unlabeled_rows, &batch.unlabeled_rows},
-                                {&raw_.hidden_labels, &batch.hidden_labels}}) {
-      if (place->defined()) {
-        place->copy_(value->pin_memory(), /*non_blocking=*/true);  // the allocator keeps it until it is read
-      }
-    }
-  }
-  Tensor on_device(const Tensor& tensor) const { return tensor.defined() ? tensor.to(device_) : tensor; }
-
   Tensor step() {
     Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
     batch.logit_adjustment = options_.logit_adjustment();
@@ -200,6 +196,7 @@ class Trainer {
     {
       const auto statistics = learner_.training_step(step_);
       const Autocast autocast(device_, options_.precision());
+      const auto copies = weights_.use(options_.precision());
       loss = method_(learner_, batch, step_, state_->generator);
       meter_.check(loss);  // what throws in here moves no statistics
     }
@@ -249,8 +246,9 @@ class Trainer {
   torch::Device device_;
   Learner<Model> learner_;
   DataParallel<Model> parallel_;
+  LowPrecisionWeights weights_;
   Feed feed_;
-  Prefetch<RawBatch> raw_batches_;
+  HostBatches host_batches_;
   RawBatch raw_;
   Meter meter_;
   Tensor step_;

@@ -36,7 +36,35 @@ __global__ void mix_rows(Pack<Scalar, width>* out, const Pack<Scalar, width>* x,
     out[row * packs + i] = mixed;
   }
 }
+
+// lambda[i] ~ Beta(alpha, alpha) of two draws of Gamma(alpha + 1) and two uniform ones in [0, 1), each [2, count]:
+// see sample_symmetric_beta().
+template <class Scalar>
+__global__ void beta_of_draws(Scalar* lambda, const double* gamma, const double* uniform, double alpha, i64 count) {
+  const i64 step = static_cast<i64>(gridDim.x) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
+    const double of_gamma = log(gamma[i]) - log(gamma[count + i]);
+    const double of_uniform = log(1 - uniform[i]) - log(1 - uniform[count + i]);
+    lambda[i] = static_cast<Scalar>(1 / (1 + exp(-(of_gamma + of_uniform / alpha))));
+  }
+}
 )cuda"};
+
+/// The last part of sample_symmetric_beta() in one kernel; false where it does not apply. `gamma`, `uniform`:
+/// float64 [2, N]; `lambda`: float32 or float64 [N].
+inline bool beta_of_draws_on_cuda(at::Tensor& lambda, const at::Tensor& gamma, const at::Tensor& uniform,
+                                  double alpha) {
+  const auto type = lambda.scalar_type();
+  if (!has_cuda_memory(gamma) || lambda.device() != gamma.device() || lambda.numel() == 0 ||
+      (type != at::kFloat && type != at::kDouble) || !cuda_kernels_available(gamma.device())) {
+    return false;
+  }
+  constexpr int64_t threads = 64;
+  launch_cuda_kernel(cuda_mixup_source, std::string("beta_of_draws<") + cuda_type_name(type) + ">",
+                     gamma.device(), {.blocks_x = cuda_blocks(lambda.numel(), threads), .threads = threads},
+                     lambda.data_ptr(), gamma.data_ptr(), uniform.data_ptr(), alpha, lambda.numel());
+  return true;
+}
 
 /// mix_rows of dense CUDA rows that lie alike in memory, in one kernel; false where it does not apply.
 inline bool mix_rows_on_cuda(at::Tensor& out, const at::Tensor& x, const at::Tensor& partners,

@@ -3,9 +3,11 @@
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
 #include <mixmatch/detail/update_rule.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <variant>
+#include <vector>
 
 namespace mixmatch::detail {
 
@@ -106,7 +108,171 @@ __global__ void sgd_step(Scalar* parameters, const Scalar* gradients, Scalar* fi
                    take, i);
   }
 }
+
+// Gradients as a backward pass leaves them, each dense and in its parameter's order of elements. Number k is
+// for the elements of the block from 64 * start[k] on, has `size` elements (0: none was given), and ends
+// where the next begins; start[count] is the end of the last.
+struct GradientTable {
+  const void* from[128];
+  u32 start[129];
+  u32 size[128];
+  u8 type[128];  // 0: the block's own, 1: BFloat16, 2: Half
+};
+
+template <class From, class Scalar>
+__device__ inline void load_four(Pack<Scalar, 4>& to, const void* memory, i64 place, i64 rest) {
+  const From* from = static_cast<const From*>(memory) + place;
+  Pack<From, 4> read;
+  if (rest >= 4) {
+    read = *reinterpret_cast<const Pack<From, 4>*>(from);
+  } else {
+    for (int k = 0; k < 4; ++k) {
+      read.values[k] = k < rest ? from[k] : From();
+    }
+  }
+  for (int k = 0; k < 4; ++k) {
+    to.values[k] = static_cast<Scalar>(widen(read.values[k]));
+  }
+}
+
+// All of them into the block, with zeros where there is nothing; not_finite[b] tells whether block b met a
+// number that is not finite. A thread has four elements, which lie in one parameter.
+template <class Scalar>
+__global__ void gather_gradients(Scalar* block, u8* not_finite, GradientTable gradients, i64 count) {
+  __shared__ int bad;
+  if (threadIdx.x == 0) {
+    bad = 0;
+  }
+  __syncthreads();
+  const i64 end = 64 * static_cast<i64>(gradients.start[count]);
+  const i64 first = 64 * static_cast<i64>(gradients.start[0]) +
+                    4 * (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x);
+  if (first < end) {
+    i64 low = 0, high = count;
+    while (high - low > 1) {
+      const i64 middle = (low + high) / 2;
+      (64 * static_cast<i64>(gradients.start[middle]) <= first ? low : high) = middle;
+    }
+    const i64 place = first - 64 * static_cast<i64>(gradients.start[low]);
+    const i64 rest = static_cast<i64>(gradients.size[low]) - place;
+    Pack<Scalar, 4> values;
+    if (rest <= 0 || gradients.type[low] == 0) {
+      load_four<Scalar>(values, gradients.from[low], place, rest);
+    } else if (gradients.type[low] == 1) {
+      load_four<BFloat16>(values, gradients.from[low], place, rest);
+    } else {
+      load_four<Half>(values, gradients.from[low], place, rest);
+    }
+    bool finite = true;
+    for (int k = 0; k < 4; ++k) {
+      finite = finite && values.values[k] - values.values[k] == 0;
+    }
+    if (!finite) {
+      atomicMax(&bad, 1);
+    }
+    *reinterpret_cast<Pack<Scalar, 4>*>(block + first) = values;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    not_finite[blockIdx.x] = static_cast<u8>(bad);
+  }
+}
+
+// One block: whether all gradients are finite, and so whether the step counts; the steps before it; and the
+// decay of the moving average, min(limit, (1 + n) / (10 + n)) where it warms up.
+template <class Number>
+__global__ void begin_step(const u8* not_finite, i64 blocks, u8* apply, i64* steps, i64* steps_before, i64* updates,
+                           Number* average_decay, Number limit, i64 warms_up) {
+  __shared__ Number scratch[256];
+  Number bad = 0;
+  for (i64 i = threadIdx.x; i < blocks; i += blockDim.x) {
+    bad = larger_of(bad, static_cast<Number>(not_finite[i]));
+  }
+  bad = reduce_block<true>(bad, scratch);
+  if (threadIdx.x == 0) {
+    const i64 counts = bad == 0 ? 1 : 0;
+    *apply = static_cast<u8>(counts);
+    *steps_before = *steps;
+    *steps += counts;
+    if (updates != nullptr) {
+      const Number n = static_cast<Number>(*updates);
+      const Number warm = (n + 1) / (n + 10);
+      *average_decay = warms_up != 0 && warm < limit ? warm : limit;
+      *updates += counts;
+    }
+  }
+}
 )cuda"};
+
+/// The kernels' GradientTable.
+struct CudaGradientTable {
+  static constexpr int64_t capacity = 128;
+  const void* from[capacity];
+  uint32_t start[capacity + 1];
+  uint32_t size[capacity];
+  uint8_t type[capacity];
+};
+
+/// A gradient and its place in the block, from `offset` to `offset` + `room`, multiples of 64.
+struct GradientPiece {
+  at::Tensor gradient;  ///< of the block's dtype, bfloat16 or half; undefined: zeros
+  int64_t offset, room;
+};
+
+/// Whether gather_gradients() reads the tensor where it lies, as numel() elements that follow each other.
+inline bool can_gather(const at::Tensor& gradient, const at::Tensor& block) {
+  const auto type = gradient.scalar_type();
+  const auto alignment = 4 * static_cast<std::uintptr_t>(gradient.element_size());
+  return (type == block.scalar_type() || type == at::kBFloat16 || type == at::kHalf) &&
+         gradient.device() == block.device() && has_cuda_memory(gradient) &&
+         gradient.is_non_overlapping_and_dense() &&
+         reinterpret_cast<std::uintptr_t>(gradient.data_ptr()) % alignment == 0;
+}
+
+/// The gradients, which can_gather(), into their block: float32 or float64 [P], whose pieces follow each
+/// other from its start. Returns uint8 [blocks]: 1 where one was not finite.
+inline at::Tensor gather_gradients_on_cuda(at::Tensor& block, const std::vector<GradientPiece>& pieces) {
+  constexpr int64_t threads = 256, capacity = CudaGradientTable::capacity;
+  struct Launch {
+    CudaGradientTable table;
+    int64_t count, blocks;
+  };
+  std::vector<Launch> launches;
+  int64_t blocks = 0;
+  for (size_t first = 0; first < pieces.size(); first += capacity) {
+    Launch launch{};
+    launch.count = std::min<int64_t>(capacity, static_cast<int64_t>(pieces.size() - first));
+    for (int64_t k = 0; k < launch.count; ++k) {
+      const auto& piece = pieces[first + static_cast<size_t>(k)];
+      TORCH_CHECK(piece.room <= int64_t{UINT32_MAX},
+                  "mixmatch: a parameter must have less than 2^32 elements");
+      launch.table.start[k] = static_cast<uint32_t>(piece.offset / 64);
+      launch.table.start[k + 1] = static_cast<uint32_t>((piece.offset + piece.room) / 64);
+      if (piece.gradient.defined()) {
+        const auto type = piece.gradient.scalar_type();
+        launch.table.from[k] = piece.gradient.data_ptr();
+        launch.table.size[k] = static_cast<uint32_t>(piece.gradient.numel());
+        launch.table.type[k] = type == block.scalar_type() ? 0 : type == at::kBFloat16 ? 1 : 2;
+      }
+    }
+    const int64_t groups = launch.table.start[launch.count] - launch.table.start[0];
+    launch.blocks = (64 * groups + 4 * threads - 1) / (4 * threads);
+    blocks += launch.blocks;
+    launches.push_back(launch);
+  }
+  const at::Tensor not_finite = at::empty({blocks}, block.options().dtype(at::kByte));
+  auto* flags = not_finite.data_ptr<uint8_t>();
+  for (const auto& launch : launches) {
+    if (launch.blocks > 0) {
+      launch_cuda_kernel(cuda_optimizer_source,
+                         std::string("gather_gradients<") + cuda_type_name(block.scalar_type()) + ">",
+                         block.device(), {.blocks_x = launch.blocks, .threads = threads}, block.data_ptr(),
+                         flags, launch.table, launch.count);
+    }
+    flags += launch.blocks;
+  }
+  return not_finite;
+}
 
 /// All parameters of a model, one after the other: [P], contiguous, float32 or float64, of one device.
 struct FlatParameters {
@@ -130,6 +296,25 @@ struct FlatConstants {
   double weight_decay = 0;  ///< kernels shrink by 1 - learning rate * weight_decay
   double l2 = 0;            ///< joins the gradient of kernels
 };
+
+/// What begin_step() moves: 0-dimensional, on one device. `updates` and `average_decay` are of a moving
+/// average, undefined without one.
+struct StepCounters {
+  at::Tensor apply;                   ///< bool
+  at::Tensor steps, steps_before;     ///< int64
+  at::Tensor updates, average_decay;  ///< int64, float64
+};
+
+/// Counts a step, if all gradients are finite, by what gather_gradients_on_cuda() returned, and sets
+/// the average's decay, min(limit, (1 + n) / (10 + n)) where it warms up.
+inline void begin_step_on_cuda(const at::Tensor& not_finite, const StepCounters& counters, double limit,
+                               bool warms_up) {
+  launch_cuda_kernel(cuda_optimizer_source, "begin_step<double>", not_finite.device(), {.threads = 256},
+                     not_finite.data_ptr(), not_finite.numel(), counters.apply.data_ptr(),
+                     counters.steps.data_ptr(), counters.steps_before.data_ptr(),
+                     data_or_null(counters.updates), data_or_null(counters.average_decay), limit,
+                     static_cast<int64_t>(warms_up));
+}
 
 /// flat_step_() in ATen's calls.
 inline void flat_step_composite_(const FlatParameters& flat, const FlatScalars& scalars,

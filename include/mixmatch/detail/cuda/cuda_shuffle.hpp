@@ -64,6 +64,30 @@ __global__ void counter_words(Index* out, const Index* step, Index count, u64 se
     out[i] = static_cast<Index>(mix_bits(state + static_cast<u64>(i + 1) * golden) >> 32);
   }
 }
+
+// The places of the numbers in ascending order, those of equal numbers in theirs: each thread counts what
+// comes before its own. Blocks of at most 256 threads.
+template <class Index>
+__global__ void sorted_places(Index* places, const double* numbers, Index count) {
+  __shared__ double tile[256];
+  const Index own_place = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const double own = own_place < count ? numbers[own_place] : 0;
+  Index before = 0;
+  for (Index start = 0; start < count; start += blockDim.x) {
+    const Index size = count - start < static_cast<Index>(blockDim.x) ? count - start : static_cast<Index>(blockDim.x);
+    __syncthreads();
+    if (static_cast<Index>(threadIdx.x) < size) {
+      tile[threadIdx.x] = numbers[start + threadIdx.x];
+    }
+    __syncthreads();
+    for (Index k = 0; k < size; ++k) {
+      before += tile[k] < own || (tile[k] == own && start + k < own_place) ? 1 : 0;
+    }
+  }
+  if (own_place < count) {
+    places[before] = own_place;
+  }
+}
 )cuda"};
 
 /// The next batch's rows in one kernel; false where it does not apply. All int64 on one CUDA device,
@@ -90,6 +114,20 @@ inline bool counter_words_on_cuda(at::Tensor& out, const at::Tensor& step, uint6
   launch_cuda_kernel(cuda_shuffle_source, "counter_words<i64>", step.device(),
                      {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
                      step.data_ptr(), out.numel(), seed_bits);
+  return true;
+}
+
+/// numbers.argsort(), stable, of float64 [N] without NaN, in one kernel whose work grows with N^2; false
+/// where it does not apply.
+inline bool sorted_places_on_cuda(at::Tensor& places, const at::Tensor& numbers) {
+  if (!has_cuda_memory(numbers) || !cuda_kernels_available(numbers.device()) || numbers.numel() == 0 ||
+      numbers.numel() > 8192) {
+    return false;
+  }
+  constexpr int64_t threads = 64;  // rather many processors than large tiles
+  launch_cuda_kernel(cuda_shuffle_source, "sorted_places<i64>", numbers.device(),
+                     {.blocks_x = cuda_blocks(numbers.numel(), threads), .threads = threads},
+                     places.data_ptr(), numbers.data_ptr(), numbers.numel());
   return true;
 }
 
