@@ -2,11 +2,17 @@
 #include <mixmatch/evaluation/guess_quality.hpp>
 
 #include <cmath>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
+
+namespace cuda_emulation {
+#include "cuda_guess_quality.inc"
+}
 
 using namespace mixmatch::training;
 
@@ -105,4 +111,38 @@ TEST_CASE("guess_quality names what does not fit") {
                guess_quality(torch::zeros({3, 3}), torch::zeros({3}));
              }),
              contains("labels must be int64 [N], got Float [3]"));
+}
+
+TEST_CASE("guess_quality: the kernel is ATen's calls, in every dtype") {
+  torch::manual_seed(3);
+  namespace emulated = cuda_emulation;
+  for (const auto type : emulated::all_types) {
+    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {3, 10}, {300, 7}, {5, 1024}}) {
+      Tensor guessed = torch::softmax(at::randn({rows, classes}, at::kDouble) * 3, 1).to(type);
+      guessed[0].zero_();  // an entropy of 0 log 0
+      const Tensor labels = at::randint(-1, classes, {rows}, at::kLong);
+      for (const bool known : {true, false}) {
+        const Tensor truth = known ? labels : at::full_like(labels, -1);
+        const auto expected = guess_quality(guessed, truth);
+        emulated::EmulatedDevice device;
+        emulated::dispatch(type, [&](auto scalar) {
+          using Scalar = decltype(scalar);
+          device.add(std::string("guess_quality<") + mixmatch::detail::cuda_type_name(type) + ">",
+                     emulated::guess_quality<Scalar>);
+        });
+        const auto found = guess_quality(guessed, truth);
+        CHECK(device.launches() == 1);
+        const auto numbers = [](const GuessQuality& q) {
+          return at::stack({q.class_entropy, q.mean_max_probability, q.mean_entropy, q.accuracy});
+        };
+        CHECK(at::allclose(numbers(found), numbers(expected), 1e-12, 1e-12, /*equal_nan=*/true));
+      }
+    }
+  }
+  emulated::EmulatedDevice device;
+  device.add("guess_quality<float>", emulated::guess_quality<float>);
+  Tensor bad = at::full({2, 3}, 0.2);
+  bad[1][1] = std::nan("");
+  CHECK(std::isnan(guess_quality(bad, at::zeros({2}, at::kLong)).mean_max_probability.item<double>()));
+  CHECK(std::isnan(guess_quality(bad, at::zeros({2}, at::kLong)).mean_entropy.item<double>()));
 }

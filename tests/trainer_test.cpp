@@ -34,6 +34,7 @@ using mm::training::TrainingOptions;
 using torch::Tensor;
 
 namespace cuda_emulation {
+#include "cuda_guess_quality.inc"
 #include "cuda_meter.inc"
 #include "cuda_mixup.inc"
 #include "cuda_optimizer.inc"
@@ -684,6 +685,7 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
       device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
       device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
       device.add("add_numbers<double>", emulated::add_numbers<double>);
+      device.add("guess_quality<float>", emulated::guess_quality<float>);
       device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
       device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
       emulated::add_norm_kernels<float, 4>(device, "float");
@@ -736,6 +738,7 @@ TEST_CASE("Trainer: a bfloat16 step by the CUDA kernels casts weights once, and 
     device.add("sharpen_views<BFloat16, float>", emulated::sharpen_views<emulated::BFloat16, float>);
     device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
     device.add("add_numbers<double>", emulated::add_numbers<double>);
+    device.add("guess_quality<float>", emulated::guess_quality<float>);
     device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
     device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
     emulated::add_norm_kernels<emulated::BFloat16, 8>(device, "BFloat16");

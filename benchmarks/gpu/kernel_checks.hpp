@@ -10,6 +10,7 @@
 #include <mixmatch/detail/counter_words.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
+#include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/guess_labels.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
@@ -314,6 +315,20 @@ inline void check_step_kernels(std::vector<Check>& checks, torch::Device device)
        0});
 }
 
+inline void check_guess_quality(std::vector<Check>& checks, torch::Device device) {
+  for (const auto type : all_types) {
+    const Tensor guessed = at::softmax(at::randn({448, 10}, device) * 2, 1).to(type);
+    const Tensor labels = at::randint(-1, 10, {448}, at::TensorOptions(device).dtype(at::kLong));
+    const auto numbers = [](const mixmatch::training::GuessQuality& q) {
+      return at::stack({q.class_entropy, q.mean_max_probability, q.mean_entropy, q.accuracy}).cpu();
+    };
+    checks.push_back({named("guess_quality", type),
+                      difference(numbers(mixmatch::training::guess_quality(guessed, labels)),
+                                 numbers(mixmatch::training::guess_quality(guessed.cpu(), labels.cpu()))),
+                      1e-12});
+  }
+}
+
 using Part = std::function<void(std::vector<Check>&, torch::Device)>;
 
 /// What throws is a check that failed, and the others are made all the same.
@@ -339,6 +354,7 @@ inline std::vector<Check> run_all(torch::Device device) {
                     {"RandAugment", check_rand_augment},
                     {"streams", check_stream},
                     {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
+                    {"guess_quality", check_guess_quality},
                     {"step", check_step_kernels},
                     {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"norm",

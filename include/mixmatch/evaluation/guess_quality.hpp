@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/cuda_guess_quality.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 
@@ -48,6 +49,10 @@ inline GuessQuality guess_quality(const Tensor& guessed, const Tensor& labels) {
   TORCH_CHECK(labels.device() == guessed.device(), "guess_quality: labels must be on the device of guessed, ",
               guessed.device(), ", got ", labels.device());
   const torch::NoGradGuard no_grad;
+  Tensor numbers = at::empty({4}, guessed.options().dtype(at::kDouble).requires_grad(false));
+  if (mixmatch::detail::guess_quality_on_cuda(numbers, guessed, labels)) {
+    return {numbers[0], numbers[1], numbers[2], numbers[3]};
+  }
   const Tensor q = guessed.to(at::kDouble);
   const auto [largest, predicted] = q.max(1);
   return {guessed_class_entropy(predicted, q.size(1)), largest.mean(),
