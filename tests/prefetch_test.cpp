@@ -1,3 +1,4 @@
+#include <mixmatch/step/host_batches.hpp>
 #include <mixmatch/step/prefetch.hpp>
 
 #include <ATen/Parallel.h>
@@ -6,6 +7,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -13,6 +16,7 @@
 #include "catch.hpp"
 #include "test_util.hpp"
 
+using mixmatch::training::HostBatches;
 using mixmatch::training::Prefetch;
 
 TEST_CASE("Prefetch: batches by their step's number, in order or not, ahead or not") {
@@ -95,4 +99,61 @@ TEST_CASE("Prefetch: gone while a batch is being made, or before the first") {
     batches(0);
   }
   CHECK(done);
+}
+
+namespace {
+
+/// 20 images, each of its row's number.
+class SlowImages : public mixmatch::data::ImageSource {
+ public:
+  explicit SlowImages(std::chrono::milliseconds each) : each_(each) {}
+  int64_t size() const override { return 20; }
+  std::vector<int64_t> image_sizes() const override { return {1, 4, 4}; }
+  torch::Tensor gather(const torch::Tensor& rows) const override {
+    std::this_thread::sleep_for(each_);
+    return rows.view({-1, 1, 1, 1}).expand({rows.numel(), 1, 4, 4}).to(at::kByte).contiguous();
+  }
+  uint32_t checksum(const torch::Tensor& /*rows*/) const override { return 1; }
+
+ private:
+  std::chrono::milliseconds each_;
+};
+
+}  // namespace
+
+TEST_CASE("HostBatches: the feed's batches, and the share of their time in which steps waited for them") {
+  using namespace std::chrono;
+  const auto pictures = [](milliseconds each) {
+    mixmatch::data::ImageDataset set;
+    set.source = std::make_shared<SlowImages>(each);
+    set.labels = at::zeros({20}, at::kLong);
+    set.class_names = {"a"};
+    return mixmatch::training::TrainingData{
+        mixmatch::data::ImagePool({set}),
+        {at::arange(8, at::kLong), at::arange(8, 20, at::kLong), at::empty({0}, at::kLong)},
+        {},
+        {}};
+  };
+  const auto waited = [&](milliseconds reading, milliseconds computing, bool ahead) {
+    const auto data = pictures(reading);
+    const mixmatch::training::Feed feed(data, mixmatch::training::FeedOptions().batch_size(2));
+    HostBatches batches(feed, torch::kCPU, ahead);
+    CHECK(batches.waited() == 0);
+    mixmatch::training::RawBatch raw;
+    for (int64_t step = 0; step < 8; ++step) {
+      const auto begin = steady_clock::now();
+      batches.take(step, raw);
+      const auto expected = feed.gather(at::full({}, step, at::kLong));
+      CHECK(raw.images.equal(expected.images));
+      CHECK(raw.unlabeled_rows.equal(expected.unlabeled_rows));
+      std::this_thread::sleep_for(computing);
+      batches.end_step();
+      batches.count(duration<double>(steady_clock::now() - begin).count());
+    }
+    CHECK(batches.seconds_waited() >= 1e-3 * static_cast<double>(reading.count()));  // the first at least
+    return batches.waited();
+  };
+  // Each step reads once more here, to compare.
+  CHECK(waited(milliseconds(20), milliseconds(0), /*ahead=*/false) > 0.3);
+  CHECK(waited(milliseconds(5), milliseconds(60), /*ahead=*/true) < 0.3);
 }

@@ -98,8 +98,8 @@ struct OptimizerOptions {
 /// one block of memory; values, strides and names stay. So make it after model->to(...), to_channels_last()
 /// and torch::load(model, ...), which replace that memory, and do not call ema.update() beside it. All
 /// parameters float32, or all float64, of one device. On the CPU the pass is vectorised and its result does
-/// not depend on the number of threads; on CUDA it is one kernel, which a graph can capture; elsewhere ATen's
-/// calls. Every number that changes from step to step is a tensor on the device.
+/// not depend on the number of threads; on CUDA it is three kernels, which a graph can capture; elsewhere
+/// ATen's calls. Every number that changes from step to step is a tensor on the device.
 ///
 /// A step whose gradients are not all finite changes nothing and is not counted. A parameter without a
 /// gradient counts as one of gradient 0. Nothing waits for the device but synchronize(), save() and load().

@@ -12,8 +12,7 @@ namespace mixmatch::training {
 inline void say_if_feed_limits(const HostBatches& batches, std::FILE* stream = stdout) {
   if (batches.waited() > 0.1 && batches.seconds_waited() >= 1) {
     print_message(stream,
-                  "reading images was the limit: the steps waited for them in {:.0f} % of their time "
-                  "(--cache-memory keeps more of them)\n",
+                  "reading images was the limit: the steps waited for them in {:.0f} % of their time\n",
                   100 * batches.waited());
   }
 }
