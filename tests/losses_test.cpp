@@ -3,9 +3,16 @@
 #include <mixmatch/losses.hpp>
 
 #include <cmath>
+#include <string>
+#include <utility>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
+
+namespace cuda_emulation {
+#include "cuda_losses.inc"
+}
 
 namespace mm = mixmatch;
 using torch::Tensor;
@@ -120,5 +127,53 @@ TEST_CASE("losses: limits of the KL divergence and the entropy") {
           Approx(mm::kl_divergence(logits, loss_tensor(kLossTargets)).item<double>()).epsilon(1e-2));
     CHECK(mm::softmax_entropy(low).item<double>() ==
           Approx(mm::softmax_entropy(logits).item<double>()).epsilon(1e-2));
+  }
+}
+
+TEST_CASE("losses: the kernels are ATen's calls, values, gradients and second derivatives, in every dtype") {
+  namespace emulated = cuda_emulation;
+  torch::manual_seed(4);
+  for (const auto type : emulated::all_types) {
+    const auto compute = type == at::kDouble ? at::kDouble : at::kFloat;
+    for (const auto& [rows, classes] : {std::pair<int64_t, int64_t>{1, 1}, {3, 10}, {300, 7}, {2, 128}}) {
+      const Tensor logits = (at::randn({rows, classes}, at::kDouble) * 4).to(type);
+      const Tensor targets = torch::softmax(at::randn({rows, classes}, at::kDouble), 1).to(compute) * 1.5;
+      for (const bool squared : {true, false}) {
+        INFO(type << ", " << rows << " rows, " << classes << " classes, squared " << squared);
+        const auto loss_of = [&](const Tensor& z, const Tensor& t) {
+          return squared ? mm::softmax_mse(z, t) : mm::soft_cross_entropy(z, t);
+        };
+        const Tensor exact_logits = logits.to(at::kDouble).requires_grad_();
+        const Tensor exact = loss_of(exact_logits, targets.to(at::kDouble));
+        const Tensor exact_gradient =
+            torch::autograd::grad({exact * 3}, {exact_logits}, {}, true, /*create_graph=*/true)[0];
+        emulated::EmulatedDevice device;
+        emulated::dispatch(type, [&](auto scalar) {
+          using Scalar = decltype(scalar);
+          const std::string name = mm::detail::cuda_type_name(type);
+          device.add("class_loss<" + name + ", true>", emulated::class_loss<Scalar, true>);
+          device.add("class_loss<" + name + ", false>", emulated::class_loss<Scalar, false>);
+          device.add("class_loss_gradient<" + name + ", true>", emulated::class_loss_gradient<Scalar, true>);
+          device.add("class_loss_gradient<" + name + ", false>",
+                     emulated::class_loss_gradient<Scalar, false>);
+        });
+        const Tensor leaf = logits.clone().requires_grad_();
+        const Tensor found = loss_of(leaf, targets);
+        CHECK(found.scalar_type() == compute);
+        CHECK(found.dim() == 0);
+        CHECK(emulated::close(found.detach(), exact.detach()));
+        const Tensor gradient = torch::autograd::grad({found * 3}, {leaf}, {}, /*retain_graph=*/true)[0];
+        CHECK(device.launches() == 2);
+        CHECK(gradient.scalar_type() == type);
+        CHECK(emulated::close(gradient, exact_gradient.detach()));
+        if (type == at::kDouble && classes > 1) {
+          const Tensor again = torch::autograd::grad({found * 3}, {leaf}, {}, true, /*create_graph=*/true)[0];
+          const Tensor second = torch::autograd::grad({again.square().sum()}, {leaf})[0];
+          const Tensor exact_second =
+              torch::autograd::grad({exact_gradient.square().sum()}, {exact_logits}, {}, true)[0];
+          CHECK(emulated::close(second, exact_second));
+        }
+      }
+    }
   }
 }

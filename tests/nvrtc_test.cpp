@@ -1,6 +1,7 @@
 #include <mixmatch/detail/cuda/cuda_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_compiler.hpp>
 #include <mixmatch/detail/cuda/cuda_guess_quality.hpp>
+#include <mixmatch/detail/cuda/cuda_losses.hpp>
 #include <mixmatch/detail/cuda/cuda_meter.hpp>
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
@@ -55,6 +56,10 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
     kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
     kernels.emplace_back(cuda_guess_quality_source, "guess_quality<" + type + ">");
+    for (const char* squared : {", true>", ", false>"}) {
+      kernels.emplace_back(cuda_losses_source, "class_loss<" + type + squared);
+      kernels.emplace_back(cuda_losses_source, "class_loss_gradient<" + type + squared);
+    }
     for (const std::string& packs : {type + ", 1", type + ", " + std::to_string(width)}) {
       for (const char* adds : {", false>", ", true>"}) {
         kernels.emplace_back(cuda_norm_source, "norm_moments<" + packs + adds);

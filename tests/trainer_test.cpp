@@ -35,6 +35,7 @@ using torch::Tensor;
 
 namespace cuda_emulation {
 #include "cuda_guess_quality.inc"
+#include "cuda_losses.inc"
 #include "cuda_meter.inc"
 #include "cuda_mixup.inc"
 #include "cuda_optimizer.inc"
@@ -114,6 +115,16 @@ double mean_named(const mm::StepMeans& means, const std::string& name) {
   }
   FAIL("no value " << name);
   return 0;
+}
+
+/// The kernels of the losses for logits of `type`.
+template <class Scalar>
+void add_loss_kernels(cuda_emulation::EmulatedDevice& device, const std::string& type) {
+  namespace emulated = cuda_emulation;
+  device.add("class_loss<" + type + ", true>", emulated::class_loss<Scalar, true>);
+  device.add("class_loss<" + type + ", false>", emulated::class_loss<Scalar, false>);
+  device.add("class_loss_gradient<" + type + ", true>", emulated::class_loss_gradient<Scalar, true>);
+  device.add("class_loss_gradient<" + type + ", false>", emulated::class_loss_gradient<Scalar, false>);
 }
 
 /// Weights, statistics and averages.
@@ -686,6 +697,8 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
       device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
       device.add("add_numbers<double>", emulated::add_numbers<double>);
       device.add("guess_quality<float>", emulated::guess_quality<float>);
+      add_loss_kernels<float>(device, "float");
+      add_loss_kernels<emulated::BFloat16>(device, "BFloat16");
       device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
       device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
       emulated::add_norm_kernels<float, 4>(device, "float");
@@ -739,6 +752,8 @@ TEST_CASE("Trainer: a bfloat16 step by the CUDA kernels casts weights once, and 
     device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
     device.add("add_numbers<double>", emulated::add_numbers<double>);
     device.add("guess_quality<float>", emulated::guess_quality<float>);
+    add_loss_kernels<float>(device, "float");
+    add_loss_kernels<emulated::BFloat16>(device, "BFloat16");
     device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
     device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
     emulated::add_norm_kernels<emulated::BFloat16, 8>(device, "BFloat16");

@@ -12,6 +12,7 @@
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/guess_labels.hpp>
+#include <mixmatch/losses.hpp>
 #include <mixmatch/mixup.hpp>
 #include <mixmatch/sharpen.hpp>
 #include <mixmatch/step/graphed_step.hpp>
@@ -315,6 +316,30 @@ inline void check_step_kernels(std::vector<Check>& checks, torch::Device device)
        0});
 }
 
+inline void check_losses(std::vector<Check>& checks, torch::Device device) {
+  for (const auto type : all_types) {
+    for (const bool squared : {true, false}) {
+      const Tensor logits = (at::randn({192, 10}, device) * 3).to(type).requires_grad_();
+      const Tensor targets =
+          at::softmax(at::randn({192, 10}, device), 1).to(type == at::kDouble ? type : at::kFloat);
+      const Tensor there = logits.detach().to(at::kDouble).requires_grad_();
+      const Tensor wide = targets.to(at::kDouble);
+      const auto loss_of = [&](const Tensor& z, const Tensor& t) {
+        return squared ? mixmatch::softmax_mse(z, t) : mixmatch::soft_cross_entropy(z, t);
+      };
+      const mixmatch::detail::ClassLoss loss{squared, squared ? 1920.0 : 192.0};
+      const Tensor found = loss_of(logits, targets);
+      const Tensor exact = mixmatch::detail::class_loss_composite(there, wide, loss);
+      const char* name = squared ? "softmax_mse" : "soft_cross_entropy";
+      checks.push_back({named(name, type), difference(found, exact), type == at::kDouble ? 1e-11 : 1e-5});
+      checks.push_back({c10::str(named(name, type), ": gradient"),
+                        difference(torch::autograd::grad({found * 100}, {logits})[0],
+                                   torch::autograd::grad({exact * 100}, {there})[0]),
+                        rounding_of(type)});
+    }
+  }
+}
+
 inline void check_guess_quality(std::vector<Check>& checks, torch::Device device) {
   for (const auto type : all_types) {
     const Tensor guessed = at::softmax(at::randn({448, 10}, device) * 2, 1).to(type);
@@ -355,6 +380,7 @@ inline std::vector<Check> run_all(torch::Device device) {
                     {"streams", check_stream},
                     {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
                     {"guess_quality", check_guess_quality},
+                    {"losses", check_losses},
                     {"step", check_step_kernels},
                     {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"norm",

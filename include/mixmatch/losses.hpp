@@ -1,6 +1,9 @@
 #pragma once
 
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/cuda_losses.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/guess_labels.hpp>
 
@@ -43,6 +46,53 @@ inline Tensor kl_of_rows(const Tensor& logits, const Tensor& targets) {
   return (at::xlogy(fixed, fixed) - fixed * torch::log_softmax(float_logits(logits), -1)).sum(-1);
 }
 
+/// In ATen's calls.
+inline Tensor class_loss_composite(const Tensor& logits, const Tensor& targets, const ClassLoss& loss) {
+  if (loss.squared) {
+    const Tensor difference = torch::softmax(float_logits(logits), -1) - targets.detach();
+    return difference.square().sum() / loss.count;
+  }
+  return (torch::log_softmax(float_logits(logits), -1) * targets.detach()).sum() / -loss.count;
+}
+
+/// The same in one kernel, and one for its gradient.
+class ClassLossFunction : public torch::autograd::Function<ClassLossFunction> {
+ public:
+  using Context = torch::autograd::AutogradContext;
+  using List = torch::autograd::variable_list;
+
+  static Tensor forward(Context* ctx, const Tensor& logits, const Tensor& targets, bool squared,
+                        double count) {
+    const Tensor rows = logits.contiguous(), wanted = targets.contiguous();
+    ctx->save_for_backward({logits, wanted});
+    ctx->saved_data["squared"] = squared;
+    ctx->saved_data["count"] = count;
+    return class_loss_on_cuda(rows, wanted, {squared, count});
+  }
+
+  static List backward(Context* ctx, List gradients) {
+    const auto saved = ctx->get_saved_variables();
+    const ClassLoss loss{ctx->saved_data["squared"].toBool(), ctx->saved_data["count"].toDouble()};
+    const Tensor &logits = saved[0], &targets = saved[1];
+    if (!at::GradMode::is_enabled()) {
+      return {class_loss_gradient_on_cuda(logits.contiguous(), targets,
+                                          gradients[0].to(targets.scalar_type()), loss),
+              Tensor(), Tensor(), Tensor()};
+    }
+    // A second derivative was asked for: by an alias, as the way back ends here.
+    const Tensor alias = logits.view_as(logits);
+    const auto found = torch::autograd::grad({class_loss_composite(alias, targets, loss)}, {alias},
+                                             {gradients[0]}, /*retain_graph=*/true, /*create_graph=*/true);
+    return {found[0], Tensor(), Tensor(), Tensor()};
+  }
+};
+
+inline Tensor class_loss(const Tensor& logits, const Tensor& targets, const ClassLoss& loss) {
+  return class_loss_on_cuda_fits(logits, targets)
+             ? ClassLossFunction::apply(logits, targets.detach(), loss.squared, loss.count)
+             : class_loss_composite(logits, targets, loss);
+}
+
 }  // namespace detail
 
 /// -1/N sum_n sum_c targets[n, c] log softmax(logits)[n, c]: mean over rows of the cross-entropy against soft
@@ -51,9 +101,8 @@ inline Tensor kl_of_rows(const Tensor& logits, const Tensor& targets) {
 /// gradient to the targets.
 inline Tensor soft_cross_entropy(const Tensor& logits, const Tensor& targets) {
   detail::check_loss_arguments("soft_cross_entropy", logits, targets);
-  const Tensor log_probabilities = torch::log_softmax(detail::float_logits(logits), -1);
-  const auto rows = static_cast<double>(std::max<int64_t>(logits.size(0), 1));
-  return (log_probabilities * targets.detach()).sum() / -rows;
+  return detail::class_loss(logits, targets,
+                            {false, static_cast<double>(std::max<int64_t>(logits.size(0), 1))});
 }
 
 /// 1/(N L) sum (softmax(logits) - targets)^2: mean over rows AND classes (MixMatch, eq. 4: the 1/L is part of
@@ -61,9 +110,8 @@ inline Tensor soft_cross_entropy(const Tensor& logits, const Tensor& targets) {
 /// float32. Gradient to the logits only; zero rows give 0.
 inline Tensor softmax_mse(const Tensor& logits, const Tensor& targets) {
   detail::check_loss_arguments("softmax_mse", logits, targets);
-  const Tensor difference = torch::softmax(detail::float_logits(logits), -1) - targets.detach();
-  const auto count = static_cast<double>(std::max<int64_t>(logits.numel(), 1));
-  return difference.square().sum() / count;
+  return detail::class_loss(logits, targets,
+                            {true, static_cast<double>(std::max<int64_t>(logits.numel(), 1))});
 }
 
 /// -1/N sum_n mask[n] log softmax(logits)[n, labels[n]]: cross-entropy against hard labels, mean over ALL
