@@ -88,6 +88,14 @@ TEST_CASE("precision, device and threads by name") {
   CHECK(training::parse_precision("bf16") == at::kBFloat16);
   CHECK_THAT(error_of([] { training::parse_precision("fp16"); }),
              contains("expected fp32 or bf16, got \"fp16\""));
+  CHECK(training::describe_precision(torch::kCPU, "fp32") == "fp32");
+  CHECK(training::describe_precision(torch::kCUDA, "bf16") == "bf16");
+  CHECK(training::describe_precision(torch::kCUDA, "fp32") ==
+        "fp32 (convolutions in TF32, matrix products without)");  // LibTorch's defaults
+  {
+    const training::NoTf32 none;
+    CHECK(training::describe_precision(torch::kCUDA, "fp32") == "fp32 (without TF32)");
+  }
   CHECK(training::parse_device("cpu") == torch::kCPU);
   CHECK(training::parse_device("auto").type() == (torch::cuda::is_available() ? torch::kCUDA : torch::kCPU));
   CHECK_THAT(error_of([] { training::parse_device("gpu"); }),
