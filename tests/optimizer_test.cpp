@@ -1123,7 +1123,7 @@ TEST_CASE("Optimizer: a model that moved is named, and nothing changes") {
 namespace {
 
 /// Two passes over a network that share its weights, the first without gradient, as in a training step; the
-/// gradient of the second. `through_copies`: by LowPrecisionWeights, else by autocast alone.
+/// gradient of the second.
 struct PassResult {
   Tensor guess, logits;
   std::vector<Tensor> gradients;
