@@ -367,8 +367,9 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
   CHECK(value("unlabeled-ratio") == "1");
   CHECK(value("strong") == "fixmatch");
   // Where from, where to and how are no part of it.
-  for (const std::string name : {"data", "out", "split", "device", "prefetch", "no-graph", "checkpoint-every",
-                                 "recalibrate", "resume", "eval"}) {
+  for (const std::string name :
+       {"data", "out", "split", "device", "prefetch", "no-graph", "measure-convolutions", "checkpoint-every",
+        "recalibrate", "resume", "eval"}) {
     INFO(name);
     CHECK(value(name) == "none");
   }

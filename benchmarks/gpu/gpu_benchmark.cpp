@@ -1,7 +1,7 @@
 // What a step costs on a GPU, by what makes it fast and by method, and training with all of it. See run.py,
 // which builds this against the machine's PyTorch and runs everything. Runs on the CPU too, to be tried out.
 //
-//     gpu_benchmark check   --device cuda
+//     gpu_benchmark check   --device cuda [--sanitize yes]     (few and small, for compute-sanitizer)
 //     gpu_benchmark time    --device cuda --steps 200 [--only "augmentation in the graph"]
 //     gpu_benchmark profile --device cuda --trace trace.json
 //     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR
@@ -218,8 +218,9 @@ int check(const Options& o) {
   }
   std::map<std::string, std::pair<double, double>> worst;
   bool passed = true;
-  auto checks = kernel_checks::run_all(device);
-  const auto of_steps = step_checks::run_all(device);
+  const bool brief = o.text("sanitize", "no") == "yes";  // what a sanitizer is done with in a minute
+  auto checks = kernel_checks::run_all(device, brief);
+  const auto of_steps = step_checks::run_all(device, brief);
   checks.insert(checks.end(), of_steps.begin(), of_steps.end());
   for (const auto& one : checks) {
     auto& entry = worst[one.name];

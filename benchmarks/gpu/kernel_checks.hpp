@@ -371,20 +371,25 @@ inline std::vector<Check> run_parts(const std::vector<std::pair<std::string, Par
   return checks;
 }
 
-/// All of them. On a device without kernels it is the composites that are checked.
-inline std::vector<Check> run_all(torch::Device device) {
+/// All of them, `brief` in few and small sizes of the norm's. On a device without kernels it is the
+/// composites that are checked.
+inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
   return run_parts({{"sharpen", check_sharpen},
                     {"mixup", check_mixup},
                     {"augmentation", check_augmentation},
                     {"RandAugment", check_rand_augment},
                     {"streams", check_stream},
                     {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
+                    {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"guess_quality", check_guess_quality},
                     {"losses", check_losses},
                     {"step", check_step_kernels},
-                    {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
                     {"norm",
-                     [](std::vector<Check>& checks, torch::Device where) {
+                     [brief](std::vector<Check>& checks, torch::Device where) {
+                       if (brief) {
+                         check_norm(checks, where, {at::kFloat, at::kBFloat16}, {32, 135}, 8);
+                         return;
+                       }
                        check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);
                        // Many rows a thread.
                        check_norm(checks, where, {at::kBFloat16, at::kFloat}, {32, 40}, 64);

@@ -139,8 +139,8 @@ inline void check_step_of_cpu(std::vector<Check>& checks, torch::Device device) 
 }
 
 /// Many replays of a method beside as many eager steps of the same random numbers.
-inline void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method) {
-  const int64_t steps = device.is_cuda() ? 60 : 2;  // elsewhere there is no graph to check
+inline void check_graph_of(std::vector<Check>& checks, torch::Device device, const std::string& method,
+                           int64_t steps) {
   for (const std::string precision : {"fp32", "bf16"}) {
     auto o = small_options(method);
     o.precision = precision;
@@ -165,11 +165,12 @@ inline void check_graph_of(std::vector<Check>& checks, torch::Device device, con
 }
 
 inline void check_graph(std::vector<Check>& checks, torch::Device device) {
+  const int64_t steps = device.is_cuda() ? 60 : 2;  // elsewhere there is no graph to check
   for (const auto& method : mixmatch::training::method_names()) {
-    check_graph_of(checks, device, method);
+    check_graph_of(checks, device, method, steps);
   }
   for (const std::string method : {"mixmatch, filtered", "uda, filtered", "fixmatch, filtered"}) {
-    check_graph_of(checks, device, method);
+    check_graph_of(checks, device, method, steps);
   }
 }
 
@@ -204,8 +205,13 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
       {"measured convolutions: first loss", kernel_checks::difference(losses[1], losses[0]), 1e-4});
 }
 
-inline std::vector<Check> run_all(torch::Device device) {
+/// `brief`: a few steps of MixMatch alone.
+inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
   const ExactConvolutions exact;
+  if (brief) {
+    return kernel_checks::run_parts(
+        {{"graph", [](auto& checks, auto on) { check_graph_of(checks, on, "mixmatch", 3); }}}, device);
+  }
   return kernel_checks::run_parts({{"step", check_step_of_cpu},
                                    {"graph", check_graph},
                                    {"images of the host", check_host_images},

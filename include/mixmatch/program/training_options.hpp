@@ -88,6 +88,7 @@ struct TrainingOptions {
   std::string device = "auto";
   bool prefetch = true;
   bool graph = true;  ///< on a GPU: the step as one CUDA graph
+  bool measure_convolutions = false;
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
   double target_precision = 0.95;  ///< see ConfidenceRule
@@ -255,6 +256,11 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"prefetch", "Read the next images on a thread of its own", R::how}, o.prefetch);
   visit(OptionText{"no-graph", "On a GPU: launch the step piece by piece, not as one CUDA graph", R::how},
         o.graph, Off{});
+  visit(OptionText{"measure-convolutions",
+                   "On a GPU: the fastest convolutions, measured before the graph is captured, in place of "
+                   "cuDNN's rule; a resumed run may then differ in rounding",
+                   R::how},
+        o.measure_convolutions, On{});
   visit(OptionText{"model", "Network; torchscript:FILE: one from Python, see docs/GUIDE.md"}, o.model,
         ChoiceOrFile{detail::model_names(), "torchscript:"});
   visit(OptionText{"weights",
