@@ -369,7 +369,7 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
   // Where from, where to and how are no part of it.
   for (const std::string name :
        {"data", "out", "split", "device", "prefetch", "no-graph", "measure-convolutions", "checkpoint-every",
-        "recalibrate", "resume", "eval"}) {
+        "recalibrate", "test-time-flips", "resume", "eval"}) {
     INFO(name);
     CHECK(value(name) == "none");
   }
@@ -422,6 +422,9 @@ TEST_CASE("options: the command that resumes a run repeats how it is run, and no
   o.timeout = 5;
   o.check_replicas = 7;
   CHECK_THAT(command(), contains(" --no-graph --recalibrate 0 --check-replicas 7 --timeout 5"));
+  o.test_time_flips = true;
+  CHECK_THAT(command(), contains(" --recalibrate 0 --test-time-flips"));
+  o.test_time_flips = false;
   o.data.clear();
   o.checkpoint_every = 5;
   CHECK_THAT(command(), contains("./cifar10 --out 'the run' --resume") && contains(" --checkpoint-every 5 "));

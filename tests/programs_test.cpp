@@ -86,6 +86,12 @@ TEST_CASE("cifar10: a run leaves its files, and can be evaluated") {
   char expected[64];
   std::snprintf(expected, sizeof expected, "test error: %.2f %%", std::stod(last));
   CHECK(printed.back() == expected);
+  // With test-time flips apart, beside the plain error.
+  const auto flipped = run({MIXMATCH_CIFAR10, "--data", test_only.path().string(), "--eval",
+                            (dir / "run").string(), "--test-time-flips"});
+  CHECK(lines_of(flipped.out).size() == printed.size() + 1);
+  CHECK(lines_of(flipped.out).back() == expected);
+  CHECK_THAT(flipped.out, contains("averaged weights, with test-time flips: "));
   check_refused(run({MIXMATCH_CIFAR10, "--data", test_only.path().string(), "--eval", (dir / "run").string(),
                      "--precision", "fp32"}),
                 "--precision has no effect with --eval");

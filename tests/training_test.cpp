@@ -1,4 +1,5 @@
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/program/device.hpp>
@@ -8,6 +9,8 @@
 #include <ATen/Parallel.h>
 #include <sys/resource.h>
 
+#include <array>
+#include <cmath>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -134,6 +137,38 @@ TEST_CASE("error_percent counts wrong rows over all batches, a short last one to
              contains("batch_size must be > 0, got 0"));
   CHECK_THAT(error_of([&] { training::error_percent(predictor, data::ImageDataset()); }),
              contains("holds no images"));
+}
+
+TEST_CASE("with_test_time_flips averages the probabilities of an image and its mirror image") {
+  // Logits that look at the two sides of a row of two pixels: [left, right, 0].
+  const auto predictor = [](const Tensor& images) {
+    const Tensor row = images.select(1, 0).select(1, 0);
+    return torch::cat({row, torch::zeros({images.size(0), 1})}, 1);
+  };
+  const Tensor images = torch::tensor({2.0F, -1.0F, 0.5F, 3.0F}).view({2, 1, 1, 2});
+  const Tensor log_mean = training::with_test_time_flips(predictor)(images);
+  const std::array<std::array<double, 2>, 2> rows{{{2, -1}, {0.5, 3}}};
+  for (size_t i = 0; i < 2; ++i) {
+    const double left = std::exp(rows[i][0]), right = std::exp(rows[i][1]), sum = left + right + 1;
+    const auto row = static_cast<int64_t>(i);
+    CHECK(log_mean[row][0].item<double>() == Approx(std::log((left + right) / sum / 2)));
+    CHECK(log_mean[row][1].item<double>() == Approx(std::log((left + right) / sum / 2)));
+    CHECK(log_mean[row][2].item<double>() == Approx(std::log(1 / sum)));
+  }
+  // The sum of probabilities decides, not the louder side: class 2 of a predictor that is split between 0
+  // and 1.
+  data::ImageDataset dataset;
+  dataset.images = torch::tensor({0, 255}, at::kByte).view({1, 1, 1, 2});
+  dataset.labels = torch::tensor({2}, at::kLong);
+  const auto split = [](const Tensor& views) {  // values in [-1, 1]
+    const Tensor left = views.select(1, 0).select(1, 0).select(1, 0);
+    return torch::stack({left * 2, left * -2, torch::full_like(left, 1.5)}, 1);
+  };
+  CHECK(training::error_percent(split, dataset) == 100);
+  CHECK(training::error_percent(training::with_test_time_flips(split), dataset) == 0);
+  // Reduced precision is averaged in float32.
+  const auto halved = [&](const Tensor& views) { return predictor(views).to(at::kBFloat16); };
+  CHECK(training::with_test_time_flips(halved)(images).scalar_type() == at::kFloat);
 }
 
 TEST_CASE("evaluate_model runs in evaluation mode, without gradient, and restores every mode") {

@@ -78,6 +78,7 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/evaluation/review_order.hpp>
+#include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 
 #include <mixmatch/io/atomic_file.hpp>

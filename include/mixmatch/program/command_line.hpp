@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <mixmatch/detail/io/parse_number.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/error_text.hpp>
@@ -314,7 +316,8 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   if (left_to_rank_0()) {
     return 0;
   }
-  constexpr std::array<std::string_view, 5> used{"eval", "data", "dataset", "device", "threads"};
+  constexpr std::array<std::string_view, 6> used{"eval",   "data",    "dataset",
+                                                 "device", "threads", "test-time-flips"};
   for (const auto& name : given.given) {
     TORCH_CHECK(std::find(used.begin(), used.end(), name) != used.end(), "--", name,
                 " has no effect with --eval, which takes what the run was trained with");
@@ -335,6 +338,11 @@ int evaluate_saved_run(const TrainingOptions& given, LoadTest&& load_test) {
   print_result("raw test error: {}\n", error_text(evaluate_model(model, test, options), test.size()));
   const double error = evaluate_ema(ema, test, options);
   print_result("averaged weights: {} of {} images\n", error_text(error, test.size()), test.size());
+  if (given.test_time_flips) {
+    const double flipped = error_percent(
+        with_test_time_flips([&](const Tensor& images) { return ema.forward(images); }), test, options);
+    print_result("averaged weights, with test-time flips: {}\n", error_text(flipped, test.size()));
+  }
   print_result("test error: {:.2f} %\n", error);
   return 0;
 }

@@ -11,6 +11,7 @@
 #include <mixmatch/evaluation/confident_errors.hpp>
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 #include <mixmatch/nn/sync_batch_norm.hpp>
 #include <mixmatch/program/classifier_file.hpp>
@@ -152,6 +153,12 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   const auto& judged = has_test ? data.test : data.validation;
   const auto recalibrated = detail::recalibrated_errors(state, judged, data, o.recalibrate, options);
 
+  const double flipped =
+      o.test_time_flips && judged.size() > 0
+          ? error_percent(with_test_time_flips([&](const Tensor& x) { return state.ema.forward(x); }), judged,
+                          options)
+          : std::numeric_limits<double>::quiet_NaN();
+
   const double validation_error = last("validation_error");
   const std::string kind = has_test ? "test" : "validation";
   const std::string judged_error_name = has_test ? "ema_test_error" : "validation_error";
@@ -169,6 +176,9 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
                      .set("recalibrated_" + kind + "_error", recalibrated.raw)
                      .set("recalibrated_ema_" + kind + "_error", recalibrated.averaged)
                      .set("seconds_per_step", run.seconds_per_step());
+  if (!std::isnan(flipped)) {
+    summary.set("ema_" + kind + "_error_with_test_time_flips", flipped);
+  }
   const double open_set_rate = detail::last_open_set_rate(run.metrics());
   if (!std::isnan(open_set_rate)) {
     summary.set("open_set_rate", open_set_rate);
@@ -239,6 +249,9 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
       }
     }
   }
+  if (!std::isnan(flipped)) {
+    print_message(stdout, "with test-time flips: EMA {}\n", error_text(flipped, judged.size()));
+  }
   if (!std::isnan(open_set_rate)) {
     print_message(stdout, "left out as of no class: {:.1f} % of the unlabeled images of the last steps\n",
                   100 * open_set_rate);
@@ -267,6 +280,7 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   percent("unlabeled images left out as of no class", 100 * open_set_rate);
   percent(kind + " error with batch norm recalibrated, averaged weights", recalibrated.averaged);
   percent(kind + " error with batch norm recalibrated, raw weights", recalibrated.raw);
+  percent(kind + " error with test-time flips, averaged weights", flipped);
   report.summary.emplace_back("confidences", detail::confidence_text(confidence));
   if (!data.files.empty()) {
     const auto doubted = write_review(run.directory(), o, state, data, device, confidence.rule, report);

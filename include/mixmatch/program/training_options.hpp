@@ -91,6 +91,7 @@ struct TrainingOptions {
   bool measure_convolutions = false;
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
+  bool test_time_flips = false;
   double target_precision = 0.95;  ///< see ConfidenceRule
   // No option: of adopt_data(), how many labeled images each class has.
   std::vector<int64_t> class_counts;
@@ -393,6 +394,14 @@ void visit_training_options(Options& o, Visit&& visit) {
                    {},
                    o.recalibrate > 0 ? detail::why_no_recalibration(o) : ""},
         o.recalibrate, Whole{0});
+  visit(
+      OptionText{
+          "test-time-flips",
+          "Give the last test error again, with each image's and its mirror image's probabilities averaged",
+          R::how,
+          {},
+          o.train == "head" ? " with --train head, whose images are features" : ""},
+      o.test_time_flips, On{});
   visit(
       OptionText{"ranks",
                  "Of several processes, joint: they share one step, as if one process did it; separate: each "
