@@ -6,6 +6,7 @@
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/optim/low_precision_weights.hpp>
+#include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/optimizer.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 
@@ -231,6 +232,16 @@ void load_optimizer(Optimizer& optimizer, const std::string& bytes) {
   torch::serialize::InputArchive archive;
   archive.load_from(file);
   optimizer.load(archive);
+}
+
+/// orthogonalize() by singular values: what its iteration makes of each, between the same vectors.
+Tensor orthogonalized_by_svd(const Tensor& matrix) {
+  const auto [left, values, right] = at::linalg_svd(matrix.to(at::kDouble), /*full_matrices=*/false);
+  Tensor x = values / values.square().sum().sqrt().clamp_min(1e-7);
+  for (int i = 0; i < 5; ++i) {
+    x = 3.4445 * x - 4.7750 * x.pow(3) + 2.0315 * x.pow(5);
+  }
+  return left.matmul(x.diag()).matmul(right);
 }
 
 }  // namespace
@@ -1313,4 +1324,158 @@ TEST_CASE("Optimizer: the gradients' kernel takes every precision, many paramete
     const Tensor not_finite = mm::detail::gather_gradients_on_cuda(block, pieces);
     CHECK(not_finite.sum().item<int64_t>() == 1);
   }
+TEST_CASE("orthogonalize: the singular vectors stay, the singular values come near 1") {
+  torch::manual_seed(1);
+  for (const auto& sizes : std::vector<std::vector<int64_t>>{{5, 5}, {4, 9}, {9, 4}, {3, 4, 9}, {1, 7}}) {
+    INFO(at::IntArrayRef(sizes));
+    const Tensor matrices = at::randn(sizes, at::kDouble);
+    const Tensor result = mm::training::orthogonalize(matrices);
+    CHECK(result.sizes() == matrices.sizes());
+    if (matrices.dim() == 2) {
+      CHECK(result.allclose(orthogonalized_by_svd(matrices), 1e-9, 1e-9));
+    } else {
+      for (int64_t i = 0; i < sizes[0]; ++i) {
+        CHECK(result[i].allclose(orthogonalized_by_svd(matrices[i]), 1e-9, 1e-9));
+      }
+    }
+  }
+  // 3 and 4 of a norm of 5 become p(p(p(p(p(.6))))) and so on, p(x) = 3.4445 x - 4.775 x^3 + 2.0315 x^5.
+  const Tensor diagonal =
+      mm::training::orthogonalize(at::tensor({3.0, 0.0, 0.0, 4.0}, at::kDouble).view({2, 2}));
+  double by_hand[2] = {.6, .8};
+  for (double& x : by_hand) {
+    for (int i = 0; i < 5; ++i) {
+      x = 3.4445 * x - 4.7750 * std::pow(x, 3) + 2.0315 * std::pow(x, 5);
+    }
+    CHECK(x > 0.65);
+    CHECK(x < 1.25);
+  }
+  CHECK(diagonal[0][0].item<double>() == Approx(by_hand[0]));
+  CHECK(diagonal[1][1].item<double>() == Approx(by_hand[1]));
+  CHECK(std::abs(diagonal[0][1].item<double>()) < 1e-12);
+  CHECK(mm::training::orthogonalize(at::zeros({2, 3})).equal(at::zeros({2, 3})));
+  CHECK(mm::training::orthogonalize(at::randn({6, 4}).to(at::kBFloat16)).scalar_type() == at::kBFloat16);
+  CHECK_THAT(error_of([] { mm::training::orthogonalize(at::zeros({3})); }),
+             contains("matrices must be floating point [..., m, n], got Float [3]"));
+  CHECK_THAT(error_of([] {
+               mm::training::orthogonalize(at::zeros({3, 3}, at::kLong));
+             }),
+             contains("matrices must be floating point [..., m, n], got Long"));
+  CHECK_THAT(error_of([] {
+               mm::training::orthogonalize(at::zeros({3, 3}), 0);
+             }),
+             contains("iterations must be >= 1, got 0"));
+}
+
+TEST_CASE("Optimizer: Muon moves the kernels, and the rule all else") {
+  const auto factor = [](const std::string& name) { return name.rfind("2.", 0) == 0 ? 0.5 : 1.0; };
+  for (const auto path : kAllPaths) {
+    for (const auto type : {at::kFloat, at::kDouble}) {
+      for (const UpdateRule& rule : kBothRules) {
+        const bool last = type == at::kFloat;
+        const double l2 = type == at::kFloat ? 0.2 : 0, rate = 0.01, decay = 0.3, keep = 0.25;
+        INFO(name_of(rule) << ", " << type << ", path " << static_cast<int>(path));
+        const auto options = OptimizerOptions(rate).rule(rule).weight_decay(decay).l2(l2).rate_factor(factor);
+        auto model = optimizer_model(1), plain = optimizer_model(1);
+        model->to(type);
+        plain->to(type);
+        if (last) {
+          mm::training::to_channels_last(model);
+        }
+        mm::EmaModel ema(model, mm::EmaModelOptions(keep)), plain_ema(plain, mm::EmaModelOptions(keep));
+        const auto optimizer =
+            make_optimizer(path, model, ema, OptimizerOptions(options).muon(mm::training::MuonOptions(0.9)));
+        const auto without = make_optimizer(path, plain, plain_ema, options);
+        const auto names = model->named_parameters().keys();
+        std::vector<Tensor> weights, averages, momenta;
+        for (const auto& parameter : model->parameters()) {
+          weights.push_back(parameter.detach().to(at::kDouble).contiguous().clone());
+          averages.push_back(weights.back().clone());
+          momenta.push_back(at::zeros_like(weights.back()));
+        }
+        for (int64_t step = 0; step < 5; ++step) {
+          fill_optimizer_gradients(model, step);
+          fill_optimizer_gradients(plain, step);
+          for (size_t i = 0; i < weights.size(); ++i) {
+            if (weights[i].dim() < 2) {
+              continue;
+            }
+            const Tensor& gradient = model->parameters()[i].grad();
+            const Tensor g = (gradient.defined() ? gradient.to(at::kDouble) : at::zeros_like(weights[i])) +
+                             l2 * weights[i];
+            momenta[i] = 0.9 * momenta[i] + g;
+            const int64_t rows = weights[i].size(0), columns = weights[i].numel() / rows;
+            const Tensor direction = orthogonalized_by_svd((g + 0.9 * momenta[i]).reshape({rows, columns}))
+                                         .view(weights[i].sizes());
+            const double own = rate * factor(names[i]);
+            weights[i] -= own * 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns))) * direction;
+            weights[i] *= 1 - own * decay;
+            averages[i] = keep * averages[i] + (1 - keep) * weights[i];
+          }
+          CHECK(step_on(path, *optimizer));
+          CHECK(step_on(path, *without));
+        }
+        const double tolerance = type == at::kDouble ? 1e-9 : 2e-5;
+        const auto mine = optimizer_results(model, ema), others = optimizer_results(plain, plain_ema);
+        for (size_t i = 0; i < weights.size(); ++i) {
+          INFO(names[i]);
+          if (weights[i].dim() < 2) {
+            CHECK(mine[i].equal(others[i]));
+            CHECK(mine[weights.size() + i].equal(others[weights.size() + i]));
+          } else {
+            CHECK(mine[i].to(at::kDouble).allclose(weights[i], 0, tolerance));
+            CHECK(mine[weights.size() + i].to(at::kDouble).allclose(averages[i], 0, tolerance));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("Optimizer: Muon's state is saved, loaded, and left alone by gradients that are not finite") {
+  const auto options = OptimizerOptions(0.01).weight_decay(0.3).muon(mm::training::MuonOptions());
+  for (const auto path : kAllPaths) {
+    INFO("path " << static_cast<int>(path));
+    auto model = optimizer_model(2), resumed = optimizer_model(3);
+    mm::EmaModel ema(model, mm::EmaModelOptions(0.25)), resumed_ema(resumed, mm::EmaModelOptions(0.25));
+    const auto first = make_optimizer(path, model, ema, options);
+    const auto second = make_optimizer(path, resumed, resumed_ema, options);
+    for (int64_t step = 0; step < 3; ++step) {
+      fill_optimizer_gradients(model, step);
+      CHECK(step_on(path, *first));
+    }
+    const std::string saved = saved_optimizer(*first);
+    const auto state = optimizer_copies(first->state());
+    fill_optimizer_gradients(model, 3);
+    model->parameters()[1].mutable_grad()[0] = std::numeric_limits<float>::infinity();
+    CHECK_FALSE(step_on(path, *first));
+    CHECK(largest_optimizer_difference(state, first->state()) == 0);
+
+    load_optimizer(*second, saved);
+    {
+      const torch::NoGradGuard no_grad;
+      for (size_t i = 0; i < model->parameters().size(); ++i) {
+        resumed->parameters()[i].copy_(model->parameters()[i]);
+        resumed_ema.named_parameters()[i].second.copy_(ema.named_parameters()[i].second);
+      }
+    }
+    for (int64_t step = 3; step < 5; ++step) {
+      fill_optimizer_gradients(model, step);
+      fill_optimizer_gradients(resumed, step);
+      CHECK(step_on(path, *first));
+      CHECK(step_on(path, *second));
+    }
+    CHECK(largest_optimizer_difference(optimizer_results(model, ema),
+                                       optimizer_results(resumed, resumed_ema)) == 0);
+    auto other = optimizer_model(2);
+    Optimizer adam(other, OptimizerOptions(0.01));
+    CHECK_THAT(error_of([&] { load_optimizer(adam, saved); }),
+               contains("the archive is of the rule muon and adam, the optimiser's is adam"));
+  }
+  auto model = optimizer_model(2);
+  using mm::training::MuonOptions;
+  CHECK_THAT(error_of([&] { Optimizer(model, OptimizerOptions().muon(MuonOptions(1.0))); }),
+             contains("muon's momentum must be in [0, 1), got 1"));
+  CHECK_THAT(error_of([&] { Optimizer(model, OptimizerOptions().muon(MuonOptions().iterations(0))); }),
+             contains("muon's iterations must be >= 1, got 0"));
 }

@@ -731,6 +731,11 @@ TEST_CASE("options: every one is set by its name, and comes back from a configur
   CHECK_FALSE(trainer.learner().warmup());
   CHECK(static_cast<bool>(mm::training::optimizer_options(o).schedule()));
   CHECK(std::get<mm::training::SgdRule>(mm::training::optimizer_options(o).rule()).momentum == 0.5);
+  CHECK_FALSE(mm::training::optimizer_options(o).muon().has_value());
+  auto muon = o;
+  muon.optimizer = "muon";
+  CHECK(mm::training::optimizer_options(muon).muon()->momentum() == 0.5);
+  CHECK(std::holds_alternative<mm::training::AdamRule>(mm::training::optimizer_options(muon).rule()));
 
   const auto config = mm::training::config_of(o);
   const auto again = mm::training::with_config(TrainingOptions(mm::presets::cifar10), config);

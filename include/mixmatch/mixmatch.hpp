@@ -113,6 +113,7 @@
 #include <mixmatch/nn/sync_batch_norm.hpp>
 
 #include <mixmatch/optim/low_precision_weights.hpp>
+#include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/optimizer.hpp>
 
 #include <mixmatch/step/batch.hpp>

@@ -8,6 +8,7 @@
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/detail/update_rule.hpp>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/optim/muon.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -68,6 +69,8 @@ struct OptimizerOptions {
   /* implicit */ OptimizerOptions(double learning_rate) : learning_rate_(learning_rate) {}
 
   TORCH_ARG(UpdateRule, rule) = AdamRule{};
+  /// Kernels by Muon, all else by `rule`; none: everything by `rule`.
+  TORCH_ARG(std::optional<MuonOptions>, muon) = std::nullopt;
   TORCH_ARG(double, learning_rate) = 2e-3;
   /// Decoupled, of kernels only: each step multiplies them by 1 - learning_rate * weight_decay.
   TORCH_ARG(double, weight_decay) = 0;
@@ -219,23 +222,24 @@ class Optimizer {
         tensors.push_back(*tensor);
       }
     }
+    for (const MuonGroup& group : muon_groups_) {
+      tensors.push_back(group.momentum);
+    }
     return tensors;
   }
 
   /// By parameter, so that a file fits a model of another memory format. Weights and averages are the model's
   /// and the EmaModel's own.
   void save(torch::serialize::OutputArchive& archive) const {
-    archive.write("rule", c10::IValue(std::string(rule_name())));
+    archive.write("rule", c10::IValue(rule_name()));
     archive.write("num_steps", c10::IValue(num_steps_.item<int64_t>()));
     archive.write("learning_rate", c10::IValue(learning_rate_.item<double>()));
     if (num_updates_.defined()) {
       archive.write("num_updates", c10::IValue(num_updates_.item<int64_t>()));
     }
     archive.write("num_parameters", c10::IValue(static_cast<int64_t>(parameters_.size())));
-    for (const auto& [name, block] : moments()) {
-      for (size_t i = 0; i < parameters_.size(); ++i) {
-        archive.write(name + std::to_string(i), view_of(block, parameters_[i]), /*is_buffer=*/true);
-      }
+    for (const auto& [name, moment, parameter] : moments()) {
+      archive.write(name, moment, /*is_buffer=*/true);
     }
   }
 
@@ -254,14 +258,12 @@ class Optimizer {
     TORCH_CHECK(count.toInt() == static_cast<int64_t>(parameters_.size()), "Optimizer::load: the model has ",
                 parameters_.size(), " parameters, the archive ", count.toInt());
     std::vector<std::pair<Tensor, Tensor>> loaded;  // place and value
-    for (const auto& [name, block] : moments()) {
-      for (size_t i = 0; i < parameters_.size(); ++i) {
-        Tensor moment;
-        archive.read(name + std::to_string(i), moment, /*is_buffer=*/true);
-        TORCH_CHECK(moment.sizes() == parameters_[i].tensor.sizes(), "Optimizer::load: ", parameters_[i].name,
-                    " has shape ", parameters_[i].tensor.sizes(), ", in the archive ", moment.sizes());
-        loaded.emplace_back(view_of(block, parameters_[i]), moment);
-      }
+    for (const auto& [name, place, parameter] : moments()) {
+      Tensor moment;
+      archive.read(name, moment, /*is_buffer=*/true);
+      TORCH_CHECK(moment.sizes() == place.sizes(), "Optimizer::load: ", parameter, " has shape ",
+                  place.sizes(), ", in the archive ", moment.sizes());
+      loaded.emplace_back(place, moment);
     }
     for (auto& [place, value] : loaded) {
       place.copy_(value);
@@ -284,10 +286,24 @@ class Optimizer {
     std::vector<int64_t> strides;
   };
 
+  /// Kernels of one size, which Muon moves together: places in parameters_, and their momentum as [kernels,
+  /// rows, columns], a row for each output.
+  struct MuonGroup {
+    std::vector<size_t> kernels;
+    double rate_factor;
+    Tensor momentum;
+  };
+
   /// Every parameter begins at a multiple of 256 bytes, as memory of its own would: cuDNN asks for alignment.
   static constexpr int64_t kAlignment = 64;
 
   void check_options() const {
+    if (const auto& muon = options_.muon()) {
+      TORCH_CHECK(muon->momentum() >= 0 && muon->momentum() < 1,
+                  "Optimizer: muon's momentum must be in [0, 1), got ", muon->momentum());
+      TORCH_CHECK(muon->iterations() >= 1, "Optimizer: muon's iterations must be >= 1, got ",
+                  muon->iterations());
+    }
     TORCH_CHECK(options_.learning_rate() >= 0 && std::isfinite(options_.learning_rate()),
                 "Optimizer: learning_rate must be finite and >= 0, got ", options_.learning_rate());
     TORCH_CHECK(options_.weight_decay() >= 0 && options_.learning_rate() * options_.weight_decay() <= 1,
@@ -310,12 +326,36 @@ class Optimizer {
   /// Else in one block, by flat_step_().
   bool steps_on_cpu() const { return !flat_.gradients.defined(); }
   bool is_adam() const { return std::holds_alternative<AdamRule>(options_.rule()); }
-  const char* rule_name() const { return is_adam() ? "adam" : "sgd"; }
+  std::string rule_name() const {
+    return std::string(options_.muon().has_value() ? "muon and " : "") + (is_adam() ? "adam" : "sgd");
+  }
+  bool moves_by_muon(const Parameter& parameter) const {
+    return parameter.is_kernel && options_.muon().has_value();
+  }
+  /// Of the rule; kernels that Muon moves it leaves alone.
+  double rule_rate_factor(const Parameter& parameter) const {
+    return moves_by_muon(parameter) ? 0 : parameter.rate_factor;
+  }
 
-  std::vector<std::pair<std::string, Tensor>> moments() const {
-    std::vector<std::pair<std::string, Tensor>> list{{"first_moment_", flat_.first_moment}};
-    if (flat_.second_moment.defined()) {
-      list.emplace_back("second_moment_", flat_.second_moment);
+  struct Moment {
+    std::string name;  // in the archive
+    Tensor place;
+    std::string parameter;
+  };
+  std::vector<Moment> moments() const {
+    std::vector<Moment> list;
+    const auto add_block = [&](const char* name, const Tensor& block) {
+      for (size_t i = 0; block.defined() && i < parameters_.size(); ++i) {
+        list.push_back({name + std::to_string(i), view_of(block, parameters_[i]), parameters_[i].name});
+      }
+    };
+    add_block("first_moment_", flat_.first_moment);
+    add_block("second_moment_", flat_.second_moment);
+    for (const MuonGroup& group : muon_groups_) {
+      for (size_t k = 0; k < group.kernels.size(); ++k) {
+        list.push_back({"muon_momentum_" + std::to_string(group.kernels[k]),
+                        group.momentum[static_cast<int64_t>(k)], parameters_[group.kernels[k]].name});
+      }
     }
     return list;
   }
@@ -401,12 +441,73 @@ class Optimizer {
         }
       }
       zeros_ = at::zeros({largest}, options);
-      if (options_.rate_factor()) {
+      if (options_.rate_factor() || options_.muon().has_value()) {
         flat_.rate_factors = at::ones({total_ / kAlignment}, options);
         for (const Parameter& parameter : parameters_) {
           flat_.rate_factors.narrow(0, parameter.offset / kAlignment, parameter.size / kAlignment)
-              .fill_(parameter.rate_factor);
+              .fill_(rule_rate_factor(parameter));
         }
+      }
+    }
+    collect_muon_groups();
+  }
+
+  void collect_muon_groups() {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      const Parameter& parameter = parameters_[i];
+      if (!moves_by_muon(parameter) || parameter.tensor.numel() == 0) {
+        continue;
+      }
+      const int64_t rows = parameter.tensor.size(0), columns = parameter.tensor.numel() / rows;
+      auto group = std::find_if(muon_groups_.begin(), muon_groups_.end(), [&](const MuonGroup& other) {
+        return other.momentum.size(1) == rows && other.momentum.size(2) == columns &&
+               other.rate_factor == parameter.rate_factor;
+      });
+      if (group == muon_groups_.end()) {
+        group = muon_groups_.insert(group, {{}, parameter.rate_factor, Tensor()});
+        group->momentum = at::zeros({1, rows, columns}, flat_.parameters.options());
+      }
+      group->kernels.push_back(i);
+    }
+    for (MuonGroup& group : muon_groups_) {
+      const auto count = static_cast<int64_t>(group.kernels.size());
+      group.momentum =
+          at::zeros({count, group.momentum.size(1), group.momentum.size(2)}, flat_.parameters.options());
+    }
+  }
+
+  /// Muon's step and decay of its kernels, by `gradients` in parameters_'s order; none where not `finite`,
+  /// bool [].
+  void step_by_muon(const std::vector<Tensor>& gradients, const Tensor& finite) {
+    for (MuonGroup& group : muon_groups_) {
+      const int64_t rows = group.momentum.size(1), columns = group.momentum.size(2);
+      std::vector<Tensor> of_group, weights;
+      for (const size_t kernel : group.kernels) {
+        of_group.push_back(gradients[kernel].reshape({rows, columns}));
+        weights.push_back(view_of(flat_.parameters, parameters_[kernel]).reshape({rows, columns}));
+      }
+      const Tensor weight = at::stack(weights);
+      Tensor gradient = at::stack(of_group);
+      if (options_.l2() > 0) {
+        gradient = gradient + weight * options_.l2();
+      }
+      const double momentum = options_.muon()->momentum();
+      const Tensor moved = group.momentum * momentum + gradient;
+      const Tensor direction = gradient + moved * momentum;
+      const auto type = weight.scalar_type();
+      const Tensor orthogonal =
+          orthogonalize(direction.is_cuda() && type == at::kFloat ? direction.to(at::kBFloat16) : direction,
+                        options_.muon()->iterations());
+      const Tensor rate = learning_rate_ * group.rate_factor;
+      const double length = 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
+      const Tensor next = (weight - orthogonal.to(type) * (rate * length).to(type)) *
+                          (1 - rate * options_.weight_decay()).to(type);
+      group.momentum.copy_(at::where(finite, moved, group.momentum));
+      const Tensor kept = at::where(finite, next, weight);
+      for (size_t k = 0; k < group.kernels.size(); ++k) {
+        const Parameter& parameter = parameters_[group.kernels[k]];
+        view_of(flat_.parameters, parameter)
+            .copy_(kept[static_cast<int64_t>(k)].view(parameter.tensor.sizes()));
       }
     }
   }
@@ -464,16 +565,17 @@ class Optimizer {
       if (!gradient.defined()) {
         gradient = at::zeros({parameter.tensor.numel()}, flat_.parameters.options());
       }
-      tasks.push_back({at(flat_.parameters, parameter), gradient.data_ptr(),
-                       at(flat_.first_moment, parameter), at(flat_.second_moment, parameter),
-                       decay == 1 ? nullptr : at(flat_.average, parameter), parameter.tensor.numel(),
-                       parameter.rate_factor,
-                       parameter.is_kernel ? 1 - rate * options_.weight_decay() * parameter.rate_factor : 1.0,
-                       parameter.is_kernel ? options_.l2() : 0.0});
+      tasks.push_back(
+          {at(flat_.parameters, parameter), gradient.data_ptr(), at(flat_.first_moment, parameter),
+           at(flat_.second_moment, parameter), decay == 1 ? nullptr : at(flat_.average, parameter),
+           parameter.tensor.numel(), rule_rate_factor(parameter),
+           parameter.is_kernel ? 1 - rate * options_.weight_decay() * rule_rate_factor(parameter) : 1.0,
+           parameter.is_kernel ? options_.l2() : 0.0});
       gradients.push_back(std::move(gradient));
     }
     const bool finite = mixmatch::detail::all_finite<Scalar>(tasks);
     if (finite) {
+      step_by_muon(gradients, at::ones({}, at::kBool));
       const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
       mixmatch::detail::update<Scalar>(tasks, options_.rule(), rate, t, decay);
       for (const Parameter& parameter : parameters_) {  // autograd must see the change
@@ -498,18 +600,32 @@ class Optimizer {
                                            {finite, num_steps_, steps_before, num_updates_, average_decay_},
                                            ema_options_.has_value() ? ema_options_->decay() : 1.0,
                                            ema_options_.has_value() && ema_options_->warmup());
+      step_by_muon(finite);
       mixmatch::detail::flat_step_(flat_, {steps_before, learning_rate_, average_decay_, finite}, constants);
       return finite;
     }
     gather_gradients();
     // An overflowing sum of finite gradients counts as not finite.
     const Tensor finite = flat_.gradients.sum().isfinite();
+    step_by_muon(finite);
     if (average_decay_.defined()) {
       average_decay_.copy_(average_decay());
     }
     mixmatch::detail::flat_step_(flat_, {num_steps_, learning_rate_, average_decay_, finite}, constants);
     count(finite);
     return finite;
+  }
+
+  /// By the gradients in the block.
+  void step_by_muon(const Tensor& finite) {
+    if (muon_groups_.empty()) {
+      return;
+    }
+    std::vector<Tensor> gradients;
+    for (const Parameter& parameter : parameters_) {
+      gradients.push_back(view_of(flat_.gradients, parameter));
+    }
+    step_by_muon(gradients, finite);
   }
 
   void count(const Tensor& finite) {
@@ -558,6 +674,7 @@ class Optimizer {
   std::shared_ptr<detail::KeptGradients> kept_ = std::make_shared<detail::KeptGradients>();
   int64_t total_ = 0;
   mixmatch::detail::FlatParameters flat_;
+  std::vector<MuonGroup> muon_groups_;
   Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;
   std::function<void(int64_t)> set_num_updates_;
   bool synchronized_ = false;  // whether the EmaModel has seen the last step

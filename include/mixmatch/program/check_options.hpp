@@ -101,7 +101,7 @@ void check_options(Options& o) {
   }
   TORCH_CHECK(o.learning_rate * o.weight_decay <= 1, "--lr ", o.learning_rate, " times --weight-decay ",
               o.weight_decay, " must be <= 1: the share that each step takes from the weights");
-  TORCH_CHECK(o.optimizer != "sgd" || o.momentum < 1, "--momentum must be less than 1, got ", o.momentum);
+  TORCH_CHECK(o.optimizer == "adam" || o.momentum < 1, "--momentum must be less than 1, got ", o.momentum);
   TORCH_CHECK(o.method != "vat" || o.radius > 0, "--radius must be greater than 0, got ", o.radius);
   const int64_t groups = o.num_augmentations * o.unlabeled_ratio + 1;
   TORCH_CHECK(o.method != "mixmatch" || o.batch >= groups, "--batch ", o.batch, " is less than the ", groups,

@@ -88,6 +88,9 @@ inline OptimizerOptions optimizer_options(const TrainingOptions& o) {
   const UpdateRule rule =
       o.optimizer == "sgd" ? UpdateRule(SgdRule{o.momentum, /*nesterov=*/true}) : UpdateRule(AdamRule{});
   auto options = OptimizerOptions(o.learning_rate).rule(rule).weight_decay(o.weight_decay).l2(o.l2);
+  if (o.optimizer == "muon") {
+    options.muon(MuonOptions().momentum(o.momentum));
+  }
   if (o.backbone_rate != 1) {
     options.rate_factor([factor = o.backbone_rate, head = models::head_name(o.model) + "."](
                             const std::string& name) { return name.rfind(head, 0) == 0 ? 1.0 : factor; });

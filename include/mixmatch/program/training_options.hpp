@@ -178,7 +178,7 @@ inline std::string why_no_schedule(const TrainingOptions& o) {
                                                       : " with --lr-schedule constant";
 }
 inline std::string why_no_momentum(const TrainingOptions& o) {
-  return o.optimizer == "sgd" ? "" : fmt::format(" with --optimizer {}", o.optimizer);
+  return o.optimizer != "adam" ? "" : fmt::format(" with --optimizer {}", o.optimizer);
 }
 inline std::string why_no_batch_norm(const TrainingOptions& o) {
   return o.model.starts_with("vit_") ? fmt::format(" with --model {}, which has no batch norm", o.model) : "";
@@ -303,7 +303,11 @@ void visit_training_options(Options& o, Visit&& visit) {
       OptionText{
           "scales", "wide_resnet: scales, each half the size of the one before", R::run, {}, no_wide_resnet},
       o.scales, Whole{1});
-  visit(OptionText{"optimizer", "adam, or sgd with Nesterov momentum"}, o.optimizer, Choice{"adam", "sgd"});
+  visit(
+      OptionText{
+          "optimizer",
+          "adam; sgd with Nesterov momentum; muon: kernels by orthogonalised momentum, the rest by adam"},
+      o.optimizer, Choice{"adam", "sgd", "muon"});
   visit(OptionText{"lr", "Learning rate"}, o.learning_rate, Real{0});
   visit(OptionText{"backbone-rate", "Times --lr for all layers but the last", R::run, {}, no_layers},
         o.backbone_rate, Real{0});
@@ -321,7 +325,8 @@ void visit_training_options(Options& o, Visit&& visit) {
                    {},
                    detail::why_no_schedule(o)},
         o.schedule_steps, Whole{-1});
-  visit(OptionText{"momentum", "Of sgd", R::run, {}, detail::why_no_momentum(o)}, o.momentum, Real{0, 1});
+  visit(OptionText{"momentum", "Of sgd and muon", R::run, {}, detail::why_no_momentum(o)}, o.momentum,
+        Real{0, 1});
   visit(OptionText{"weight-decay", "Decoupled, of kernels, times the learning rate"}, o.weight_decay,
         Real{0});
   visit(OptionText{"l2", "L2 penalty on kernels, in their gradient"}, o.l2, Real{0});
