@@ -23,7 +23,7 @@ namespace {
 
 struct Options : TrainingOptions {
   using TrainingOptions::TrainingOptions;
-  std::string dataset = "cifar10";
+  std::string dataset = "cifar10", preset = "paper";
 };
 
 template <class O, class Visit>
@@ -35,6 +35,11 @@ void visit_options(O& o, Visit&& visit) {
                                  "Decides the other options' defaults, as --method does: --help shows "
                                  "them"},
         o.dataset, mm::training::Choice{"cifar10", "cifar100", "svhn", "svhn-extra", "stl10", "shapes"});
+  visit(
+      mm::training::OptionText{"preset",
+                               "Decides the other options' defaults too. paper: the papers' numbers; fast: "
+                               "FixMatch on CIFAR-10 for a quarter of an hour on one GPU, see docs/GUIDE.md"},
+      o.preset, mm::training::Choice{"paper", "fast"});
 }
 
 /// The sets that `--dataset` names, by their preset and by what they read from the directory.
@@ -86,8 +91,16 @@ void check_data(const Options& o) {
               " has no effect with --dataset shapes, which are drawn");
 }
 
+void check_preset(const Options& o) {
+  TORCH_CHECK(
+      o.preset != "fast" || (o.dataset == "cifar10" && o.method == "fixmatch" && o.weights.empty()),
+      "--preset fast is for --dataset cifar10 and --method fixmatch from random weights, got --dataset ",
+      o.dataset, " --method ", o.method, o.weights.empty() ? "" : " --weights");
+}
+
 int train_run(CLI::App& app, Options& o) {
   const auto resumed = mm::training::adopt_run(app, o);
+  check_preset(o);
   check_data(o);
   mm::training::check_options(o);
   const auto device = mm::training::choose_device(o);
@@ -147,6 +160,10 @@ int main(int argc, char** argv) {
   options.method = mm::training::find_option(argc, argv, "--method", options.method);
   options.methods = mm::training::method_names();
   mm::training::use_method_preset(options);
+  options.preset = mm::training::find_option(argc, argv, "--preset", options.preset);
+  if (options.preset == "fast") {
+    mm::training::use_fast_preset(options);
+  }
   if (dataset == "shapes") {
     use_small_task(options);
   }

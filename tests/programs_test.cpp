@@ -298,6 +298,34 @@ TEST_CASE("train: on CIFAR-10 it is the cifar10 program") {
                 "--widen 1 has no effect with --filters 135, which gives the width");
 }
 
+TEST_CASE("train: --preset fast shows its numbers, keeps them, and is for FixMatch on CIFAR-10") {
+  TempDir dir;
+  const auto help = run({MIXMATCH_TRAIN, "--preset", "fast", "--help"});
+  CHECK(help.status == 0);
+  CHECK_THAT(help.out, contains("147456"));  // --steps; how a default is shown is the parser's
+  CHECK(run({MIXMATCH_TRAIN, "--help"}).out.find("147456") == std::string::npos);
+  const auto finished = run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "run",
+                                      {"--preset", "fast", "--steps", "2", "--eval-every", "2"}));
+  INFO(finished.err);
+  REQUIRE(finished.status == 0);
+  const std::string config = read_file(dir / "run" / "config.json");
+  for (const std::string line :
+       {"\"preset\": \"fast\"", "\"method\": \"fixmatch\"", "\"optimizer\": \"adam\"",
+        "\"lr-schedule\": \"half_cosine\"", "\"unlabeled-ratio\": \"3\""}) {
+    INFO(line);
+    CHECK_THAT(config, contains(line));
+  }
+  const auto refused = [&](const std::vector<std::string>& more) {
+    check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", with({"--preset", "fast"}, more))),
+                  "--preset fast is for --dataset cifar10 and --method fixmatch from random weights");
+    CHECK_FALSE(fs::exists(dir / "x"));
+  };
+  refused({"--method", "mixmatch"});
+  refused({"--dataset", "cifar100"});
+  refused({"--weights", "w.safetensors"});
+  check_refused(run(short_run(MIXMATCH_TRAIN, data_dir(), dir / "x", {"--preset", "slow"})), "--preset");
+}
+
 TEST_CASE("cifar10: --help says every option and exits 0") {
   const auto help = run({MIXMATCH_CIFAR10, "--help"});
   CHECK(help.status == 0);

@@ -58,6 +58,11 @@ inline constexpr double sgd_learning_rate = 0.03, sgd_momentum = 0.9, sgd_l2 = 5
 inline constexpr double cifar100_sgd_l2 = 1e-3;
 inline constexpr int64_t cifar100_sgd_widen = 8;
 
+/// `--preset fast`: FixMatch on CIFAR-10 within a quarter of an hour on one GPU. No paper's numbers:
+/// docs/RESULTS.md, "Time to accuracy", has what was tried, and docs/GUIDE.md the arithmetic.
+inline constexpr int64_t fast_steps = 147456, fast_unlabeled_ratio = 3, fast_steps_per_evaluation = 4096;
+inline constexpr double fast_learning_rate = 2e-3, fast_weight_decay = 0.02;
+
 /// Fine-tuning of published weights, by Adam: no paper's numbers, but those of docs/RESULTS.md.
 inline constexpr double fine_tuning_learning_rate = 1e-3, fine_tuning_backbone_rate = 0.1;
 inline constexpr double fine_tuning_weight_decay = 0.02, fine_tuning_ema_decay = 0.99;

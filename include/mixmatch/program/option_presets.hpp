@@ -50,6 +50,21 @@ inline void use_method_preset(TrainingOptions& o) {
   }
 }
 
+/// Puts the numbers of `--preset fast` in the place of the papers': FixMatch for a budget of steps over which
+/// the learning rate falls to 0.
+inline void use_fast_preset(TrainingOptions& o) {
+  o.method = "fixmatch";
+  use_method_preset(o);
+  o.steps = presets::fast_steps;
+  o.unlabeled_ratio = presets::fast_unlabeled_ratio;
+  o.optimizer = "adam";
+  o.learning_rate = presets::fast_learning_rate;
+  o.lr_schedule = "half_cosine";
+  o.weight_decay = presets::fast_weight_decay;
+  o.l2 = 0;
+  o.eval_every = presets::fast_steps_per_evaluation;
+}
+
 /// Puts the settings of fine-tuning in the place of those for random weights, where o.weights are given.
 inline void use_fine_tuning_preset(TrainingOptions& o) {
   if (o.weights.empty()) {
