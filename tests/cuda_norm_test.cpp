@@ -38,12 +38,12 @@ mixmatch::detail::NormGrid grid_of(const Case& c, int64_t width) {
 template <class Scalar, int width>
 Results run_packs(const Case& c) {
   using Compute = typename emulated::ComputeOf<Scalar>::type;
-  using Row = emulated::Row<Scalar, width>;
+  using Words = emulated::Row<Scalar, width>;
   const int64_t channels = c.x.size(1);
   const auto grid = grid_of(c, width);
   const auto options = c.weight.options();
   const auto rows = [](const Tensor& tensor) {
-    return tensor.defined() ? emulated::pointer<Row>(tensor) : nullptr;
+    return tensor.defined() ? emulated::pointer<Words>(tensor) : nullptr;
   };
   const auto values = [](const Tensor& tensor) { return emulated::pointer<Compute>(tensor); };
   const auto launch = [&](auto kernel, auto... arguments) {

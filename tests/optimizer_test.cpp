@@ -1324,6 +1324,8 @@ TEST_CASE("Optimizer: the gradients' kernel takes every precision, many paramete
     const Tensor not_finite = mm::detail::gather_gradients_on_cuda(block, pieces);
     CHECK(not_finite.sum().item<int64_t>() == 1);
   }
+}
+
 TEST_CASE("orthogonalize: the singular vectors stay, the singular values come near 1") {
   torch::manual_seed(1);
   for (const auto& sizes : std::vector<std::vector<int64_t>>{{5, 5}, {4, 9}, {9, 4}, {3, 4, 9}, {1, 7}}) {
