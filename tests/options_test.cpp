@@ -396,8 +396,8 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
   CHECK(value("strong") == "fixmatch");
   // Where from, where to and how are no part of it.
   for (const std::string name :
-       {"data", "out", "split", "device", "prefetch", "no-graph", "measure-convolutions", "checkpoint-every",
-        "recalibrate", "test-time-flips", "resume", "eval"}) {
+       {"data", "out", "split", "device", "prefetch", "no-graph", "measure-convolutions", "deterministic",
+        "checkpoint-every", "recalibrate", "test-time-flips", "resume", "eval"}) {
     INFO(name);
     CHECK(value(name) == "none");
   }

@@ -151,6 +151,73 @@ void on_gloo(int64_t ranks, const mt::ProcessGroupOptions& options,
 
 }  // namespace
 
+TEST_CASE("arrive_anew: all ranks of a start find each other in a store that has seen others") {
+  using mt::detail::Start;
+  const auto store = c10::make_intrusive<c10d::HashStore>();
+  const auto arrive = [&](int64_t rank, int64_t ranks, double seconds) {
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(int64_t(1000 * seconds));
+    return mt::detail::arrive_anew(*store, rank, ranks, until, seconds);
+  };
+  /// The ranks come in this order, some time apart.
+  const auto start_of = [&](const std::vector<int64_t>& order) {
+    std::vector<Start> starts(order.size());
+    std::vector<std::thread> threads;
+    for (const int64_t rank : order) {
+      threads.emplace_back([&, rank] {
+        starts[static_cast<size_t>(rank)] = arrive(rank, static_cast<int64_t>(order.size()), 10);
+      });
+      std::this_thread::sleep_for(std::chrono::milliseconds(120));
+    }
+    for (auto& thread : threads) {
+      thread.join();
+    }
+    for (const Start& start : starts) {
+      CHECK(start.name == starts[0].name);
+    }
+    return starts[0];
+  };
+  const Start first = start_of({0, 1});
+  CHECK(!first.again);
+  const Start second = start_of({1, 0});  // rank 1 finds the former name
+  CHECK(second.again);
+  CHECK(second.name != first.name);
+  CHECK_THROWS_WITH(arrive(1, 2, 0.3), "rank 0 of 2 did not come within 0.3 s");
+  CHECK_THROWS_WITH(arrive(0, 2, 0.3), "rank 1 of 2 did not come within 0.3 s");
+  const Start larger = start_of({3, 2, 1, 0});  // two of them are new, after a start that failed
+  CHECK(larger.again);
+  CHECK(start_of({0, 1, 2}).name != larger.name);
+}
+
+TEST_CASE("C10dProcessGroup: where all meet, a rank whose store does not answer is not waited for") {
+  /// A store that falls silent.
+  struct SilentStore : c10d::HashStore {
+    std::atomic<bool> silent{false};
+    void wait_for_ever() const {
+      while (silent) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      }
+    }
+    int64_t add(const std::string& key, int64_t value) override {
+      wait_for_ever();
+      return c10d::HashStore::add(key, value);
+    }
+    void set(const std::string& key, const std::vector<uint8_t>& value) override {
+      wait_for_ever();
+      c10d::HashStore::set(key, value);
+    }
+  };
+  const auto store = c10::make_intrusive<SilentStore>();
+  {
+    mt::C10dProcessGroup group(store, store, 0, 1, mt::ProcessGroupOptions().timeout(1), "here");
+    group.meet();
+    store->silent = true;
+    const auto began = std::chrono::steady_clock::now();
+    CHECK(thrown_by([&] { group.meet(); }) == "rank 0 at here cannot be reached");
+    CHECK(std::chrono::steady_clock::now() - began < std::chrono::seconds(8));
+    store->silent = false;  // so that the threads end
+  }
+}
+
 TEST_CASE("C10dProcessGroup: sums, copies and texts of any dtype") {
   on_gloo(3, {}, [](mt::C10dProcessGroup& group) {
     const auto rank = static_cast<double>(group.rank());

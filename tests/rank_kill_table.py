@@ -12,6 +12,7 @@ import argparse
 import csv
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -100,8 +101,9 @@ def main():
             survivors = [result for rank, result in enumerate(results) if rank != victim]
             if killed and any(status not in (0, 2) for status, _ in survivors):
                 problems.append(f"statuses {[status for status, _ in survivors]}")
-            if killed and any(status == 2 and "rank" not in error.splitlines()[-1] for status, error in survivors):
-                problems.append("no line that names a rank")
+            named = re.compile(rf"rank \d+: .*\brank {victim}\b")
+            if killed and any(status == 2 and not named.search(error) for status, error in survivors):
+                problems.append(f"no line that names the killed rank: {[error[-200:] for _, error in survivors]}")
             if killed:
                 slowest = max(slowest, seconds)
             ranks = options.ranks if number % 2 == 0 else 1

@@ -19,15 +19,17 @@
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
-#include <array>
+#include <atomic>
 #include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <future>
 #include <memory>
+#include <random>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -130,6 +132,57 @@ auto answer_within(double seconds, F f) -> Answer<decltype(f())> {
   return found.get();
 }
 
+/// A start of all processes by a launcher whose store has seen others before.
+struct Start {
+  std::string name;
+  bool again = false;  // rank 0 alone knows: not the first
+};
+
+/// Waits until all ranks of this start are here; throws PeerError where one of them does not come.
+///
+/// The launcher's own count of starts will not do: each machine's agent counts those that its own processes
+/// made needful. So rank 0 names each start, and each rank says that it is here under that name. A name under
+/// which it was here before, or all were, is that of an earlier start: there will be another.
+inline Start arrive_anew(c10d::Store& store, int64_t rank, int64_t world_size,
+                         std::chrono::steady_clock::time_point until, double timeout) {
+  const auto key = [](const std::string& start, int64_t of) { return fmt::format("{}/here/{}", start, of); };
+  const auto text = [&store](const char* name) {
+    const auto bytes = store.get(name);
+    return std::string(bytes.begin(), bytes.end());
+  };
+  Start start;
+  if (rank == 0) {
+    std::random_device random;
+    start.again = store.check({"start"});
+    start.name = fmt::format("{:08x}{:08x}", random(), random());
+    store.set("start", std::vector<uint8_t>(start.name.begin(), start.name.end()));
+    store.add(key(start.name, 0), 1);
+  }
+  bool is_here = rank == 0;
+  int64_t missing = 0;
+  do {
+    if (rank != 0 && store.check({"start"})) {
+      if (const std::string now = text("start"); now != start.name) {
+        start.name = now;
+        is_here = !store.check({now + "/all"}) && store.add(key(now, rank), 1) == 1;
+        missing = 0;
+      }
+    }
+    while (is_here && missing < world_size && store.check({key(start.name, missing)})) {
+      ++missing;
+    }
+    if (rank == 0 && missing == world_size) {
+      store.set(start.name + "/all", std::vector<uint8_t>{1});
+    }
+    if (is_here && store.check({start.name + "/all"})) {
+      return start;
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  } while (std::chrono::steady_clock::now() < until);
+  throw PeerError(
+      fmt::format("rank {} of {} did not come within {} s", is_here ? missing : 0, world_size, timeout));
+}
+
 }  // namespace detail
 
 struct ProcessGroupOptions {
@@ -185,23 +238,40 @@ class C10dProcessGroup : public ProcessGroup {
       tcp.timeout = milliseconds(options.timeout());
       detail::without_libuv(tcp);
       return c10::make_intrusive<c10d::PrefixStore>(
-          fmt::format("mixmatch/{}/{}", environment.job, environment.restarts),
+          fmt::format("mixmatch/{}", environment.job),
           c10::make_intrusive<c10d::TCPStore>(environment.master_addr, tcp));
     };
     const auto until = std::chrono::steady_clock::now() + milliseconds(options.timeout());
-    const auto stores = detail::answer_within(options.timeout() + 2, [=]() -> std::array<Store, 2> {
-      const Store first = connect(listens);
-      arrive(*first, environment.rank, environment.world_size, until, options.timeout());
-      return {first, connect(false)};  // a connection of its own: the other may be waiting
+    struct Joined {
+      Store store, watch;  // connections of their own: the first may be waiting
+      bool again = false;
+    };
+    const auto joined = detail::answer_within(options.timeout() + 2, [=]() -> Joined {
+      const Store store = connect(listens);
+      if (!environment.launcher_listens) {
+        arrive(*store, environment.rank, environment.world_size, until, options.timeout());
+        return {store, connect(false)};
+      }
+      const auto start =
+          detail::arrive_anew(*store, environment.rank, environment.world_size, until, options.timeout());
+      const auto of_start = [&start](const Store& all) -> Store {
+        return c10::make_intrusive<c10d::PrefixStore>(start.name, all);
+      };
+      return {of_start(store), of_start(connect(false)), start.again};
     });
-    if (!stores.error.empty()) {
-      throw PeerError(stores.is_peers ? stores.error
+    if (!joined.error.empty()) {
+      throw PeerError(joined.is_peers ? joined.error
                                       : fmt::format("rank {} cannot reach rank 0 at {}: {}", environment.rank,
-                                                    place, stores.error));
+                                                    place, joined.error));
     }
-    return std::make_shared<C10dProcessGroup>(stores.value[0], stores.value[1], environment.rank,
-                                              environment.world_size, options, place);
+    auto group = std::make_shared<C10dProcessGroup>(joined.value.store, joined.value.watch, environment.rank,
+                                                    environment.world_size, options, place);
+    group->started_again_ = joined.value.again;
+    return group;
   }
+
+  /// Of rank 0: whether the launcher has started these processes before.
+  bool started_again() const { return started_again_; }
 
   /// By a store of c10d that all ranks share. `watch` is another connection to the same store, or null: then
   /// nobody gives signs of life. `place` is where rank 0 keeps it, for messages.
@@ -269,14 +339,28 @@ class C10dProcessGroup : public ProcessGroup {
   bool capturable(torch::Device device) const override { return device.is_cuda() && nccl_; }
 
   void meet() override {
-    const std::string key = fmt::format("met/{}", meetings_++);
-    store_->add(key, 1);
-    while (store_->add(key, 0) < world_size_) {
+    // The store may never answer: it is asked on a thread that can be left alone.
+    const auto asks = std::make_shared<std::atomic<bool>>(true);
+    const auto all_here = std::make_shared<std::promise<void>>();
+    auto met = all_here->get_future();
+    std::thread([asks, all_here, store = store_, world_size = world_size_,
+                 key = fmt::format("met/{}", meetings_++)] {
+      try {
+        for (int64_t here = store->add(key, 1); here < world_size && *asks; here = store->add(key, 0)) {
+          std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        }
+        all_here->set_value();
+      } catch (...) {
+        all_here->set_exception(std::current_exception());
+      }
+    }).detach();
+    while (met.wait_for(std::chrono::milliseconds(100)) != std::future_status::ready) {
       if (const std::string cause = watch_ ? watch_->cause() : ""; !cause.empty()) {
+        *asks = false;
         throw PeerError(cause);
       }
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
+    guarded([&] { met.get(); });
   }
 
   /// As PeerWatch's.
@@ -284,6 +368,12 @@ class C10dProcessGroup : public ProcessGroup {
   void set_error_stream(int descriptor) {
     if (watch_) {
       watch_->set_error_stream(descriptor);
+    }
+  }
+
+  void before_exit(std::function<void()> act) {
+    if (watch_) {
+      watch_->before_exit(std::move(act));
     }
   }
 
@@ -386,7 +476,8 @@ class C10dProcessGroup : public ProcessGroup {
 #ifdef MIXMATCH_HAS_NCCL
     if (options_.device().is_cuda()) {
       auto options = c10d::ProcessGroupNCCL::Options::create();
-      options->timeout = milliseconds(options_.timeout());
+      // Its own watchdog ends the process with a signal: the others are to have been named before.
+      options->timeout = milliseconds(options_.timeout() + 30);
       nccl_ = c10::make_intrusive<c10d::ProcessGroupNCCL>(
           c10::make_intrusive<c10d::PrefixStore>("nccl", store), static_cast<int>(rank_),
           static_cast<int>(world_size_), options);
@@ -432,6 +523,7 @@ class C10dProcessGroup : public ProcessGroup {
   ProcessGroupOptions options_;
   Store store_;
   int64_t meetings_ = 0;
+  bool started_again_ = false;
   std::unique_ptr<PeerWatch> watch_;
   c10::intrusive_ptr<detail::C10dBackend> cpu_, nccl_;
 };

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -98,16 +99,25 @@ class PeerWatch {
     return fmt::format("rank {} failed: {}", rank, what);
   }
 
-  /// What blame() would say at once; "" where nobody has failed.
+  /// What blame() would say at once; "" where nobody has failed, and rank 0 has answered within the timeout.
   std::string cause() {
     const std::lock_guard<std::mutex> lock(state_->mutex);
-    return state_->cause;
+    const auto patience = std::max<Clock::duration>(state_->timeout, kGrace);
+    return state_->cause.empty() && Clock::now() - state_->last_answer > patience
+               ? fmt::format("rank 0 at {} cannot be reached", state_->place)
+               : state_->cause;
   }
 
   /// Where a rank that cannot be ended otherwise says why; the standard error, unless set.
   void set_error_stream(int descriptor) {
     const std::lock_guard<std::mutex> lock(state_->mutex);
     state_->error_stream = descriptor;
+  }
+
+  /// What is done before the process is ended so.
+  void before_exit(std::function<void()> act) {
+    const std::lock_guard<std::mutex> lock(state_->mutex);
+    state_->before_exit = std::move(act);
   }
 
   /// Says to the others why all of them end, unless another has before: blame() returns it. Rank 0, at which
@@ -172,6 +182,7 @@ class PeerWatch {
     bool ending = false;  // `last_words` is to be said, "" for a good end
     bool said = false, all_ended = false;
     int error_stream = 2;
+    std::function<void()> before_exit;
     bool stopping = false, stopped = false;
     std::string last_words, cause;
     Clock::time_point last_answer = Clock::now();
@@ -343,6 +354,9 @@ class PeerWatch {
         if (!state.stopping && !state.ending) {
           const std::string line = fmt::format("rank {}: {}\n", state.rank, cause);
           static_cast<void>(!::write(state.error_stream, line.data(), line.size()));
+          if (state.before_exit) {
+            state.before_exit();
+          }
           std::_Exit(2);
         }
         continue;

@@ -52,7 +52,8 @@ class LowPrecisionWeights {
   /// Their number.
   size_t size() const { return places_.size(); }
 
-  /// `type`: bfloat16 or half, autocast's; float32: the layers' own.
+  /// `type`: bfloat16 or half, autocast's; float32: the layers' own. To be entered where the parameters are
+  /// the model's own: average_parameters() comes inside.
   [[nodiscard]] mixmatch::detail::WeightCopies use(at::ScalarType type) const {
     std::vector<mixmatch::detail::WeightCopies::Place> places;
     if (!places_.empty() && type != at::kFloat) {

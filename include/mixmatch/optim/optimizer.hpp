@@ -102,7 +102,8 @@ struct OptimizerOptions {
 /// and torch::load(model, ...), which replace that memory, and do not call ema.update() beside it. All
 /// parameters float32, or all float64, of one device. On the CPU the pass is vectorised and its result does
 /// not depend on the number of threads; on CUDA it is three kernels, which a graph can capture; elsewhere
-/// ATen's calls. Every number that changes from step to step is a tensor on the device.
+/// ATen's calls. Muon adds its matrix products, whose rounding is LibTorch's. Every number that changes from
+/// step to step is a tensor on the device.
 ///
 /// A step whose gradients are not all finite changes nothing and is not counted. A parameter without a
 /// gradient counts as one of gradient 0. Nothing waits for the device but synchronize(), save() and load().
@@ -137,15 +138,20 @@ class Optimizer {
       learning_rate_.copy_(options_.schedule()(num_steps_) * options_.learning_rate());
     }
     const Tensor finite = steps_on_cpu() ? step_on_cpu() : step_flat();
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      parameters_[i].tensor.mutable_grad().reset();
-      kept_->of_copy[i].reset();
-    }
+    drop_gradients();
     synchronized_ = false;
     if (steps_on_cpu() && finite.item<bool>()) {
       synchronize();
     }
     return finite;
+  }
+
+  /// Lets go of the parameters' and the copies' gradients, as step() does: those of a step that did not end.
+  void drop_gradients() {
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      parameters_[i].tensor.mutable_grad().reset();
+      kept_->of_copy[i].reset();
+    }
   }
 
   /// A copy of each trained parameter in another precision, in their order (see parameters()), by one
@@ -520,7 +526,7 @@ class Optimizer {
                       parameter.tensor.data_ptr() == base + offset,
                   "Optimizer: parameter ", parameter.name,
                   " no longer lies in the optimiser's memory; make the optimiser after model->to(...) and "
-                  "torch::load(model, ...)");
+                  "torch::load(model, ...), and use it outside average_parameters()");
     }
   }
 

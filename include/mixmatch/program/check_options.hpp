@@ -107,6 +107,8 @@ void check_options(Options& o) {
   TORCH_CHECK(o.method != "mixmatch" || o.batch >= groups, "--batch ", o.batch, " is less than the ", groups,
               " groups that MixMatch interleaves with --num-augmentations ", o.num_augmentations,
               " and --unlabeled-ratio ", o.unlabeled_ratio);
+  TORCH_CHECK(!o.deterministic || !o.measure_convolutions,
+              "--deterministic and --measure-convolutions exclude each other");
   RampedLoss{ramped_loss_options(o)};
 }
 

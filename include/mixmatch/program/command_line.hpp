@@ -389,7 +389,7 @@ int run_program(CLI::App& app, int argc, char** argv, Body&& body) {
     if (error.get_exit_code() != 0) {
       return complain(detail::usage_error(error), 2);
     }
-    return app.exit(error);  // --help
+    return left_to_rank_0() ? 0 : app.exit(error);  // --help
   } catch (const SilentPeerError& error) {
     return complain(error.what(), 2, detail::Failure::of_peer_silently);
   } catch (const PeerError& error) {

@@ -338,6 +338,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
   }
   group->meet();
   if (group->rank() != 0) {
+    status = run.interrupted() ? run.interrupt_status() : 0;  // all has been done and saved
     run.finish();
   }
   return static_cast<int>(group->max_of(status));

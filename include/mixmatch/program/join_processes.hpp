@@ -105,9 +105,9 @@ void join_processes(Options& o) {
     o.threads = usual_threads(static_cast<int>(environment->local_world_size));
   }
   std::error_code ignored;
-  const bool again =
-      environment->restarts > 0 && std::filesystem::exists(RunDirectory::at(o.out).checkpoint(), ignored);
-  if (group.broadcast_text(again ? "1" : "") == "1") {
+  const bool again = group.max_of(environment->restarts) > 0 || group.started_again();
+  const bool goes_on = again && std::filesystem::exists(RunDirectory::at(o.out).checkpoint(), ignored);
+  if (group.broadcast_text(goes_on ? "1" : "") == "1") {
     o.resume = true;
   }
   const std::string out = o.out;
@@ -116,6 +116,7 @@ void join_processes(Options& o) {
     TORCH_CHECK(::mkdtemp(name.data()) != nullptr, "cannot make a directory in ",
                 std::filesystem::temp_directory_path().string());
     detail::joined_processes()->scratch = name;
+    group.before_exit([] { detail::joined_processes()->remove_scratch(); });
     o.out = name;
   }
   if (o.resume) {

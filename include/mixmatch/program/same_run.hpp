@@ -9,6 +9,7 @@
 #include <mixmatch/detail/io/read_file.hpp>
 #include <mixmatch/distributed/process_group.hpp>
 #include <mixmatch/distributed/same_on_all.hpp>
+#include <mixmatch/program/device.hpp>
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/run/config.hpp>
 
@@ -78,6 +79,10 @@ void check_same_run(const Options& o, const TrainingData& data) {
       settings.emplace_back("--" + std::string(text.name), fmt::format("{}", value));
     }
   });
+  if (o.optimizer == "muon" &&
+      parse_device(o.device).is_cpu()) {  // each rank multiplies its matrices by itself
+    settings.emplace_back("--threads", fmt::format("{}", at::get_num_threads()));
+  }
   settings.emplace_back("the data", "crc32c " + detail::checksum_of(o, data));
   std::vector<Tensor> rows{data.split.labeled, data.split.unlabeled, data.split.validation};
   for (const auto* images : {&data.validation, &data.test}) {

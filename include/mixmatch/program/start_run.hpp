@@ -99,11 +99,14 @@ inline torch::Device choose_device(TrainingOptions& o) {
   print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
                 threads == 1 ? "" : "s", describe_precision(device, o.precision));
   if (device.is_cuda()) {
-    print_message(
-        stdout, "{}\n",
-        o.graph && o.measure_convolutions
-            ? "convolutions by cuDNN's measurements: a resumed run may differ in rounding"
-            : "convolutions by cuDNN's rule: a resumed run is bit for bit the same on this machine");
+    if (o.deterministic) {
+      at::globalContext().setDeterministicCuDNN(true);
+    }
+    print_message(stdout, "convolutions {}\n",
+                  o.deterministic ? "deterministic: one order of sums"
+                  : o.graph && o.measure_convolutions
+                      ? "by cuDNN's measurements: a resumed run may differ in rounding"
+                      : "by cuDNN's rule");
   }
   return device;
 }

@@ -88,7 +88,7 @@ struct TrainingOptions {
   std::string device = "auto";
   bool prefetch = true;
   bool graph = true;  ///< on a GPU: the step as one CUDA graph
-  bool measure_convolutions = false;
+  bool measure_convolutions = false, deterministic = false;
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
   bool test_time_flips = false;
@@ -262,6 +262,9 @@ void visit_training_options(Options& o, Visit&& visit) {
                    "cuDNN's rule; a resumed run may then differ in rounding",
                    R::how},
         o.measure_convolutions, On{});
+  visit(
+      OptionText{"deterministic", "On a GPU: only convolutions of cuDNN's that add up in one order", R::how},
+      o.deterministic, On{});
   visit(OptionText{"model", "Network; torchscript:FILE: one from Python, see docs/GUIDE.md"}, o.model,
         ChoiceOrFile{detail::model_names(), "torchscript:"});
   visit(OptionText{"weights",

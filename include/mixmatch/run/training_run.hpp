@@ -169,6 +169,9 @@ class TrainingRun {
   }
   bool interrupted() const { return signal_number() != 0; }
 
+  /// The exit status of a program that a signal ends: 128 and the signal's number, 130 after Ctrl-C.
+  int interrupt_status() const { return 128 + signal_number(); }
+
   /// Steps until something is due: a row of metrics.csv, an evaluation, a checkpoint, the end.
   int64_t steps_until_due() const {
     int64_t next = options_.steps();
@@ -269,11 +272,10 @@ class TrainingRun {
     interrupt_.reset();
   }
 
-  /// Saves an interrupted run and says how it goes on; returns the exit status for it: 128 and the signal's
-  /// number, 130 after Ctrl-C.
+  /// Saves an interrupted run and says how it goes on; returns interrupt_status().
   int leave() {
     save();  // before a word is said: the terminal may be gone
-    const int status = 128 + signal_number();
+    const int status = interrupt_status();
     finish();
     const auto& command = options_.resume_command();
     const bool one = options_.processes() == nullptr || options_.processes()->world_size() == 1;

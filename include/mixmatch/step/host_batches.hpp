@@ -47,12 +47,16 @@ class HostBatches {
   void take(int64_t step, RawBatch& raw) {
     const auto begin = Clock::now();
     const RawBatch batch = batches_(step);
-    host_waited_ += seconds_since(begin);
+    const double waited = seconds_since(begin);
+    host_waited_ += waited;
     if (!device_.is_cuda()) {
       raw = batch;
       return;
     }
 #ifdef MIXMATCH_HAS_CUDA
+    if (steps_.empty()) {
+      first_waited_ = waited;
+    }
     copy_on_the_side(batch, raw);
 #endif
   }
@@ -66,8 +70,8 @@ class HostBatches {
 #endif
   }
 
-  /// Adds up what waited() says: once the device has done all steps. On a GPU between the first and the last
-  /// step since the call before; `seconds`: what they took the host.
+  /// Adds up what waited() says of the steps since the call before: once the device has done them all.
+  /// `seconds`: what they took the host.
   void count(double seconds) {
     if (!device_.is_cuda()) {
       waited_ += std::exchange(host_waited_, 0.0);
@@ -75,6 +79,11 @@ class HostBatches {
       return;
     }
 #ifdef MIXMATCH_HAS_CUDA
+    if (!steps_.empty() && steps_.back().end.isCreated()) {
+      // Before the first of them the device had nothing else to do: it waited as long as the host.
+      waited_ += first_waited_;
+      total_ += first_waited_ + std::max(0.0F, steps_.front().begin.elapsed_time(steps_.front().end)) / 1e3;
+    }
     for (size_t i = 1; i < steps_.size(); ++i) {
       const auto &before = steps_[i - 1].end, &now = steps_[i].end;
       waited_ += std::max(0.0F, before.elapsed_time(steps_[i].begin)) / 1e3;
@@ -142,6 +151,9 @@ class HostBatches {
   }
 
   void begin_step() {
+    if (!steps_.empty() && !steps_.back().end.isCreated()) {  // of a step that threw
+      steps_.pop_back();
+    }
     steps_.emplace_back();
     steps_.back().begin.record(stream());
   }
@@ -150,6 +162,7 @@ class HostBatches {
   RawBatch staged_;                   // on the device, until the step before has read its own
   at::cuda::CUDAEvent there_, free_;  // staged_ is full; it may be filled
   std::deque<StepEvents> steps_;      // since count()
+  double first_waited_ = 0;           // the host, for the first of them
 #endif
 
   torch::Device device_;

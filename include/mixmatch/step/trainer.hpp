@@ -189,6 +189,7 @@ class Trainer {
   }
 
   Tensor step() {
+    state_->optimizer.drop_gradients();  // of a step that threw
     Batch batch = feed_.augment(feed_.device().is_cpu() ? raw_ : feed_.gather(step_), step_);
     batch.logit_adjustment = options_.logit_adjustment();
     const auto before = parallel_.begin_state(method_);
