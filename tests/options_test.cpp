@@ -7,6 +7,7 @@
 #include "catch.hpp"
 #include "script_net.hpp"
 #include "test_util.hpp"
+#include "thread_group.hpp"
 
 #if __has_include(<CLI/CLI.hpp>)
 #include <mixmatch/program/command_line.hpp>
@@ -197,6 +198,14 @@ TEST_CASE("options: those that do not fit together are refused in a line that na
                o.unlabeled_ratio = 7;
              }),
              contains("--batch 4 is less than the 22 groups"));
+  ThreadGroup two(std::make_shared<ThreadGroup::Shared>(2), 0);
+  CHECK(refusal([&](auto& o) { o.processes = &two; }).empty());
+  CHECK(refusal([&](auto& o) {
+          o.processes = &two;
+          o.ranks = "separate";
+        }) ==
+        "--batch 4 leaves each of 2 processes 2 rows, less than the 3 groups that MixMatch interleaves "
+        "with --num-augmentations 2 and --unlabeled-ratio 1");
   CHECK(refusal([](auto& o) {
           o.method = "supervised";
           o.batch = 1;

@@ -22,6 +22,18 @@ inline void check_shared_batch(const TrainingOptions& o) {
   TORCH_CHECK(o.batch % ranks == 0, "--batch must be a multiple of the ", ranks, " processes, got ", o.batch);
 }
 
+/// Every rank that takes a step of its own forms MixMatch's groups of its own rows.
+inline void check_interleaved_groups(const TrainingOptions& o) {
+  const bool separate = o.processes != nullptr && o.ranks == "separate";
+  const int64_t ranks = separate ? o.processes->world_size() : 1;
+  const int64_t groups = o.num_augmentations * o.unlabeled_ratio + 1;
+  const std::string too_few =
+      separate ? fmt::format("leaves each of {} processes {} rows, less", ranks, o.batch / ranks) : "is less";
+  TORCH_CHECK(o.method != "mixmatch" || o.batch / ranks >= groups, "--batch ", o.batch, " ", too_few,
+              " than the ", groups, " groups that MixMatch interleaves with --num-augmentations ",
+              o.num_augmentations, " and --unlabeled-ratio ", o.unlabeled_ratio);
+}
+
 /// OptionText::no_effect, or that o.method is none of those that look at it.
 inline std::string why_no_effect(const OptionText& text, const TrainingOptions& o) {
   const auto& methods = text.methods;
@@ -103,10 +115,7 @@ void check_options(Options& o) {
               o.weight_decay, " must be <= 1: the share that each step takes from the weights");
   TORCH_CHECK(o.optimizer == "adam" || o.momentum < 1, "--momentum must be less than 1, got ", o.momentum);
   TORCH_CHECK(o.method != "vat" || o.radius > 0, "--radius must be greater than 0, got ", o.radius);
-  const int64_t groups = o.num_augmentations * o.unlabeled_ratio + 1;
-  TORCH_CHECK(o.method != "mixmatch" || o.batch >= groups, "--batch ", o.batch, " is less than the ", groups,
-              " groups that MixMatch interleaves with --num-augmentations ", o.num_augmentations,
-              " and --unlabeled-ratio ", o.unlabeled_ratio);
+  detail::check_interleaved_groups(o);
   TORCH_CHECK(!o.deterministic || !o.measure_convolutions,
               "--deterministic and --measure-convolutions exclude each other");
   RampedLoss{ramped_loss_options(o)};
