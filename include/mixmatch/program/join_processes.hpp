@@ -73,7 +73,7 @@ inline void share_run_directory(ProcessGroup& group, const std::filesystem::path
 /// lives until run_program() ends; the only process of mpirun or srun has none. Each takes the GPU of its
 /// number on its machine. Ranks other than 0 print nothing but their last words, and have a temporary
 /// directory in o.out's place, which holds what --resume needs of rank 0's. A launcher that starts all of
-/// them anew (torchrun --max-restarts) means a run that has a checkpoint to go on.
+/// them anew (torchrun --max_restarts) means a run that has a checkpoint to go on.
 template <class Options>
 void join_processes(Options& o) {
   const auto environment = launch_environment();
