@@ -1,12 +1,8 @@
 #pragma once
 
-#include <arpa/inet.h>
 #include <fmt/format.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <torch/arg.h>
 #include <torch/types.h>
-#include <unistd.h>
 #include <mixmatch/detail/error_message.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/version.hpp>
@@ -14,13 +10,13 @@
 #include <mixmatch/distributed/own_address.hpp>
 #include <mixmatch/distributed/peer_watch.hpp>
 #include <mixmatch/distributed/process_group.hpp>
+#include <mixmatch/distributed/rendezvous.hpp>
 #include <torch/csrc/distributed/c10d/HashStore.hpp>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <atomic>
-#include <cerrno>
 #include <chrono>
 #include <cstdint>
 #include <cstdlib>
@@ -29,7 +25,6 @@
 #include <functional>
 #include <future>
 #include <memory>
-#include <random>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -70,34 +65,6 @@ void without_libuv(Options& options) {
   }
 }
 
-/// The errno of listening at a port, 0 where it is to be had: LibTorch says it in several lines.
-inline int cannot_listen(int64_t port) {
-  const auto try_family = [port](int family, const auto& any) {
-    const int listener = ::socket(family, SOCK_STREAM, 0);
-    if (listener < 0) {
-      return errno;
-    }
-    const int on = 1, off = 0;
-    ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-    if (family == AF_INET6) {
-      ::setsockopt(listener, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
-    }
-    const bool listens = ::bind(listener, reinterpret_cast<const sockaddr*>(&any), sizeof any) == 0 &&
-                         ::listen(listener, 1) == 0;
-    const int error = listens ? 0 : errno;
-    ::close(listener);
-    return error;
-  };
-  sockaddr_in6 any6{};
-  any6.sin6_family = AF_INET6;
-  any6.sin6_port = htons(static_cast<uint16_t>(port));
-  sockaddr_in any4{};
-  any4.sin_family = AF_INET;
-  any4.sin_port = any6.sin6_port;
-  const int error = try_family(AF_INET6, any6);  // for both, as c10d does
-  return error == 0 ? 0 : try_family(AF_INET, any4);
-}
-
 /// What a call that may never end has returned or thrown.
 template <class Result>
 struct Answer {
@@ -130,57 +97,6 @@ auto answer_within(double seconds, F f) -> Answer<decltype(f())> {
     return nothing;
   }
   return found.get();
-}
-
-/// A start of all processes by a launcher whose store has seen others before.
-struct Start {
-  std::string name;
-  bool again = false;  // rank 0 alone knows: not the first
-};
-
-/// Waits until all ranks of this start are here; throws PeerError where one of them does not come.
-///
-/// The launcher's own count of starts will not do: each machine's agent counts those that its own processes
-/// made needful. So rank 0 names each start, and each rank says that it is here under that name. A name under
-/// which it was here before, or all were, is that of an earlier start: there will be another.
-inline Start arrive_anew(c10d::Store& store, int64_t rank, int64_t world_size,
-                         std::chrono::steady_clock::time_point until, double timeout) {
-  const auto key = [](const std::string& start, int64_t of) { return fmt::format("{}/here/{}", start, of); };
-  const auto text = [&store](const char* name) {
-    const auto bytes = store.get(name);
-    return std::string(bytes.begin(), bytes.end());
-  };
-  Start start;
-  if (rank == 0) {
-    std::random_device random;
-    start.again = store.check({"start"});
-    start.name = fmt::format("{:08x}{:08x}", random(), random());
-    store.set("start", std::vector<uint8_t>(start.name.begin(), start.name.end()));
-    store.add(key(start.name, 0), 1);
-  }
-  bool is_here = rank == 0;
-  int64_t missing = 0;
-  do {
-    if (rank != 0 && store.check({"start"})) {
-      if (const std::string now = text("start"); now != start.name) {
-        start.name = now;
-        is_here = !store.check({now + "/all"}) && store.add(key(now, rank), 1) == 1;
-        missing = 0;
-      }
-    }
-    while (is_here && missing < world_size && store.check({key(start.name, missing)})) {
-      ++missing;
-    }
-    if (rank == 0 && missing == world_size) {
-      store.set(start.name + "/all", std::vector<uint8_t>{1});
-    }
-    if (is_here && store.check({start.name + "/all"})) {
-      return start;
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  } while (std::chrono::steady_clock::now() < until);
-  throw PeerError(
-      fmt::format("rank {} of {} did not come within {} s", is_here ? missing : 0, world_size, timeout));
 }
 
 }  // namespace detail
@@ -249,7 +165,7 @@ class C10dProcessGroup : public ProcessGroup {
     const auto joined = detail::answer_within(options.timeout() + 2, [=]() -> Joined {
       const Store store = connect(listens);
       if (!environment.launcher_listens) {
-        arrive(*store, environment.rank, environment.world_size, until, options.timeout());
+        detail::arrive(*store, environment.rank, environment.world_size, until, options.timeout());
         return {store, connect(false)};
       }
       const auto start =
@@ -428,29 +344,6 @@ class C10dProcessGroup : public ProcessGroup {
                 "this program was built without Gloo and MPI, so it runs in one process: install Gloo's "
                 "headers (Debian: libgloo-dev) and build it again");
 #endif
-  }
-
-  /// Until all are here; else says who has not come.
-  static void arrive(c10d::Store& store, int64_t rank, int64_t world_size,
-                     std::chrono::steady_clock::time_point until, double timeout) {
-    const auto key = [](int64_t of) { return fmt::format("here/{}", of); };
-    const int64_t count = store.add(key(rank), 1);
-    if (count != 1) {
-      throw PeerError(fmt::format("rank {} is there {}: choose another MASTER_PORT", rank,
-                                  count == 2 ? "already, of another run with this port"
-                                             : "in vain: what listens at that port is no store of c10d's"));
-    }
-    int64_t missing = 0;
-    do {
-      while (missing < world_size && store.check({key(missing)})) {
-        ++missing;
-      }
-      if (missing == world_size) {
-        return;
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(50));
-    } while (std::chrono::steady_clock::now() < until);
-    throw PeerError(fmt::format("rank {} of {} did not come within {} s", missing, world_size, timeout));
   }
 
   void connect_cpu([[maybe_unused]] const Store& store) {
