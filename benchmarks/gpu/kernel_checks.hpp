@@ -48,8 +48,9 @@ inline double difference(const Tensor& found, const Tensor& exact) {
 
 inline std::string named(const char* name, at::ScalarType type) { return c10::str(name, ' ', type); }
 
-inline void check_sharpen(std::vector<Check>& checks, torch::Device device) {
-  for (const auto type : all_types) {
+inline void check_sharpen(std::vector<Check>& checks, torch::Device device,
+                          const std::vector<at::ScalarType>& types) {
+  for (const auto type : types) {
     for (const int64_t classes : {2, 10, 1000}) {
       std::vector<Tensor> views;
       Tensor mean = at::zeros({65, classes}, at::TensorOptions(device).dtype(at::kDouble));
@@ -73,8 +74,9 @@ inline void check_sharpen(std::vector<Check>& checks, torch::Device device) {
   }
 }
 
-inline void check_mixup(std::vector<Check>& checks, torch::Device device) {
-  for (const auto type : all_types) {
+inline void check_mixup(std::vector<Check>& checks, torch::Device device,
+                        const std::vector<at::ScalarType>& types) {
+  for (const auto type : types) {
     for (const auto& shape : {std::vector<int64_t>{192, 3, 32, 32}, {7, 3, 5, 5}, {64, 10}}) {
       Tensor x = at::randn(shape, device).to(type);
       if (x.dim() == 4) {
@@ -93,9 +95,10 @@ inline void check_mixup(std::vector<Check>& checks, torch::Device device) {
 }
 
 /// Against the CPU's kernel, which it must equal to the bit.
-inline void check_augmentation(std::vector<Check>& checks, torch::Device device) {
+inline void check_augmentation(std::vector<Check>& checks, torch::Device device,
+                               const std::vector<at::ScalarType>& types) {
   const Tensor images = at::randint(256, {65, 3, 32, 32}, at::kByte);
-  for (const auto type : all_types) {
+  for (const auto type : types) {
     mixmatch::detail::CropFlip crops{4, at::randint(2, {65}, at::kLong), at::randint(9, {65}, at::kLong),
                                      at::randint(9, {65}, at::kLong)};
     const auto options = mixmatch::augment::NormalizeOptions().dtype(type);
@@ -316,8 +319,9 @@ inline void check_step_kernels(std::vector<Check>& checks, torch::Device device)
        0});
 }
 
-inline void check_losses(std::vector<Check>& checks, torch::Device device) {
-  for (const auto type : all_types) {
+inline void check_losses(std::vector<Check>& checks, torch::Device device,
+                         const std::vector<at::ScalarType>& types) {
+  for (const auto type : types) {
     for (const bool squared : {true, false}) {
       const Tensor logits = (at::randn({192, 10}, device) * 3).to(type).requires_grad_();
       const Tensor targets =
@@ -340,8 +344,9 @@ inline void check_losses(std::vector<Check>& checks, torch::Device device) {
   }
 }
 
-inline void check_guess_quality(std::vector<Check>& checks, torch::Device device) {
-  for (const auto type : all_types) {
+inline void check_guess_quality(std::vector<Check>& checks, torch::Device device,
+                                const std::vector<at::ScalarType>& types) {
+  for (const auto type : types) {
     const Tensor guessed = at::softmax(at::randn({448, 10}, device) * 2, 1).to(type);
     const Tensor labels = at::randint(-1, 10, {448}, at::TensorOptions(device).dtype(at::kLong));
     const auto numbers = [](const mixmatch::training::GuessQuality& q) {
@@ -371,26 +376,30 @@ inline std::vector<Check> run_parts(const std::vector<std::pair<std::string, Par
   return checks;
 }
 
-/// All of them, `brief` in few and small sizes of the norm's. On a device without kernels it is the
+/// All of them; `brief`: each kernel for two types, in small sizes. On a device without kernels it is the
 /// composites that are checked.
 inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
-  return run_parts({{"sharpen", check_sharpen},
-                    {"mixup", check_mixup},
-                    {"augmentation", check_augmentation},
+  const auto types = brief ? std::vector<at::ScalarType>{at::kFloat, at::kBFloat16} : all_types;
+  const auto of_types = [&types](auto* check) -> Part {
+    return [&types, check](auto& checks, auto on) { check(checks, on, types); };
+  };
+  return run_parts({{"sharpen", of_types(check_sharpen)},
+                    {"mixup", of_types(check_mixup)},
+                    {"augmentation", of_types(check_augmentation)},
                     {"RandAugment", check_rand_augment},
                     {"streams", check_stream},
                     {"Adam", [](auto& made, auto on) { check_optimizer(made, on, true); }},
                     {"SGD", [](auto& made, auto on) { check_optimizer(made, on, false); }},
-                    {"guess_quality", check_guess_quality},
-                    {"losses", check_losses},
+                    {"guess_quality", of_types(check_guess_quality)},
+                    {"losses", of_types(check_losses)},
                     {"step", check_step_kernels},
                     {"norm",
-                     [brief](std::vector<Check>& checks, torch::Device where) {
+                     [&](std::vector<Check>& checks, torch::Device where) {
                        if (brief) {
-                         check_norm(checks, where, {at::kFloat, at::kBFloat16}, {32, 135}, 8);
+                         check_norm(checks, where, types, {32, 135}, 8);
                          return;
                        }
-                       check_norm(checks, where, all_types, {16, 32, 128, 135}, 16);
+                       check_norm(checks, where, types, {16, 32, 128, 135}, 16);
                        // Many rows a thread.
                        check_norm(checks, where, {at::kBFloat16, at::kFloat}, {32, 40}, 64);
                      }}},

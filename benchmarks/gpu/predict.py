@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What the norm kernels of a MixMatch step of WRN-28-2 should take, from shapes alone: bytes, floor and predicted
-microseconds of each kernel, for those before (six launches a norm) and now (four). An estimate, no measurement: the
-constants below were chosen so that the kernels before come out near what the profiler said of them.
+"""What the norm kernels and convolutions of a MixMatch step of WRN-28-2 should take, from shapes alone. Norm kernels:
+bytes, floor and predicted microseconds of each, for those before (six launches a norm) and now (four). Convolutions:
+operations, bytes, floors, and what two ways to compute them should take. An estimate, no measurement: the constants
+below were chosen so that the norm kernels before come out near what the profiler said of them.
 
     python3 benchmarks/gpu/predict.py [--batch 64] [--views 2]
 """
@@ -21,6 +22,16 @@ NORMS = (
     + [(32, 32, False)] * 4 + [(32, 32, True)] * 4
     + [(64, 16, False)] * 4 + [(64, 16, True)] * 4
     + [(128, 8, False)] * 4 + [(128, 8, True)] * 4
+)
+
+PEAK = 989e6  # operations a microsecond of an H200's tensor cores in bf16, on paper
+TILE = 128  # pixels and, at most, channels of an implicit GEMM's tile
+
+# Channels in and out, height and width in and out, the kernel's side; how often WRN-28-2 has it.
+CONVOLUTIONS = (
+    (3, 16, 32, 32, 3, 1), (16, 32, 32, 32, 3, 1), (16, 32, 32, 32, 1, 1), (32, 32, 32, 32, 3, 7),
+    (32, 64, 32, 16, 3, 1), (32, 64, 32, 16, 1, 1), (64, 64, 16, 16, 3, 7),
+    (64, 128, 16, 8, 3, 1), (64, 128, 16, 8, 1, 1), (128, 128, 8, 8, 3, 7),
 )
 
 
@@ -89,6 +100,69 @@ def step(batch, views, before):
     return total
 
 
+def used(channels):
+    """The share of the tensor cores' rate that a tile of so many channels can use. A wgmma of 64 pixels, n channels and
+    depth 16 is n / 2 cycles of arithmetic; its operands are 2,048 and 32 n bytes of shared memory, at 128 a cycle."""
+    return channels / 2 / max(channels / 2, 16 + channels / 4)
+
+
+def convolution(images, inner, outer, height_in, height_out, side, kind):
+    """(operations, bytes, floor by bytes, by arithmetic, once, again) of one convolution, microseconds from the third on.
+    `once`: a kernel that reads each number once and computes all the while. `again`: an implicit GEMM that reads a pixel
+    once for each place of the kernel, and the weights once for each tile of pixels, all through the cache."""
+    x, y = (images * height**2 * channels * 2 for height, channels in ((height_in, inner), (height_out, outer)))
+    weights, places = inner * outer * side**2 * 2, side**2
+    operations = 2 * images * height_out**2 * inner * outer * places
+    far = x if kind == "weight gradient" else 0  # what the forward pass saved has long left the cache
+    near = x + y + weights - far
+    floor = near / CACHE + far / MEMORY
+    arithmetic = operations / PEAK / used(inner if kind == "input gradient" else outer)
+    tiles = lambda size: -(-size // TILE)
+    pixels = images * height_out**2
+    patches = pixels * places * inner * 2  # bytes, of all pixels that an output pixel sees
+    if kind == "weight gradient":
+        moved = patches + y * tiles(places * inner)
+    elif kind == "input gradient":
+        moved = y * places * tiles(inner) + weights * tiles(images * height_in**2) + x
+    else:
+        moved = patches * tiles(outer) + weights * tiles(pixels) + y
+    once = START + (FAR if far else NEAR) + max(floor, arithmetic)
+    again = START + NEAR + max(moved / CACHE, arithmetic)
+    return operations, near + far, floor, arithmetic, once, again
+
+
+def convolutions(batch, views):
+    """[(kind, images, layer, launches, *convolution())] of a step."""
+    found = []
+    for groups, kinds in ((views, ["forward"]), (views + 1, ["forward", "input gradient", "weight gradient"])):
+        for kind in kinds:
+            for inner, outer, height_in, height_out, side, count in CONVOLUTIONS:
+                if kind == "input gradient" and inner == 3:
+                    continue
+                layer = f"{inner} to {outer} of {height_out}x{height_out}, {side}x{side}"
+                one = convolution(batch * groups, inner, outer, height_in, height_out, side, kind)
+                found.append((kind, batch * groups, layer, count, *one))
+    return found
+
+
+def print_convolutions(batch, views):
+    print("\n| convolution | images | layer | launches | GFLOP | MB | floor by bytes, us | by arithmetic | read once | "
+          "read again |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    rows, sums = convolutions(batch, views), {}
+    for kind, images, layer, count, operations, size, *times in rows:
+        print(f"| {kind} | {images} | {layer} | {count} | {operations / 1e9:.2f} | {size / 1e6:.1f} | "
+              + " | ".join(f"{time:.1f}" for time in times) + " |")
+        for name in ((kind, images), ("all", "")):
+            total = sums.setdefault(name, [0] * 7)
+            for i, value in enumerate((1, operations, size, *times)):
+                total[i] += count * value
+    sums["all", ""] = sums.pop(("all", ""))  # last
+    for (kind, images), (count, operations, size, *times) in sums.items():
+        print(f"| {kind} | {images} | together | {count} | {operations / 1e9:.0f} | {size / 1e6:.0f} | "
+              + " | ".join(f"{time:.0f}" for time in times) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch", type=int, default=64)
@@ -110,6 +184,7 @@ def main():
             print(f"{groups} groups, {channels:3} channels: {now.blocks} blocks of {now.rows_of_thread} rows a thread,"
                   f" {now.chunks} chunks; merging in every block reads {now.merged / 1e6:.1f} MB of"
                   f" {groups * rows * channels * 2 / 1e6:.1f} (the grid before: {was.merged / 1e6:.1f})")
+    print_convolutions(options.batch, options.views)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ the ones that those include (CUDA 13's do); no network.
                                                     # has what is left, and the next call goes on with it
     python3 benchmarks/gpu/run.py --program DIR/gpu_benchmark …                     # built elsewhere, for this PyTorch
     python3 benchmarks/gpu/run.py --pieces 15M …    # what is to be carried away in files of 15 MB at most
+    python3 benchmarks/gpu/run.py --join …          # begins with joining pieces that were carried here, in OUT/pieces
     python3 benchmarks/gpu/run.py --sanitize        # memcheck and racecheck of a few checks, nothing else
-    python3 benchmarks/gpu/run.py --dry-run         # all of it on the CPU, in tiny sizes
+    python3 benchmarks/gpu/run.py --quick --dry-run # all of it on the CPU, in tiny sizes: two to three minutes
 """
 import argparse
 import collections
@@ -21,7 +22,9 @@ import json
 import os
 import platform
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -56,18 +59,42 @@ class Report:
         if minutes <= 0:
             self.line("left out: the time is up")
             return False
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                   env=self.environment)
-        watch = threading.Timer(60 * minutes, process.kill)
+        late = threading.Event()
+        try:
+            # A group of its own: what the command starts is stopped with it.
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                       errors="replace", env=self.environment, start_new_session=True)
+        except OSError as error:
+            return self.failed(title, f"cannot be started: {error}")
+
+        def stop():
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+                late.set()
+            except ProcessLookupError:  # just ended
+                pass
+
+        watch = threading.Timer(60 * minutes, stop)
         watch.start()
-        for text in process.stdout:
-            self.line(text.rstrip())
-        watch.cancel()
-        if process.wait() != 0:
-            self.failures.append(f"{title}: exit status {process.returncode}")
-            self.line(f"FAILED with exit status {process.returncode}")
+        try:
+            with process.stdout:
+                for text in process.stdout:
+                    self.line(text.rstrip())
+            process.wait()
+        except BaseException:  # Ctrl-C
+            stop()
+            raise
+        finally:
+            watch.cancel()
         self.line(f"({time.monotonic() - start:.0f} s)")
-        return process.returncode == 0
+        if late.is_set():
+            return self.failed(title, f"stopped after {minutes:.1f} minutes")
+        return process.returncode == 0 or self.failed(title, f"exit status {process.returncode}")
+
+    def failed(self, title, why):
+        self.failures.append(f"{title}: {why}")
+        self.line(f"FAILED: {why}")
+        return False
 
 
 def machine(torch, device):
@@ -147,6 +174,13 @@ def summarize(report, trace, steps):
         report.line(f"  {100 * spent / total:5.1f} %  {spent / steps:9.1f} us  {counts[name] / steps:6.1f} x  {name[:100]}")
 
 
+def kernel_names():
+    """Of the library's kernels, which alone a sanitizer is to look at: LibTorch's and cuDNN's take it minutes."""
+    sources = (ROOT / "include/mixmatch/detail/cuda").glob("*.hpp")
+    pattern = re.compile(r"__global__ void (?:__launch_bounds__\(\w+\)\s+)?(\w+)\(")
+    return sorted({name for path in sources for name in pattern.findall(path.read_text())})
+
+
 def bytes_of(text):
     """15M and the like."""
     unit = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}.get(text[-1:].upper())
@@ -163,6 +197,7 @@ def split_files(report, out, size):
     """Each file of the output but the program, in out/pieces, cut where it is larger. A whole set of pieces takes the
     place of the former."""
     pieces, fresh = out / "pieces", out / "pieces.new"
+    report.line(f"pieces of at most {size} bytes in {pieces}; --join puts them together")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
@@ -177,7 +212,6 @@ def split_files(report, out, size):
             piece.write_bytes(data[number * size:(number + 1) * size])
     shutil.rmtree(pieces, ignore_errors=True)
     fresh.rename(pieces)
-    report.line(f"pieces of at most {size} bytes in {pieces}; --join puts them together")
 
 
 def join_files(out):
@@ -234,7 +268,10 @@ def main():
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
 
-    import torch
+    try:
+        import torch
+    except ImportError:
+        sys.exit(f"run.py: {sys.executable} has no PyTorch; start this with a python that has")
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     if args.join:
@@ -244,6 +281,8 @@ def main():
     if not args.dry_run and not torch.cuda.is_available():
         sys.exit("run.py: PyTorch finds no CUDA device here; --dry-run tries everything on the CPU")
     report.line(machine(torch, device))
+    if args.dry_run:
+        report.line("dry run: that everything runs, in tiny sizes on the CPU; its times say nothing of a GPU")
     if args.quick:
         report.deadline = time.monotonic() + 60 * args.minutes
     if args.program:
@@ -254,7 +293,7 @@ def main():
         program = out / "gpu_benchmark"
         if not build(report, torch, program):
             sys.exit(1)
-    size = ["--depth", "10", "--widen", "1", "--batch", "4"] if args.dry_run else []
+    size = ["--depth", "10", "--widen", "1", "--batch", "3"] if args.dry_run else []
     steps = 5 if args.dry_run else min(args.steps, 200) if args.quick else args.steps
     common = ["--device", device, *size]
     images = ["--images", "400"] if args.dry_run else []
@@ -266,12 +305,13 @@ def main():
             split_files(report, out, args.pieces)
         sys.exit(1 if report.failures else 0)
 
-    if args.sanitize:
+    if args.sanitize:  # of CUDA's toolkit, or PyPI's nvidia-cuda-sanitizer-api
         sanitizer = shutil.which("compute-sanitizer") or os.path.join(
             os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/compute-sanitizer")
+        only = [argument for name in kernel_names() for argument in ("--kernel-name", f"kns={name}")]
         checks = [str(program), "check", *common, "--sanitize", "yes"]
         for tool in ["memcheck", "racecheck"]:
-            under = [] if args.dry_run else [sanitizer, "--tool", tool, "--error-exitcode", "9"]
+            under = [] if args.dry_run else [sanitizer, "--tool", tool, "--error-exitcode", "9", *only]
             report.run(tool, under + checks, minutes=3)
         finish()
 
@@ -281,15 +321,17 @@ def main():
     for graph in ["yes"] if args.quick else ["yes", "no"]:
         trace = out / f"trace_{'graph' if graph == 'yes' else 'eager'}.json"
         title = "profile of the step" + ("" if graph == "yes" else ", without a graph")
+        trace.unlink(missing_ok=True)
         if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
-                              "--trace", str(trace)], minutes=bound):
+                              "--trace", str(trace)], minutes=bound) and trace.exists():
             summarize(report, trace, profiled)
     peers = ROOT / "benchmarks/peer"
     report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
                                        "--steps", str(min(steps, 60 if args.quick else 100))], minutes=bound)
 
     def compiled(mode, minutes):
-        options = ["--mode", "default", "--warmup", "2"] if args.dry_run else ["--mode", mode]
+        # Generating a CPU's code takes minutes: without it all the same but that.
+        options = ["--backend", "aot_eager", "--warmup", "2"] if args.dry_run else ["--mode", mode]
         report.run(f"peer: torch.compile, {options[1]}", [
             sys.executable, str(peers / "compiled_pytorch.py"), "--device", device, *size, *images, *options,
             "--steps", str(steps)], minutes=minutes)

@@ -59,8 +59,8 @@ class Step:
         # The running statistics of all but the first pass are moved back: a momentum that changes would compile anew.
         self.buffers = [b for b in self.model.buffers() if b.is_floating_point()]
         mode = None if args.mode == "default" else args.mode
-        self.prepare = torch.compile(self._prepare, mode=mode)
-        self.loss = torch.compile(self._loss, mode=mode)
+        self.prepare = torch.compile(self._prepare, backend=args.backend, mode=mode)
+        self.loss = torch.compile(self._loss, backend=args.backend, mode=mode)
 
     def _forward(self, x):
         with torch.autocast(self.device.type, dtype=torch.bfloat16):
@@ -116,7 +116,10 @@ def main():
     parser.add_argument("--images", type=int, default=50000)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--mode", default="max-autotune", help="torch.compile's; default: no CUDA graphs, no tuning")
+    parser.add_argument("--backend", default="inductor", help="torch.compile's; aot_eager: no code is generated")
     args = parser.parse_args()
+    if args.backend != "inductor":
+        args.mode = "default"  # modes are inductor's
     if not hasattr(torch, "compile"):
         sys.exit(f"compiled_pytorch.py: torch.compile came with PyTorch 2, this is {torch.__version__}")
     if args.threads:
@@ -143,7 +146,7 @@ def main():
         wait()
         times.append((time.perf_counter() - start) / each)
     assert torch.isfinite(loss).item()
-    print(f"compiled PyTorch {torch.__version__} ({args.mode}), {args.device}: median {statistics.median(times):.4f} s"
+    print(f"compiled PyTorch {torch.__version__} ({args.backend}, {args.mode}), {args.device}: median {statistics.median(times):.4f} s"
           f" a step over {runs * each} steps (min {min(times):.4f}, max {max(times):.4f})")
 
 

@@ -123,6 +123,24 @@ __device__ inline void load_rows(Values* values, const Values* __restrict__ from
   }
 }
 
+// use(i, at) for each of the thread's rows: `at` in memory, the i-th of the `depth` that load(at, left) has
+// read. The first ones were loaded before.
+template <int depth, class Load, class Use>
+__device__ inline void for_rows(const Place& place, const Load& load, const Use& use) {
+  i64 at = place.first;
+  int left = place.left;
+  while (left > 0) {
+    for (int i = 0; i < depth; ++i) {
+      if (i * place.slices < left) {
+        use(i, at + i * place.step);
+      }
+    }
+    at += depth * place.step;
+    left -= depth * place.slices;
+    load(at, left);
+  }
+}
+
 // What a thread's pack of channels needs of numbers that `scratch` has for each channel of the tile.
 template <int width, class Compute>
 __device__ inline void read_channels(Compute* to, const Compute* scratch, int number, const Place& place) {
@@ -245,12 +263,13 @@ __global__ void __launch_bounds__(most_threads)
   __shared__ Compute shifts[most_channels];
   const Place place(rows, packs, span, chunks, lane_bits);
   Row<Scalar, width> values[depth], others[depth];
-  i64 at = place.first;
-  int left = place.left;
-  load_rows<depth>(values, x, at, place, left);
-  if (adds) {
-    load_rows<depth>(others, addend, at, place, left);
-  }
+  const auto load = [&](i64 at, int left) {
+    load_rows<depth>(values, x, at, place, left);
+    if (adds) {
+      load_rows<depth>(others, addend, at, place, left);
+    }
+  };
+  load(place.first, place.left);
   Compute shift[width], totals[2 * width];
   for (int k = 0; k < width; ++k) {
     shift[k] = totals[k] = totals[width + k] = 0;
@@ -268,29 +287,19 @@ __global__ void __launch_bounds__(most_threads)
       }
     }
   }
-  while (left > 0) {
-    for (int i = 0; i < depth; ++i) {
-      if (i * place.slices < left) {
-        if (adds) {
-          add_row(values[i], others[i]);
-          sum[at + i * place.step] = values[i];
-        }
-        Compute numbers[width];
-        values[i].read(numbers);
-        for (int k = 0; k < width; ++k) {
-          const Compute difference = numbers[k] - shift[k];
-          totals[k] += difference;
-          totals[width + k] += difference * difference;
-        }
-      }
-    }
-    at += depth * place.step;
-    left -= depth * place.slices;
-    load_rows<depth>(values, x, at, place, left);
+  for_rows<depth>(place, load, [&](int i, i64 at) {
     if (adds) {
-      load_rows<depth>(others, addend, at, place, left);
+      add_row(values[i], others[i]);
+      sum[at] = values[i];
     }
-  }
+    Compute numbers[width];
+    values[i].read(numbers);
+    for (int k = 0; k < width; ++k) {
+      const Compute difference = numbers[k] - shift[k];
+      totals[k] += difference;
+      totals[width + k] += difference * difference;
+    }
+  });
   sum_slices<2 * width>(totals, scratch, place);
   const TileChannel tile(place, packs, width);
   if (tile.first && tile.active) {
@@ -327,9 +336,8 @@ __global__ void __launch_bounds__(most_threads)
   __shared__ Compute constants[3 * most_channels];
   const Place place(rows, packs, span, chunks, lane_bits);
   Row<Scalar, width> values[depth];
-  i64 at = place.first;
-  int left = place.left;
-  load_rows<depth>(values, x, at, place, left);
+  const auto load = [&](i64 at, int left) { load_rows<depth>(values, x, at, place, left); };
+  load(place.first, place.left);
 
   const TileChannel tile(place, packs, width);
   const bool moves = tile.first && place.last && place.group == 0 && running_mean != nullptr;
@@ -374,23 +382,16 @@ __global__ void __launch_bounds__(most_threads)
   read_channels<width>(centre, constants, 0, place);
   read_channels<width>(scale, constants, 1, place);
   read_channels<width>(after, constants, 2, place);
-  while (left > 0) {
-    for (int i = 0; i < depth; ++i) {
-      if (i * place.slices < left) {
-        Compute numbers[width];
-        values[i].read(numbers);
-        for (int k = 0; k < width; ++k) {
-          const Compute z = (numbers[k] - centre[k]) * scale[k] + after[k];
-          numbers[k] = z > 0 ? z : z * slope;
-        }
-        values[i].write(numbers);
-        y[at + i * place.step] = values[i];
-      }
+  for_rows<depth>(place, load, [&](int i, i64 at) {
+    Compute numbers[width];
+    values[i].read(numbers);
+    for (int k = 0; k < width; ++k) {
+      const Compute z = (numbers[k] - centre[k]) * scale[k] + after[k];
+      numbers[k] = z > 0 ? z : z * slope;
     }
-    at += depth * place.step;
-    left -= depth * place.slices;
-    load_rows<depth>(values, x, at, place, left);
-  }
+    values[i].write(numbers);
+    y[at] = values[i];
+  });
 }
 
 // Of each chunk and channel: the sums of dz = gradient of z, and of dz (x - mean) invstd.
@@ -412,10 +413,11 @@ __global__ void __launch_bounds__(most_threads)
   __shared__ Compute constants[3 * most_channels];
   const Place place(rows, packs, span, chunks, lane_bits);
   Row<Scalar, width> values[depth], gradients[depth];
-  i64 at = place.first;
-  int left = place.left;
-  load_rows<depth>(values, x, at, place, left);
-  load_rows<depth>(gradients, grad_y, at, place, left);
+  const auto load = [&](i64 at, int left) {
+    load_rows<depth>(values, x, at, place, left);
+    load_rows<depth>(gradients, grad_y, at, place, left);
+  };
+  load(place.first, place.left);
 
   const TileChannel tile(place, packs, width);
   Compute own_invstd = 0;
@@ -432,30 +434,22 @@ __global__ void __launch_bounds__(most_threads)
   for (int k = 0; k < width; ++k) {
     centre[k] = scale[k] = after[k] = totals[k] = totals[width + k] = 0;
   }
-  if (left > 0) {
+  if (place.left > 0) {
     read_channels<width>(centre, constants, 0, place);
     read_channels<width>(scale, constants, 1, place);
     read_channels<width>(after, constants, 2, place);
   }
-  while (left > 0) {
-    for (int i = 0; i < depth; ++i) {
-      if (i * place.slices < left) {
-        Compute numbers[width], changes[width];
-        values[i].read(numbers);
-        gradients[i].read(changes);
-        for (int k = 0; k < width; ++k) {
-          const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
-          const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
-          totals[k] += dz;
-          totals[width + k] += dz * centred;
-        }
-      }
+  for_rows<depth>(place, load, [&](int i, i64) {
+    Compute numbers[width], changes[width];
+    values[i].read(numbers);
+    gradients[i].read(changes);
+    for (int k = 0; k < width; ++k) {
+      const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
+      const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
+      totals[k] += dz;
+      totals[width + k] += dz * centred;
     }
-    at += depth * place.step;
-    left -= depth * place.slices;
-    load_rows<depth>(values, x, at, place, left);
-    load_rows<depth>(gradients, grad_y, at, place, left);
-  }
+  });
   sum_slices<2 * width>(totals, scratch, place);
   if (tile.first && tile.active) {
     const int lane = tile.index / width, k = tile.index % width;
@@ -489,13 +483,14 @@ __global__ void __launch_bounds__(most_threads)
   __shared__ Compute constants[5 * most_channels];
   const Place place(rows, packs, span, chunks, lane_bits);
   Row<Scalar, width> values[depth], gradients[depth], others[depth];
-  i64 at = place.first;
-  int left = place.left;
-  load_rows<depth>(values, x, at, place, left);
-  load_rows<depth>(gradients, grad_y, at, place, left);
-  if (adds) {
-    load_rows<depth>(others, grad_sum, at, place, left);
-  }
+  const auto load = [&](i64 at, int left) {
+    load_rows<depth>(values, x, at, place, left);
+    load_rows<depth>(gradients, grad_y, at, place, left);
+    if (adds) {
+      load_rows<depth>(others, grad_sum, at, place, left);
+    }
+  };
+  load(place.first, place.left);
 
   const TileChannel tile(place, packs, width);
   Compute own[2] = {0, 0}, own_mean = 0, own_invstd = 0, own_weight = 0, own_bias = 0;
@@ -526,35 +521,24 @@ __global__ void __launch_bounds__(most_threads)
   read_channels<width>(after, constants, 2, place);
   read_channels<width>(constant, constants, 3, place);
   read_channels<width>(linear, constants, 4, place);
-  while (left > 0) {
-    for (int i = 0; i < depth; ++i) {
-      if (i * place.slices < left) {
-        Compute numbers[width], changes[width], rest[width];
-        values[i].read(numbers);
-        gradients[i].read(changes);
-        if (adds) {
-          others[i].read(rest);
-        }
-        for (int k = 0; k < width; ++k) {
-          const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
-          const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
-          numbers[k] = dz * scale[k] - constant[k] - centred * linear[k];
-          if (adds) {
-            numbers[k] += rest[k];
-          }
-        }
-        values[i].write(numbers);
-        grad_x[at + i * place.step] = values[i];
+  for_rows<depth>(place, load, [&](int i, i64 at) {
+    Compute numbers[width], changes[width], rest[width];
+    values[i].read(numbers);
+    gradients[i].read(changes);
+    if (adds) {
+      others[i].read(rest);
+    }
+    for (int k = 0; k < width; ++k) {
+      const Compute centred = numbers[k] - centre[k], z = centred * scale[k] + after[k];
+      const Compute dz = z > 0 ? changes[k] : changes[k] * slope;
+      numbers[k] = dz * scale[k] - constant[k] - centred * linear[k];
+      if (adds) {
+        numbers[k] += rest[k];
       }
     }
-    at += depth * place.step;
-    left -= depth * place.slices;
-    load_rows<depth>(values, x, at, place, left);
-    load_rows<depth>(gradients, grad_y, at, place, left);
-    if (adds) {
-      load_rows<depth>(others, grad_sum, at, place, left);
-    }
-  }
+    values[i].write(numbers);
+    grad_x[at] = values[i];
+  });
 
   if (place.last && place.group == groups - 1) {
     own[0] = own[1] = 0;
