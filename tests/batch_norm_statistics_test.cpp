@@ -2,6 +2,7 @@
 #include <mixmatch/nn/batch_norm_statistics.hpp>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
 
 #include <stdexcept>
@@ -10,6 +11,10 @@
 
 using mixmatch::training::BatchNormStatistics;
 using torch::Tensor;
+
+namespace cuda_emulation {
+#include "cuda_statistics.inc"
+}
 
 namespace {
 
@@ -149,4 +154,29 @@ TEST_CASE("batch-norm statistics name a wrong use") {
   BatchNormStatistics none(without);
   const auto scope = none.update(at::full({}, 0.5));
   CHECK(none.state().empty());
+}
+
+TEST_CASE("running statistics move at a step by its momentum, in one kernel too") {
+  const Tensor images = at::randn({6, 3, 8, 8});
+  const auto run = [&](bool at_step) {
+    auto model = two_norms();
+    BatchNormStatistics statistics(model);
+    for (int64_t step = 0; step < 5; ++step) {  // momenta above 1/2, below it and the least
+      const Tensor counter = at::full({}, step, at::kLong);
+      const auto scope = at_step ? statistics.update_at(counter, 0.3)
+                                 : statistics.update(mixmatch::batch_norm_momentum(counter, 0.3));
+      model->forward(images + static_cast<double>(step));
+    }
+    return buffers_of(model);
+  };
+  const auto expected = run(false), found = run(true);
+  cuda_emulation::EmulatedDevice device;
+  device.add("move_statistics<float>", cuda_emulation::move_statistics<float>);
+  const auto by_kernel = run(true);
+  CHECK(device.launches() == 5);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    CHECK(found[i].equal(expected[i]));
+    CHECK(at::allclose(by_kernel[i].to(at::kDouble), expected[i].to(at::kDouble), 1e-6, 1e-7));
+  }
+  CHECK(by_kernel[2].item<int64_t>() == 5);
 }

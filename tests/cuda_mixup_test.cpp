@@ -1,5 +1,6 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <mixmatch/mixup.hpp>
+#include <mixmatch/one_hot.hpp>
 
 #include "catch.hpp"
 #include "cuda_emulation.hpp"
@@ -112,20 +113,43 @@ TEST_CASE("the library launches the mixup kernel with what it expects") {
 TEST_CASE("the kernel of Beta's draws is the composite of the same draws") {
   for (const double alpha : {0.01, 0.75, 20.0}) {
     for (const auto type : {at::kFloat, at::kDouble}) {
-      const auto draw = [&] {
-        auto generator = at::detail::createCPUGenerator(3);
-        return mixmatch::detail::sample_symmetric_beta(70, alpha, torch::kCPU, type, generator);
-      };
-      const Tensor expected = draw();
-      emulated::EmulatedDevice device;
-      device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
-      device.add("beta_of_draws<double>", emulated::beta_of_draws<double>);
-      const Tensor found = draw();
-      CHECK(device.launches() == 1);
-      CHECK(found.scalar_type() == type);
-      CHECK(emulated::close(found, expected.to(at::kDouble)));
-      CHECK(found.min().item<double>() >= 0);
-      CHECK(found.max().item<double>() <= 1);
+      for (const bool dominant : {false, true}) {
+        const auto draw = [&] {
+          auto generator = at::detail::createCPUGenerator(3);
+          return mixmatch::detail::sample_symmetric_beta(70, alpha, torch::kCPU, type, generator, dominant);
+        };
+        const Tensor expected = draw();
+        emulated::EmulatedDevice device;
+        device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
+        device.add("beta_of_draws<double>", emulated::beta_of_draws<double>);
+        const Tensor found = draw();
+        CHECK(device.launches() == 1);
+        CHECK(found.scalar_type() == type);
+        CHECK(emulated::close(found, expected.to(at::kDouble)));
+        CHECK(found.min().item<double>() >= (dominant ? 0.5 : 0));
+        CHECK(found.max().item<double>() <= 1);
+      }
     }
   }
+}
+
+TEST_CASE("the kernel of targets joins labels and guesses, the same ones") {
+  torch::manual_seed(5);
+  const Tensor labels = at::tensor({2, 0, 3, 3}, at::kLong);
+  emulated::EmulatedDevice device;
+  device.add("join_targets<float>", emulated::join_targets<float>);
+  device.add("join_targets<double>", emulated::join_targets<double>);
+  device.add("join_targets<BFloat16>", emulated::join_targets<emulated::BFloat16>);
+  device.add("join_targets<Half>", emulated::join_targets<emulated::Half>);
+  for (const auto type : emulated::all_types) {
+    for (const int64_t views : {1, 3}) {
+      const Tensor guessed = at::rand({5, 4}).to(type);
+      const Tensor found = mixmatch::detail::join_targets_on_cuda(labels, guessed, views);
+      CHECK(found.equal(at::cat({mixmatch::one_hot(labels, 4, type), guessed.repeat({views, 1})})));
+    }
+  }
+  CHECK(device.launches() == 8);
+  // Probabilities in place of labels, and labels of another type, are left to ATen's calls.
+  CHECK_FALSE(mixmatch::detail::join_targets_on_cuda(at::rand({2, 4}), at::rand({5, 4}), 1).defined());
+  CHECK_FALSE(mixmatch::detail::join_targets_on_cuda(labels.to(at::kInt), at::rand({5, 4}), 1).defined());
 }

@@ -1,12 +1,29 @@
 #include <mixmatch/interleave.hpp>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "model_zoo.hpp"
 #include "test_util.hpp"
 
 using mixmatch::forward_interleaved;
 using mixmatch::interleave;
 using torch::Tensor;
+
+namespace cuda_emulation {
+#include "cuda_interleave.inc"
+}
+
+namespace {
+
+/// A linear model that takes several batches as one.
+struct GroupedProduct {
+  Tensor weight;
+
+  Tensor operator()(const Tensor& rows) const { return rows.matmul(weight); }
+  void set_batch_norm_groups(int64_t) {}
+};
+
+}  // namespace
 
 TEST_CASE("interleave: a hand-worked example with a remainder") {
   // B = 7, K + 1 = 3: groups of 2, 2, 3 rows; batch 0's group i changes places with batch i's group i.
@@ -103,4 +120,41 @@ TEST_CASE(
                forward_interleaved(model, x, torch::randn({6, 3}));
              }),
              contains("a multiple of the labeled batch's 4 rows, got [6, 3]"));
+}
+
+TEST_CASE("forward_interleaved: one kernel puts the logits back, and one their gradients, to the bit") {
+  torch::manual_seed(4);
+  for (const auto type : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t rows : {1, 2, 7, 12}) {
+      for (const int64_t views : {1, 2, 4}) {
+        INFO(type << ", " << rows << " rows, " << views << " views");
+        const Tensor x = at::randn({rows, 3}).to(type), u = at::randn({views * rows, 3}).to(type);
+        const Tensor weight = at::randn({3, 5}).to(type);
+        const Tensor factors = at::randn({(1 + views) * rows, 5}).to(type);
+        const auto run = [&] {
+          GroupedProduct model{weight.clone().requires_grad_()};
+          const auto logits = forward_interleaved(model, x, u);
+          // A function whose gradient is another for each row.
+          const Tensor loss = (logits.labeled.square() * factors.narrow(0, 0, rows)).sum() +
+                              (logits.unlabeled.square() * factors.narrow(0, rows, views * rows)).sum();
+          const Tensor first = torch::autograd::grad({loss}, {model.weight}, {}, true, true)[0];
+          const Tensor second =
+              torch::autograd::grad({first.square().sum()}, {model.weight}, {}, /*retain_graph=*/true)[0];
+          loss.backward();
+          return std::vector<Tensor>{logits.labeled.detach(), logits.unlabeled.detach(), model.weight.grad(),
+                                     first.detach(), second};
+        };
+        const auto expected = run();
+        cuda_emulation::EmulatedDevice device;
+        device.add("interleave_rows<float>", cuda_emulation::interleave_rows<float>);
+        device.add("interleave_rows<BFloat16>", cuda_emulation::interleave_rows<cuda_emulation::BFloat16>);
+        const auto found = run();
+        CHECK(device.launches() > 1);
+        for (size_t i = 0; i < found.size(); ++i) {
+          INFO("result " << i);
+          CHECK(found[i].equal(expected[i]));
+        }
+      }
+    }
+  }
 }

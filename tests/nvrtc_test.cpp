@@ -1,6 +1,7 @@
 #include <mixmatch/detail/cuda/cuda_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_compiler.hpp>
 #include <mixmatch/detail/cuda/cuda_guess_quality.hpp>
+#include <mixmatch/detail/cuda/cuda_interleave.hpp>
 #include <mixmatch/detail/cuda/cuda_losses.hpp>
 #include <mixmatch/detail/cuda/cuda_meter.hpp>
 #include <mixmatch/detail/cuda/cuda_mixup.hpp>
@@ -9,6 +10,7 @@
 #include <mixmatch/detail/cuda/cuda_rand_augment.hpp>
 #include <mixmatch/detail/cuda/cuda_sharpen.hpp>
 #include <mixmatch/detail/cuda/cuda_shuffle.hpp>
+#include <mixmatch/detail/cuda/cuda_statistics.hpp>
 
 #include "catch.hpp"
 #include "skip.hpp"
@@ -54,7 +56,10 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_sharpen_source, "sharpen_views<" + type + ", " + type + ">");
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", 1>");
     kernels.emplace_back(cuda_mixup_source, "mix_rows<" + type + ", " + std::to_string(width) + ">");
+    kernels.emplace_back(cuda_mixup_source, "join_targets<" + type + ">");
     kernels.emplace_back(cuda_augment_source, "crop_flip<" + type + ">");
+    kernels.emplace_back(cuda_augment_source, "crop_views<" + type + ">");
+    kernels.emplace_back(cuda_interleave_source, "interleave_rows<" + type + ">");
     kernels.emplace_back(cuda_guess_quality_source, "guess_quality<" + type + ">");
     for (const char* squared : {", true>", ", false>"}) {
       kernels.emplace_back(cuda_losses_source, "class_loss<" + type + squared);
@@ -74,11 +79,14 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
     kernels.emplace_back(cuda_optimizer_source, "sgd_step<" + type + ">");
     kernels.emplace_back(cuda_optimizer_source, "gather_gradients<" + type + ">");
     kernels.emplace_back(cuda_mixup_source, "beta_of_draws<" + type + ">");
+    kernels.emplace_back(cuda_losses_source, "ramped_total<" + type + ">");
+    kernels.emplace_back(cuda_statistics_source, "move_statistics<" + type + ">");
   }
   kernels.emplace_back(cuda_optimizer_source, "begin_step<double>");
   kernels.emplace_back(cuda_meter_source, "add_numbers<double>");
   kernels.emplace_back(cuda_shuffle_source, "sorted_places<i64>");
   kernels.emplace_back(cuda_augment_source, "crop_flip<u8>");
+  kernels.emplace_back(cuda_augment_source, "crop_views<u8>");
   kernels.emplace_back(cuda_shuffle_source, "stream_rows<i64>");
   kernels.emplace_back(cuda_shuffle_source, "counter_words<i64>");
   kernels.emplace_back(cuda_rand_augment_source, "rand_augment<u8>");

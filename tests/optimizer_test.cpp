@@ -1255,6 +1255,33 @@ TEST_CASE("LowPrecisionWeights: scopes inside see the layers' own weights, avera
       CHECK(model->conv1->weight.is_same(registered));
       CHECK(model->conv1->weight.equal(average));
     }
+    {
+      // Without gradient, as of a teacher: copies of the averages.
+      const torch::NoGradGuard no_grad;
+      {
+        const auto averages = ema.average_parameters();
+        CHECK(model->conv1->weight.scalar_type() == at::kBFloat16);
+        CHECK(model->conv1->weight.equal(bits(average)));
+        CHECK(model->conv1->weight.strides() == registered.strides());
+        CHECK(model->named_parameters()["conv1.weight"].equal(average));
+        {
+          const mm::training::Autocast none(torch::kCPU, at::kFloat);
+          CHECK(model->conv1->weight.scalar_type() == at::kFloat);
+          CHECK(model->conv1->weight.equal(average));
+        }
+        CHECK(model->conv1->weight.equal(bits(average)));
+      }
+      CHECK(model->conv1->weight.equal(bits(registered)));
+      {
+        const mm::training::Autocast none(torch::kCPU, at::kFloat);
+        const auto averages = ema.average_parameters();
+        CHECK(model->conv1->weight.scalar_type() == at::kFloat);
+        CHECK(model->conv1->weight.equal(average));
+      }
+      mm::EmaModel other(model);  // which the optimiser does not move
+      const auto averages = other.average_parameters();
+      CHECK(model->conv1->weight.is_same(registered));
+    }
     CHECK(model->conv1->weight.equal(bits(registered)));
     // A gradient that a method asks for itself is the parameter's, also while the step's own are kept.
     const Tensor loss = model->forward(images).to(at::kFloat).square().sum();

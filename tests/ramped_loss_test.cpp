@@ -4,9 +4,14 @@
 #include <limits>
 
 #include "catch.hpp"
+#include "cuda_emulation.hpp"
 #include "test_util.hpp"
 
 using namespace mixmatch;
+
+namespace cuda_emulation {
+#include "cuda_losses.inc"
+}
 
 namespace {
 
@@ -123,6 +128,41 @@ TEST_CASE("RampedLoss: a step counter that is a tensor gives the same bits as a 
       CHECK(output.unlabeled.equal(expected.unlabeled));
       CHECK(torch::autograd::grad({output.total}, {logits})[0].equal(
           torch::autograd::grad({expected.total}, {logits})[0]));
+    }
+  }
+}
+
+TEST_CASE("RampedLoss: the kernel of the sum is the sum in ATen's calls") {
+  namespace emulated = cuda_emulation;
+  // Of wide rows, whose two losses are ATen's.
+  const Tensor x = at::randn({3, 200}), u = at::randn({4, 200});
+  const Tensor targets_x = at::rand({3, 200}), targets_u = at::rand({4, 200});
+  for (const auto type : {at::kFloat, at::kDouble}) {
+    for (const int64_t rampup : {0, 10}) {
+      for (const int64_t step : {0, 3, 10, 100}) {
+        INFO(type << ", step " << step << " of " << rampup);
+        const RampedLoss criterion(RampedLossOptions().lambda_u(75).rampup_steps(rampup));
+        const auto run = [&] {
+          const Tensor logits_x = x.to(type).clone().requires_grad_();
+          const Tensor logits_u = u.to(type).clone().requires_grad_();
+          const auto output = criterion(logits_x, targets_x.to(type), logits_u, targets_u.to(type),
+                                        torch::full({}, step, at::kLong));
+          CHECK_FALSE(output.weight.requires_grad());
+          CHECK(output.weight.scalar_type() == at::kDouble);
+          output.total.backward();
+          return std::vector<Tensor>{output.weight, output.total.detach(), logits_x.grad(), logits_u.grad()};
+        };
+        const auto expected = run();
+        emulated::EmulatedDevice device;
+        device.add("ramped_total<float>", emulated::ramped_total<float>);
+        device.add("ramped_total<double>", emulated::ramped_total<double>);
+        const auto found = run();
+        CHECK(device.launches() == 1);
+        for (size_t i = 0; i < found.size(); ++i) {
+          CHECK(found[i].scalar_type() == expected[i].scalar_type());
+          CHECK(emulated::close(found[i], expected[i]));
+        }
+      }
     }
   }
 }

@@ -7,14 +7,21 @@
 #include <mixmatch/augment/rand_augment.hpp>
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/batch_stream.hpp>
+#include <mixmatch/data/label_split.hpp>
+#include <mixmatch/data/shapes.hpp>
 #include <mixmatch/detail/counter_words.hpp>
 #include <mixmatch/detail/cuda/cuda_norm.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
 #include <mixmatch/guess_labels.hpp>
+#include <mixmatch/interleave.hpp>
 #include <mixmatch/losses.hpp>
+#include <mixmatch/mixmatch_batch.hpp>
 #include <mixmatch/mixup.hpp>
+#include <mixmatch/nn/batch_norm_statistics.hpp>
+#include <mixmatch/ramped_loss.hpp>
 #include <mixmatch/sharpen.hpp>
+#include <mixmatch/step/feed.hpp>
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/meter.hpp>
 
@@ -303,8 +310,8 @@ inline void check_step_kernels(std::vector<Check>& checks, torch::Device device)
     return 0.01 + at::rand({2, 500}, at::TensorOptions(device).dtype(at::kDouble)) * 0.98;
   };
   const Tensor gamma = draws(), uniform = draws();
-  Tensor lambda = at::empty({500}, at::TensorOptions(device).dtype(at::kFloat));
-  mixmatch::detail::beta_of_draws_on_cuda(lambda, gamma, uniform, 0.75);
+  const Tensor lambda = mixmatch::detail::beta_of_draws_on_cuda(gamma, uniform, 0.75, at::kFloat,
+                                                                /*dominant=*/false);
   const Tensor logs = gamma.log() + (1 - uniform).log() / 0.75;
   checks.push_back({"sample_symmetric_beta", difference(lambda, at::sigmoid(logs[0] - logs[1])), 1e-6});
   mixmatch::Meter meter(device);
@@ -317,6 +324,71 @@ inline void check_step_kernels(std::vector<Check>& checks, torch::Device device)
   checks.push_back(
       {"Meter", std::abs(means.values[0] - 2) + std::abs(means.values[2] - 2) + std::abs(means.counts[1] - 1),
        0});
+}
+
+/// A step's views, against the CPU's to the bit.
+inline void check_feed(std::vector<Check>& checks, torch::Device device) {
+  const auto shapes = mixmatch::data::make_shapes(60, 3);
+  const auto split = mixmatch::data::split_labels(shapes.labels, 20, 10, 1);
+  for (const int64_t ranks : {1, 2}) {
+    const auto views = [&](torch::Device where) {
+      const mixmatch::training::Feed feed(
+          {mixmatch::data::ImagePool({mixmatch::data::to_device(shapes, where)}), split, {}, {}},
+          mixmatch::training::FeedOptions()
+              .batch_size(6)
+              .weak_views(2)
+              .strong_views(1)
+              .world_size(ranks)
+              .rank(ranks - 1));
+      const auto batch = feed(at::full({}, 7, at::TensorOptions(where).dtype(at::kLong)));
+      return at::cat({batch.labeled, batch.weak[0], batch.weak[1], batch.strong[0]}).cpu();
+    };
+    checks.push_back({c10::str("Feed, ", ranks, " ranks"), difference(views(device), views(torch::kCPU)), 0});
+  }
+}
+
+/// A linear model that takes several batches as one.
+struct GroupedProduct {
+  Tensor weight;
+
+  Tensor operator()(const Tensor& rows) const { return rows.matmul(weight); }
+  void set_batch_norm_groups(int64_t) {}
+};
+
+/// What a MixMatch step does around the network, against the CPU's.
+inline void check_mixmatch(std::vector<Check>& checks, torch::Device device) {
+  const Tensor x = at::randn({7, 5}, at::kDouble), u = at::randn({14, 5}, at::kDouble);
+  const Tensor weight = at::randn({5, 4}, at::kDouble), labels = at::randint(4, {7}, at::kLong);
+  const auto run = [&](torch::Device where) {
+    GroupedProduct model{weight.to(where, at::kDouble, false, true).requires_grad_()};
+    const Tensor rows = x.to(where), others = u.to(where);
+    const auto batch = mixmatch::with_guessed_labels(model, rows, labels.to(where), others.chunk(2));
+    const auto logits = mixmatch::forward_interleaved(model, rows, others);
+    const mixmatch::RampedLoss criterion(mixmatch::RampedLossOptions().lambda_u(75).rampup_steps(10));
+    const auto loss = criterion(logits.labeled, batch.labeled_targets, logits.unlabeled,
+                                batch.unlabeled_targets, at::full({}, 3, rows.options().dtype(at::kLong)));
+    loss.total.backward();
+    return std::vector<Tensor>{
+        batch.labeled_targets, batch.unlabeled_targets, logits.labeled.detach(), logits.unlabeled.detach(),
+        loss.weight,           loss.total.detach(),     model.weight.grad()};
+  };
+  const auto found = run(device), expected = run(torch::kCPU);
+  for (size_t i = 0; i < found.size(); ++i) {
+    checks.push_back(
+        {c10::str("around the network, result ", i), difference(found[i].cpu(), expected[i]), 1e-10});
+  }
+  torch::nn::BatchNorm2d norm(3), there(3);
+  there->to(device);
+  mixmatch::training::BatchNormStatistics statistics(norm), statistics_there(there);
+  for (int64_t step = 0; step < 4; ++step) {
+    const Tensor images = at::randn({6, 3, 5, 5}) + static_cast<double>(step);
+    const Tensor number = at::full({}, step, at::kLong), number_there = number.to(device);
+    const auto here_moves = statistics.update_at(number, 0.3);
+    const auto there_moves = statistics_there.update_at(number_there, 0.3);
+    norm->forward(images);
+    there->forward(images.to(device));
+  }
+  checks.push_back({"BatchNormStatistics", difference(there->running_var.cpu(), norm->running_var), 1e-5});
 }
 
 inline void check_losses(std::vector<Check>& checks, torch::Device device,
@@ -393,6 +465,8 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                     {"guess_quality", of_types(check_guess_quality)},
                     {"losses", of_types(check_losses)},
                     {"step", check_step_kernels},
+                    {"feed", check_feed},
+                    {"mixmatch", check_mixmatch},
                     {"norm",
                      [&](std::vector<Check>& checks, torch::Device where) {
                        if (brief) {

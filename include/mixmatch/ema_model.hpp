@@ -269,6 +269,9 @@ class EmaModel {
       copies_ = detail::WeightCopies::in_use();
       if (copies_ != nullptr) {
         copies_->suspend();  // they are of the live weights
+        if (!at::GradMode::is_enabled()) {
+          copies_of_averages_ = copies_->in_averages_place();
+        }
       }
       detail::forget_autocast_copies();
     }
@@ -276,6 +279,7 @@ class EmaModel {
 
   void leave() {
     if (--scopes_ == 0) {
+      copies_of_averages_.reset();
       for (auto* list : {&parameters_, &buffers_}) {
         for (auto& item : *list) {
           item.live.set_data(item.set_aside);
@@ -325,6 +329,7 @@ class EmaModel {
   int64_t num_updates_ = 0;
   int scopes_ = 0;
   detail::WeightCopies* copies_ = nullptr;  // that the outermost scope suspended
+  std::unique_ptr<detail::WeightCopies> copies_of_averages_;
 };
 
 /// For torch::save(ema, …) and torch::load(ema, …).

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/cuda_interleave.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/model.hpp>
@@ -66,6 +68,45 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   return batches;
 }
 
+namespace detail {
+
+/// interleave() of `count` batches that follow each other in one tensor, in one kernel: the first, and the
+/// others joined.
+class InterleaveFunction : public torch::autograd::Function<InterleaveFunction> {
+ public:
+  using Context = torch::autograd::AutogradContext;
+  using List = torch::autograd::variable_list;
+
+  static List forward(Context* ctx, const Tensor& batches, int64_t count) {
+    ctx->saved_data["count"] = count;
+    const auto from = parts_of(batches, count);
+    const FirstAndOthers to{at::empty_like(from.first), at::empty_like(from.others)};
+    interleave_on_cuda(to, from, count);
+    return {to.first, to.others};
+  }
+
+  static List backward(Context* ctx, List gradients) {
+    const int64_t count = ctx->saved_data["count"].toInt();
+    const FirstAndOthers from{gradients[0].contiguous(), gradients[1].contiguous()};
+    if (at::GradMode::is_enabled()) {  // a second derivative was asked for
+      return {at::cat(interleave(at::cat({from.first, from.others}).chunk(count))), Tensor()};
+    }
+    auto sizes = from.first.sizes().vec();
+    sizes[0] *= count;
+    const Tensor gradient = at::empty(sizes, from.first.options());
+    interleave_on_cuda(parts_of(gradient, count), from, count);
+    return {gradient, Tensor()};
+  }
+
+ private:
+  static FirstAndOthers parts_of(const Tensor& batches, int64_t count) {
+    const int64_t rows = batches.size(0) / count;
+    return {batches.narrow(0, 0, rows), batches.narrow(0, rows, (count - 1) * rows)};
+  }
+};
+
+}  // namespace detail
+
 struct InterleavedLogits {
   Tensor labeled, unlabeled;
 };
@@ -93,7 +134,14 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   for (int64_t row = 0; row < unlabeled.size(0); row += rows) {
     batches.push_back(unlabeled.narrow(0, row, rows));
   }
-  auto logits = interleave(forward_each(model, interleave(std::move(batches))));
+  const auto count = static_cast<int64_t>(batches.size());
+  const auto mixed = interleave(std::move(batches));
+  const Tensor whole = detail::forward_as_one(model, mixed);
+  if (whole.defined() && detail::interleave_on_cuda_fits(whole)) {
+    const auto back = detail::InterleaveFunction::apply(whole, count);
+    return {back[0], back[1]};
+  }
+  auto logits = interleave(whole.defined() ? whole.chunk(count) : forward_each(model, mixed));
   const Tensor first = logits.front();
   logits.erase(logits.begin());
   return {first, logits.empty() ? first.narrow(0, 0, 0) : torch::cat(logits)};

@@ -100,8 +100,7 @@ inline LabeledRows mixed_with(const BatchNames& names, const LabeledRows& y, con
   const auto lambda_type = y.inputs.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Tensor lambda = options.alpha() == 0 ? torch::ones({draws}, y.inputs.options().dtype(lambda_type))
                                        : sample_symmetric_beta(draws, options.alpha(), y.inputs.device(),
-                                                               lambda_type, generator);
-  lambda = torch::maximum(lambda, 1 - lambda);
+                                                               lambda_type, generator, /*dominant=*/true);
   if (!options.per_sample()) {
     lambda = lambda.squeeze(0);
   }
@@ -159,6 +158,14 @@ MixMatchBatch with_guesses(const BatchNames& names, const Tensor& labeled_view, 
     check_rows_alike(names, labeled_view, views.front());
   }
   const Tensor guess = guess_of();
+  const int64_t count = options.num_augmentations();
+  if (const Tensor joined = join_targets_on_cuda(labels, guess, count); joined.defined()) {
+    const auto part = [&](int64_t first, int64_t rows) {
+      return joined.narrow(0, first, rows).variable_data();
+    };
+    return {labeled_view, part(0, labels.size(0)), join_rows(views),
+            part(labels.size(0), count * guess.size(0))};
+  }
   Tensor targets = labels;
   if (!at::isFloatingType(labels.scalar_type())) {
     targets = one_hot(labels, guess.size(1), guess.scalar_type());
@@ -168,7 +175,7 @@ MixMatchBatch with_guesses(const BatchNames& names, const Tensor& labeled_view, 
                 "] probabilities as the model has classes, got ", labels.sizes());
     targets = labels.to(guess.scalar_type());
   }
-  return {labeled_view, targets, join_rows(views), guess.repeat({options.num_augmentations(), 1})};
+  return {labeled_view, targets, join_rows(views), guess.repeat({count, 1})};
 }
 
 template <class Model>

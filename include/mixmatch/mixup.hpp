@@ -166,11 +166,9 @@ inline MixUpResult mixup(const Tensor& inputs, const Tensor& targets, const MixU
             torch::arange(rows, lambda_options.dtype(at::kLong))};
   }
   MixUpResult result;
-  result.lambda = detail::sample_symmetric_beta(options.per_sample() ? rows : 1, options.alpha(),
-                                                inputs.device(), lambda_type, generator);
-  if (options.keep_dominant()) {
-    result.lambda = torch::maximum(result.lambda, 1 - result.lambda);
-  }
+  result.lambda =
+      detail::sample_symmetric_beta(options.per_sample() ? rows : 1, options.alpha(), inputs.device(),
+                                    lambda_type, generator, options.keep_dominant());
   if (!options.per_sample()) {
     result.lambda = result.lambda.squeeze(0);
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <torch/arg.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <mixmatch/losses.hpp>
 #include <mixmatch/schedules.hpp>
 
@@ -28,6 +29,29 @@ struct RampedLossOutput {
 struct RampedLossTensors {
   Tensor total, labeled, unlabeled, weight;
 };
+
+namespace detail {
+
+/// labeled + lambda_u linear_rampup(step, rampup_steps) unlabeled in one kernel, and that weight, float64.
+class RampedTotalFunction : public torch::autograd::Function<RampedTotalFunction> {
+ public:
+  using Context = torch::autograd::AutogradContext;
+  using List = torch::autograd::variable_list;
+
+  static List forward(Context* ctx, const Tensor& labeled, const Tensor& unlabeled, const Tensor& step,
+                      int64_t rampup_steps, double lambda_u) {
+    const auto result = ramped_total_on_cuda(labeled, unlabeled, step, rampup_steps, lambda_u);
+    ctx->saved_data["factor"] = result.factor;
+    ctx->mark_non_differentiable({result.weight});
+    return {result.total, result.weight};
+  }
+
+  static List backward(Context* ctx, List gradients) {
+    return {gradients[0], gradients[0] * ctx->saved_data["factor"].toTensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+}  // namespace detail
 
 /// L = L_X + lambda_u(step) L_U with lambda_u(step) = lambda_u clamp(step / rampup_steps, 0, 1) (MixMatch,
 /// eqs. 3-5).
@@ -67,10 +91,17 @@ class RampedLoss {
   RampedLossTensors operator()(const Tensor& logits_x, const Tensor& targets_x, const Tensor& logits_u,
                                const Tensor& targets_u, const Tensor& step, const Tensor& mask = {}) const {
     RampedLossTensors out;
-    out.weight = weight(step);
     out.labeled = soft_cross_entropy(logits_x, targets_x);
     out.unlabeled =
         mask.defined() ? masked_softmax_mse(logits_u, targets_u, mask) : softmax_mse(logits_u, targets_u);
+    if (detail::ramped_total_on_cuda_fits(out.labeled, out.unlabeled, step)) {
+      const auto made = detail::RampedTotalFunction::apply(out.labeled, out.unlabeled, step,
+                                                           options_.rampup_steps(), options_.lambda_u());
+      out.total = made[0];
+      out.weight = made[1];
+      return out;
+    }
+    out.weight = weight(step);
     out.total = out.labeled + out.weight.to(out.unlabeled.scalar_type()) * out.unlabeled;
     return out;
   }

@@ -67,39 +67,34 @@ class BatchStream {
 
   /// The batch of `step`, int64 [] >= 0 on the indices' device: int64 [batch_size] there.
   Tensor rows(const Tensor& step) const {
+    Tensor batch = at::empty({batch_size_}, indices_.options());
+    rows_out(batch, step);
+    return batch;
+  }
+
+  /// rows(step) into `out`, int64 [batch_size], contiguous, on the indices' device: a part of a longer list.
+  void rows_out(Tensor& out, const Tensor& step) const {
     TORCH_CHECK(step.defined() && step.dim() == 0 && step.scalar_type() == at::kLong &&
                     step.device() == indices_.device(),
                 "BatchStream: step must be int64 [] on ", indices_.device(), ", got ",
                 step.defined() ? c10::str(step.scalar_type(), " ", step.sizes(), " on ", step.device())
                                : std::string("undefined"));
     if (indices_.is_cpu()) {
-      return rows(*step.data_ptr<int64_t>());
+      write_rows(out.data_ptr<int64_t>(), *step.data_ptr<int64_t>());
+    } else if (!mixmatch::detail::stream_rows_on_cuda(out, indices_, bounds_, step, rank_, world_size_,
+                                                      seed_)) {
+      out.copy_(rows_composite(step));
     }
-    Tensor batch = at::empty({batch_size_}, indices_.options());
-    return mixmatch::detail::stream_rows_on_cuda(batch, indices_, bounds_, step, rank_, world_size_, seed_)
-               ? batch
-               : rows_composite(step);
   }
 
   /// The same of a number that the host has.
   Tensor rows(int64_t step) const {
-    using mixmatch::detail::shuffle_key, mixmatch::detail::shuffled_index;
-    TORCH_CHECK(step >= 0, "BatchStream: step must be >= 0, got ", step);
     if (!indices_.is_cpu()) {
+      TORCH_CHECK(step >= 0, "BatchStream: step must be >= 0, got ", step);
       return rows(at::full({}, step, indices_.options()));
     }
     Tensor batch = at::empty({batch_size_}, indices_.options());
-    const int64_t first = (step * world_size_ + rank_) * batch_size_;
-    const auto *indices = indices_.data_ptr<int64_t>(), *bounds = bounds_.data_ptr<int64_t>();
-    auto* out = batch.data_ptr<int64_t>();
-    for (int64_t i = 0; i < batch_size_; ++i) {
-      const int64_t round = (first + i) / groups();
-      const int64_t group =
-          shuffled_index((first + i) % groups(), groups(), shuffle_key(~seed_, static_cast<uint64_t>(round)));
-      const int64_t start = bounds[group], count = bounds[group + 1] - start;
-      const auto epoch = static_cast<uint64_t>(round / count * groups() + group);
-      out[i] = indices[start + shuffled_index(round % count, count, shuffle_key(seed_, epoch))];
-    }
+    write_rows(batch.data_ptr<int64_t>(), step);
     return batch;
   }
 
@@ -176,6 +171,21 @@ class BatchStream {
   }
 
   int64_t groups() const { return bounds_.numel() - 1; }
+
+  void write_rows(int64_t* out, int64_t step) const {
+    using mixmatch::detail::shuffle_key, mixmatch::detail::shuffled_index;
+    TORCH_CHECK(step >= 0, "BatchStream: step must be >= 0, got ", step);
+    const int64_t first = (step * world_size_ + rank_) * batch_size_;
+    const auto *indices = indices_.data_ptr<int64_t>(), *bounds = bounds_.data_ptr<int64_t>();
+    for (int64_t i = 0; i < batch_size_; ++i) {
+      const int64_t round = (first + i) / groups();
+      const int64_t group =
+          shuffled_index((first + i) % groups(), groups(), shuffle_key(~seed_, static_cast<uint64_t>(round)));
+      const int64_t start = bounds[group], count = bounds[group + 1] - start;
+      const auto epoch = static_cast<uint64_t>(round / count * groups() + group);
+      out[i] = indices[start + shuffled_index(round % count, count, shuffle_key(seed_, epoch))];
+    }
+  }
 
   static int64_t read(torch::serialize::InputArchive& archive, const std::string& key) {
     c10::IValue value;

@@ -40,20 +40,20 @@ inline void check_uniform_draws(const char* function, const Tensor& uniform, con
 
 /// n draws of Beta(alpha, alpha), exact for any alpha > 0. In log space, since for a small alpha both Gamma
 /// variates underflow: log Gamma(a) ~ log Gamma(a + 1) + log(U) / a, and lambda = g1 / (g1 + g2) =
-/// sigmoid(log g1 - log g2).
+/// sigmoid(log g1 - log g2). With `dominant` max(lambda, 1 - lambda).
 inline Tensor sample_symmetric_beta(int64_t n, double alpha, at::Device device, at::ScalarType dtype,
-                                    const std::optional<at::Generator>& generator) {
+                                    const std::optional<at::Generator>& generator, bool dominant = false) {
   const auto options = at::TensorOptions().dtype(at::kDouble).device(draw_device(device, generator));
   const Tensor gamma = at::_standard_gamma(at::full({2, n}, alpha + 1.0, options), to_aten(generator));
   const Tensor uniform = at::rand({2, n}, to_aten(generator), options);
-  Tensor lambda = at::empty({n}, options.dtype(dtype));
-  if (beta_of_draws_on_cuda(lambda, gamma, uniform, alpha)) {
+  if (const Tensor lambda = beta_of_draws_on_cuda(gamma, uniform, alpha, dtype, dominant); lambda.defined()) {
     return lambda.to(device);
   }
   // The difference first: for a tiny alpha both quotients overflow.
   const Tensor log_gamma = gamma.log(), log_uniform = (1.0 - uniform).log();  // of (0, 1]
   const Tensor log_odds = (log_gamma[0] - log_gamma[1]) + (log_uniform[0] - log_uniform[1]).div_(alpha);
-  return at::sigmoid(log_odds).to(device, dtype);
+  const Tensor lambda = at::sigmoid(log_odds).to(device, dtype);
+  return dominant ? at::maximum(lambda, 1 - lambda) : lambda;
 }
 
 /// A random order of 0 … n - 1. On a GPU by sorting uniforms, which needs no host and can be captured in a

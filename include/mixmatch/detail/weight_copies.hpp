@@ -2,6 +2,8 @@
 
 #include <torch/types.h>
 
+#include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -19,8 +21,13 @@ class WeightCopies {
     Tensor copy;     ///< and afterwards, what is not in place
   };
 
-  WeightCopies(std::vector<Place> places, at::ScalarType type)
-      : places_(std::move(places)), type_(type), before_(std::exchange(in_use(), this)) {
+  /// `of_averages`: see in_averages_place(); may be null.
+  WeightCopies(std::vector<Place> places, at::ScalarType type,
+               std::function<std::vector<Place>()> of_averages = nullptr)
+      : places_(std::move(places)),
+        type_(type),
+        of_averages_(std::move(of_averages)),
+        before_(std::exchange(in_use(), this)) {
     change();
   }
   WeightCopies(const WeightCopies&) = delete;
@@ -39,6 +46,14 @@ class WeightCopies {
   }
 
   at::ScalarType type() const { return type_; }
+
+  /// For moving averages that are the parameters' values by now, while these copies are suspended: such
+  /// copies of the averages; null where none can be made at once.
+  std::unique_ptr<WeightCopies> in_averages_place() const {
+    // Suspended by something else too, they are not what the layers would have.
+    auto places = of_averages_ && suspended_ == 1 ? of_averages_() : std::vector<Place>();
+    return places.empty() ? nullptr : std::make_unique<WeightCopies>(std::move(places), type_);
+  }
 
   /// The layers have their own weights until as many calls of resume().
   void suspend() {
@@ -61,6 +76,7 @@ class WeightCopies {
 
   std::vector<Place> places_;
   at::ScalarType type_;
+  std::function<std::vector<Place>()> of_averages_;
   WeightCopies* before_;
   int suspended_ = 0;
 };

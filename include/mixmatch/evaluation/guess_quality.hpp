@@ -49,8 +49,7 @@ inline GuessQuality guess_quality(const Tensor& guessed, const Tensor& labels) {
   TORCH_CHECK(labels.device() == guessed.device(), "guess_quality: labels must be on the device of guessed, ",
               guessed.device(), ", got ", labels.device());
   const torch::NoGradGuard no_grad;
-  Tensor numbers = at::empty({4}, guessed.options().dtype(at::kDouble).requires_grad(false));
-  if (mixmatch::detail::guess_quality_on_cuda(numbers, guessed, labels)) {
+  if (const Tensor numbers = mixmatch::detail::guess_quality_on_cuda(guessed, labels); numbers.defined()) {
     return {numbers[0], numbers[1], numbers[2], numbers[3]};
   }
   const Tensor q = guessed.to(at::kDouble);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <mixmatch/detail/cuda/cuda_statistics.hpp>
 #include <mixmatch/detail/describe.hpp>
 #include <mixmatch/nn/batch_norm.hpp>
 
@@ -28,6 +29,14 @@ namespace mixmatch::training {
 /// and in discard() not at all. The model must outlive it, and stay on its device.
 class BatchNormStatistics {
   enum class Mode { none, update, discard };
+
+  /// By which momentum, or of which step; none.
+  struct Move {
+    Tensor momentum = {}, step = {};
+    double least = 0;
+
+    bool any() const { return momentum.defined() || step.defined(); }
+  };
 
  public:
   template <ModuleModel M>
@@ -78,21 +87,21 @@ class BatchNormStatistics {
 
   class [[nodiscard]] Scope {
    public:
-    Scope(BatchNormStatistics& statistics, Tensor momentum)
-        : statistics_(statistics), momentum_(std::move(momentum)), exceptions_(std::uncaught_exceptions()) {
-      before_ = statistics_.enter(momentum_.defined() ? Mode::update : Mode::discard);
+    Scope(BatchNormStatistics& statistics, Move move)
+        : statistics_(statistics), move_(std::move(move)), exceptions_(std::uncaught_exceptions()) {
+      before_ = statistics_.enter(move_.any() ? Mode::update : Mode::discard);
     }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
     /// A pass that threw moves nothing: its statistics are half of a batch's, and a device whose capture has
     /// failed takes no more work.
     ~Scope() noexcept(false) {
-      statistics_.leave(before_, std::uncaught_exceptions() > exceptions_ ? Tensor() : momentum_);
+      statistics_.leave(before_, std::uncaught_exceptions() > exceptions_ ? Move() : move_);
     }
 
    private:
     BatchNormStatistics& statistics_;
-    Tensor momentum_;
+    Move move_;
     int exceptions_;
     Mode before_;
   };
@@ -102,9 +111,17 @@ class BatchNormStatistics {
     TORCH_CHECK(momentum.defined() && momentum.dim() == 0 && at::isFloatingType(momentum.scalar_type()),
                 "BatchNormStatistics: momentum must be a floating-point scalar tensor, got ",
                 mixmatch::detail::type_and_sizes(momentum));
-    return {*this, momentum};
+    return {*this, {momentum}};
   }
-  Scope discard() { return {*this, Tensor()}; }
+  /// update(batch_norm_momentum(step, least)), on a GPU in one kernel. `step`: int64 [] on the model's
+  /// device, which must not change within the scope.
+  Scope update_at(const Tensor& step, double least) {
+    if (mixmatch::detail::can_move_statistics_on_cuda(running_, step)) {
+      return {*this, {Tensor(), step, least}};
+    }
+    return update(batch_norm_momentum(step, least));
+  }
+  Scope discard() { return {*this, Move()}; }
 
   /// What update() changes.
   std::vector<Tensor> state() const {
@@ -174,7 +191,7 @@ class BatchNormStatistics {
     return before;
   }
 
-  void leave(Mode before, const Tensor& momentum) {
+  void leave(Mode before, const Move& move) {
     if (mode_ == before) {
       return;
     }
@@ -185,8 +202,13 @@ class BatchNormStatistics {
       }
     }
     use(before);
-    if (momentum.defined() && !layers_.empty()) {
-      running_.lerp_(batch_, momentum.to(running_.scalar_type()));
+    if (layers_.empty()) {
+      return;
+    }
+    if (move.step.defined()) {
+      mixmatch::detail::move_statistics_on_cuda(running_, batch_, counts_, move.step, move.least);
+    } else if (move.momentum.defined()) {
+      running_.lerp_(batch_, move.momentum.to(running_.scalar_type()));
       counts_.add_(1);
     }
   }

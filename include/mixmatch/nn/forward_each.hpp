@@ -51,6 +51,24 @@ class BatchNormGroups {
   M* model_;
 };
 
+/// The model's output of one pass over several equal batches, one after the other, each normalised by its own
+/// statistics; undefined where model or batches are not of that kind.
+template <class Model>
+Tensor forward_as_one(Model& model, const std::vector<Tensor>& batches) {
+  if constexpr (GroupedModel<Model>) {
+    const bool alike = std::all_of(batches.begin(), batches.end(), [&](const Tensor& batch) {
+      const Tensor& first = batches.front();
+      return batch.sizes() == first.sizes() && batch.scalar_type() == first.scalar_type() &&
+             batch.device() == first.device();
+    });
+    if (alike && batches.size() > 1 && batches.front().size(0) > 0) {
+      const BatchNormGroups<Model> groups(model, static_cast<int64_t>(batches.size()));
+      return forward(model, join_rows(batches));
+    }
+  }
+  return {};
+}
+
 }  // namespace detail
 
 /// The model's output for each batch, as from one pass after the other of which only the first moves the
@@ -63,17 +81,8 @@ class BatchNormGroups {
 /// forward_interleaved(), which also swaps rows between the batches.
 template <class Model>
 std::vector<Tensor> forward_each(Model& model, const std::vector<Tensor>& batches) {
-  if constexpr (GroupedModel<Model>) {
-    const bool alike = std::all_of(batches.begin(), batches.end(), [&](const Tensor& batch) {
-      const Tensor& first = batches.front();
-      return batch.sizes() == first.sizes() && batch.scalar_type() == first.scalar_type() &&
-             batch.device() == first.device();
-    });
-    if (alike && batches.size() > 1 && batches.front().size(0) > 0) {
-      const auto count = static_cast<int64_t>(batches.size());
-      const detail::BatchNormGroups<Model> groups(model, count);
-      return forward(model, detail::join_rows(batches)).chunk(count);
-    }
+  if (const Tensor whole = detail::forward_as_one(model, batches); whole.defined()) {
+    return whole.chunk(static_cast<int64_t>(batches.size()));
   }
   std::vector<Tensor> outputs;
   if (!batches.empty()) {

@@ -7,6 +7,7 @@
 #include <mixmatch/optim/optimizer.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 #include <typeinfo>
 #include <utility>
@@ -30,8 +31,9 @@ namespace mixmatch::training {
 /// and `bias` of torch::nn's convolutions and linear layers (those very classes, not what derives from them)
 /// are the copies; the parameters that modules register, and what lists them, are as always. Gradients go to
 /// the parameters, with keep_copies_gradients() straight to the optimiser; those of several uses in the scope
-/// add up in the copies' precision. Where an Autocast of another precision or EmaModel::average_parameters()
-/// is entered inside, the layers have their own weights for as long. Frozen parameters, other modules and
+/// add up in the copies' precision. Where an Autocast of another precision is entered inside, the layers have
+/// their own weights for as long; where EmaModel::average_parameters() is, of the optimiser's averages,
+/// copies of these if no gradient is recorded, by one conversion too. Frozen parameters, other modules and
 /// TorchScript are left to autocast. With `enabled` false all are. Model and optimiser must outlive it; one
 /// thread at a time.
 class LowPrecisionWeights {
@@ -62,7 +64,8 @@ class LowPrecisionWeights {
         places.push_back({member, copies[index]});
       }
     }
-    return {std::move(places), type};
+    const bool any = !places.empty();
+    return {std::move(places), type, any ? [this, type] { return averages(type); } : Averages()};
   }
 
  private:
@@ -70,6 +73,23 @@ class LowPrecisionWeights {
     Tensor* member;
     size_t index;  // of the optimiser's parameters
   };
+  using Averages = std::function<std::vector<mixmatch::detail::WeightCopies::Place>()>;
+
+  /// Copies of the optimiser's averages, if these are what the parameters hold now.
+  std::vector<mixmatch::detail::WeightCopies::Place> averages(at::ScalarType type) const {
+    const auto own = optimizer_->averages();
+    const bool held = !own.empty() && std::all_of(places_.begin(), places_.end(), [&](const Place& place) {
+      return place.member->data_ptr() == own[place.index].data_ptr();
+    });
+    std::vector<mixmatch::detail::WeightCopies::Place> places;
+    if (held) {
+      const auto copies = optimizer_->copies_of_averages(type);
+      for (const auto& [member, index] : places_) {
+        places.push_back({member, copies[index]});
+      }
+    }
+    return places;
+  }
 
   template <class... Layers>
   void visit(torch::nn::Module& module, const std::vector<Tensor>& trained) {

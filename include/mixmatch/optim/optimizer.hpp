@@ -175,6 +175,14 @@ class Optimizer {
     return list;
   }
 
+  /// The same of their moving averages, without gradient; none without an EmaModel.
+  std::vector<Tensor> copies_of_averages(at::ScalarType type) const {
+    const torch::NoGradGuard no_grad;
+    return averages_in(flat_.average.defined() ? flat_.average.to(type) : Tensor());
+  }
+  /// The averages themselves.
+  std::vector<Tensor> averages() const { return averages_in(flat_.average); }
+
   /// The trained parameters.
   std::vector<Tensor> parameters() const {
     std::vector<Tensor> list;
@@ -409,6 +417,16 @@ class Optimizer {
 
   static Tensor view_of(const Tensor& block, const Parameter& parameter) {
     return block.as_strided(parameter.tensor.sizes(), parameter.strides, parameter.offset);
+  }
+
+  std::vector<Tensor> averages_in(const Tensor& block) const {
+    std::vector<Tensor> list;
+    for (const auto& parameter : parameters_) {
+      if (block.defined()) {
+        list.push_back(view_of(block, parameter));
+      }
+    }
+    return list;
   }
 
   void lay_out() {

@@ -109,13 +109,19 @@ class Feed {
 
   /// The rows of a step and their images: on the images' device, where `step` is.
   RawBatch gather(const Tensor& step) const {
+    const int64_t labeled = labeled_rows(), unlabeled = unlabeled_rows();
+    const Tensor rows = at::empty({labeled + unlabeled}, step.options());
+    Tensor of_labeled = slice(rows, 0, labeled);
+    labeled_->rows_out(of_labeled, step);
     RawBatch raw;
-    Tensor rows = labeled_->rows(step);
-    raw.labels = data::gather_images(pool_.labels, rows);
     if (unlabeled_.has_value()) {
-      raw.unlabeled_rows = unlabeled_->rows(step);
-      raw.hidden_labels = data::gather_images(pool_.labels, raw.unlabeled_rows);
-      rows = at::cat({rows, raw.unlabeled_rows});
+      raw.unlabeled_rows = slice(rows, labeled, unlabeled);
+      unlabeled_->rows_out(raw.unlabeled_rows, step);
+    }
+    const Tensor labels = data::gather_images(pool_.labels, rows);
+    raw.labels = slice(labels, 0, labeled);
+    if (unlabeled_.has_value()) {
+      raw.hidden_labels = slice(labels, labeled, unlabeled);
     }
     raw.images = pool_.gather(rows);
     return raw;
@@ -124,8 +130,7 @@ class Feed {
   /// The views of a step, on the device of `raw`, where `step` is.
   Batch augment(const RawBatch& raw, const Tensor& step) const {
     const torch::NoGradGuard no_grad;
-    const int64_t labeled = labeled_rows();
-    const int64_t unlabeled = unlabeled_.has_value() ? labeled * options_.unlabeled_ratio() : 0;
+    const int64_t labeled = labeled_rows(), unlabeled = unlabeled_rows();
     const int64_t weak = labeled + options_.weak_views() * unlabeled;
     const int64_t strong = options_.strong_views() * unlabeled;
     const int64_t draws = strong > 0 ? augment::rand_augment_draws(options_.strong_augmentation()) : 0;
@@ -134,13 +139,19 @@ class Feed {
     const int64_t jitter_draws = jitters ? augment::color_jitter_draws() : 0;
     // Draws are those of the whole batch, of which this rank's rows take their own.
     const int64_t ranks = options_.world_size(), all_weak = ranks * weak, all_strong = ranks * strong;
-    const Tensor words = mixmatch::detail::counter_words(
-        step, mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation,
-        (crop_draws + jitter_draws) * (all_weak + all_strong) + all_strong * draws);
+    const uint64_t seed = mixmatch::detail::mix_bits(options_.seed()) ^ kAugmentation;
+    Tensor drawn_words;  // where a kernel does not draw them
+    const auto words = [&](int64_t first, int64_t count) {
+      if (!drawn_words.defined()) {
+        drawn_words = mixmatch::detail::counter_words(
+            step, seed, (crop_draws + jitter_draws) * (all_weak + all_strong) + all_strong * draws);
+      }
+      return drawn_words.narrow(0, first, count);
+    };
     const Tensor own_rows = ranks > 1 ? rows_in_batch(labeled, unlabeled, step.device()) : Tensor();
     // So many of them for each image, one image after the other; of strong views alone the last ones.
     const auto uniform = [&](int64_t first, int64_t rows, int64_t each, bool strong_only) {
-      Tensor drawn = words.narrow(0, first, rows * each).view({rows, each});
+      Tensor drawn = words(first, rows * each).view({rows, each});
       if (own_rows.defined()) {
         drawn = drawn.index_select(0, strong_only ? own_rows.narrow(0, weak, strong) - all_weak : own_rows);
       }
@@ -154,56 +165,66 @@ class Feed {
     Tensor resized, jitter;
     if (resizes) {
       resized = uniform(0, all_weak + all_strong, crop_draws, false);
-    } else {
-      Tensor drawn = words.narrow(0, 0, 3 * (all_weak + all_strong)).view({3, all_weak + all_strong});
-      if (own_rows.defined()) {
-        drawn = drawn.index_select(1, own_rows);
-      }
-      crops = augment::detail::crops_of_words(drawn, options_.augmentation());
     }
     if (jitters) {
       jitter = uniform(crop_draws * (all_weak + all_strong) + all_strong * draws, all_weak + all_strong,
                        jitter_draws, false);
     }
-    // uint8 views by the draws of rows `first` and on.
-    const auto cropped = [&](const Tensor& pictures, int64_t first) {
-      const int64_t rows = pictures.size(0);
-      const Tensor cut =
-          resizes ? augment::random_resized_crop_with(pictures, resized.narrow(0, first, rows),
-                                                      *options_.resized_crop())
-                  : mixmatch::detail::crop_flip(pictures, crops.narrow(first, rows), std::nullopt, at::kByte);
-      return jitters ? augment::color_jitter_with(cut, jitter.narrow(0, first, rows), options_.color_jitter())
-                     : cut;
-    };
-    const auto views = [&](int64_t count, bool with_labeled) {
+    // Of all views, the labeled images first: rows `first` and on, either the weak or the strong ones.
+    const auto views = [&](int64_t first, int64_t count) {
       std::vector<Tensor> parts;
-      if (with_labeled) {
+      if (first == 0) {
         parts.push_back(images.narrow(0, 0, labeled));
       }
-      parts.resize(parts.size() + static_cast<size_t>(unlabeled > 0 ? count : 0),
-                   images.narrow(0, labeled, unlabeled));
+      for (int64_t row = first == 0 ? labeled : 0; row < count; row += unlabeled) {
+        parts.push_back(images.narrow(0, labeled, unlabeled));
+      }
       return parts.size() == 1 ? parts.front() : at::cat(parts);
+    };
+    const auto cut = [&](int64_t first, int64_t count,
+                         const std::optional<mixmatch::detail::PixelScale>& scale, at::ScalarType dtype) {
+      const auto& augmentation = options_.augmentation();
+      const auto of_pixels = scale.value_or(mixmatch::detail::PixelScale{});
+      const Tensor made = mixmatch::detail::crop_views_on_cuda(
+          images, step, mixmatch::detail::mix_bits(seed + mixmatch::detail::kGolden),
+          {labeled, unlabeled, first, count, all_weak + all_strong, options_.rank(), ranks},
+          augmentation.padding(), augmentation.mirror(), of_pixels.shift, of_pixels.scale, dtype);
+      if (made.defined()) {
+        return made;
+      }
+      if (!crops.any()) {
+        Tensor drawn = words(0, 3 * (all_weak + all_strong)).view({3, all_weak + all_strong});
+        if (own_rows.defined()) {
+          drawn = drawn.index_select(1, own_rows);
+        }
+        crops = augment::detail::crops_of_words(drawn, augmentation);
+      }
+      return mixmatch::detail::crop_flip(views(first, count), crops.narrow(first, count), scale, dtype);
+    };
+    const auto cut_bytes = [&](int64_t first, int64_t count) {
+      const Tensor made =
+          resizes ? augment::random_resized_crop_with(views(first, count), resized.narrow(0, first, count),
+                                                      *options_.resized_crop())
+                  : cut(first, count, std::nullopt, at::kByte);
+      return jitters
+                 ? augment::color_jitter_with(made, jitter.narrow(0, first, count), options_.color_jitter())
+                 : made;
     };
 
     Batch batch;
     batch.labels = raw.labels;
     batch.hidden_labels = raw.hidden_labels;
     batch.unlabeled_rows = raw.unlabeled_rows;
-    const Tensor weak_views = views(options_.weak_views(), true);
-    const Tensor all =
-        resizes || jitters
-            ? augment::normalize(cropped(weak_views, 0), options_.augmentation().normalization())
-            : mixmatch::detail::crop_flip(weak_views, crops.narrow(0, weak), pixels.scale, pixels.dtype);
-    const auto slice = [](const Tensor& rows, int64_t start, int64_t size) {
-      return rows.narrow(0, start, size).variable_data();  // with a version of its own for autograd
-    };
+    const Tensor all = resizes || jitters
+                           ? augment::normalize(cut_bytes(0, weak), options_.augmentation().normalization())
+                           : cut(0, weak, pixels.scale, pixels.dtype);
     batch.labeled = slice(all, 0, labeled);
     for (int64_t row = labeled; row < weak; row += unlabeled) {
       batch.weak.push_back(slice(all, row, unlabeled));
     }
     if (strong > 0) {
       const Tensor augmented = augment::normalize(
-          augment::rand_augment_with(cropped(views(options_.strong_views(), false), weak),
+          augment::rand_augment_with(cut_bytes(weak, strong),
                                      uniform(crop_draws * (all_weak + all_strong), all_strong, draws, true),
                                      options_.strong_augmentation()),
           options_.augmentation().normalization());
@@ -245,8 +266,16 @@ class Feed {
     return list;
   }
 
-  /// Labeled rows of this rank's.
+  /// Rows of this rank's.
   int64_t labeled_rows() const { return options_.batch_size() / options_.world_size(); }
+  int64_t unlabeled_rows() const {
+    return unlabeled_.has_value() ? labeled_rows() * options_.unlabeled_ratio() : 0;
+  }
+
+  /// With a version of its own for autograd.
+  static Tensor slice(const Tensor& rows, int64_t start, int64_t size) {
+    return rows.narrow(0, start, size).variable_data();
+  }
 
   /// Where this rank's images stand in the whole batch: its part of the labeled ones and of each view, int64.
   Tensor rows_in_batch(int64_t labeled, int64_t unlabeled, torch::Device device) const {

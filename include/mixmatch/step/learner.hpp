@@ -22,6 +22,7 @@ class ScriptStatistics {
  public:
   explicit ScriptStatistics(Model& model) : model_(&model) {}
   auto update(const Tensor& /*momentum*/) { return mixmatch::detail::NothingToFreeze(); }
+  auto update_at(const Tensor& /*step*/, double /*least*/) { return mixmatch::detail::NothingToFreeze(); }
   auto discard() { return BatchNormFreeze(*model_); }
   std::vector<Tensor> state() const { return {}; }
 
@@ -90,9 +91,9 @@ class Learner {
 
   /// The scope of the step's forward passes. `step`: int64 [] on the model's device.
   auto training_step(const Tensor& step) {
-    return statistics_.update(
-        options_.warmup() ? batch_norm_momentum(step, options_.batch_norm_momentum())
-                          : at::full({}, options_.batch_norm_momentum(), step.options().dtype(at::kDouble)));
+    const double momentum = options_.batch_norm_momentum();
+    return options_.warmup() ? statistics_.update_at(step, momentum)
+                             : statistics_.update(at::full({}, momentum, step.options().dtype(at::kDouble)));
   }
 
   M& model() { return *model_; }

@@ -132,6 +132,21 @@ __device__ inline double square_root(double value) { return sqrt(value); }
 template <class Value>
 __device__ inline Value larger_of(Value a, Value b) { return a > b || a != a ? a : b; }
 
+// SplitMix64's: see CounterRng.
+__device__ inline u64 mix_bits(u64 value) {
+  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ull;
+  value = (value ^ (value >> 27)) * 0x94D049BB133111EBull;
+  return value ^ (value >> 31);
+}
+
+// The upper half of number `place` of CounterRng(seed, step); `seed_bits` is mix_bits(seed + golden).
+__device__ inline u64 counter_state(u64 seed_bits, i64 step) {
+  return mix_bits(seed_bits + static_cast<u64>(step + 1) * 0x9E3779B97F4A7C15ull);
+}
+__device__ inline i64 counter_word(u64 state, i64 place) {
+  return static_cast<i64>(mix_bits(state + static_cast<u64>(place + 1) * 0x9E3779B97F4A7C15ull) >> 32);
+}
+
 // Over the block, in every thread, in one order for every run. blockDim.x is a power of two; `scratch` has
 // as many elements. All threads must call it.
 template <bool maximum, class Value>

@@ -56,19 +56,20 @@ __global__ void guess_quality(double* out, const Scalar* guessed, const i64* lab
 }
 )cuda"};
 
-/// The four numbers, in that order, into `out`, float64 [4], in one kernel; false where it does not apply.
+/// The four numbers, in that order, float64 [4], in one kernel; an undefined tensor where it does not apply.
 /// `guessed` [N, L], `labels` int64 [N].
-inline bool guess_quality_on_cuda(at::Tensor& out, const at::Tensor& guessed, const at::Tensor& labels) {
+inline at::Tensor guess_quality_on_cuda(const at::Tensor& guessed, const at::Tensor& labels) {
   if (!has_cuda_memory(guessed) || !has_cuda_memory(labels) || !guessed.is_contiguous() ||
       !labels.is_contiguous() || cuda_type_name(guessed.scalar_type()) == nullptr || guessed.size(1) > 1024 ||
       !cuda_kernels_available(guessed.device())) {
-    return false;
+    return {};
   }
+  const at::Tensor out = at::empty({4}, guessed.options().dtype(at::kDouble).requires_grad(false));
   launch_cuda_kernel(cuda_guess_quality_source,
                      std::string("guess_quality<") + cuda_type_name(guessed.scalar_type()) + ">",
                      guessed.device(), {.threads = 256}, out.data_ptr(), guessed.data_ptr(),
                      labels.data_ptr(), guessed.size(0), guessed.size(1));
-  return true;
+  return out;
 }
 
 }  // namespace mixmatch::detail

@@ -85,6 +85,20 @@ __global__ void class_loss_gradient(Scalar* gradient, const Scalar* logits,
     }
   }
 }
+
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+
+// *weight = lambda_u clamp(*step * per_step, 0, 1), or lambda_u where per_step is 0, *factor the same as Number,
+// and *total = *labeled + *factor * *unlabeled, rounded as two operations are.
+template <class Number>
+__global__ void ramped_total(Number* total, Number* factor, double* weight, const Number* labeled,
+                             const Number* unlabeled, const i64* step, double per_step, double lambda_u) {
+  const double ramp = per_step == 0 ? 1 : static_cast<double>(*step) * per_step;
+  *weight = (ramp < 0 ? 0 : ramp > 1 ? 1 : ramp) * lambda_u;
+  *factor = static_cast<Number>(*weight);
+  *total = *labeled + rounded_product(*factor, *unlabeled);
+}
 )cuda"};
 
 /// Which of the two losses: a sum over rows and classes, divided by `count`.
@@ -126,6 +140,38 @@ inline at::Tensor class_loss_gradient_on_cuda(const at::Tensor& logits, const at
                      gradient.data_ptr(), logits.data_ptr(), targets.data_ptr(), factor.data_ptr(),
                      logits.size(0), logits.size(1), 1 / loss.count);
   return gradient;
+}
+
+/// labeled + factor * unlabeled, the factor, and the weight that it was rounded from, float64; all
+/// 0-dimensional.
+struct RampedTotal {
+  at::Tensor total, factor, weight;
+};
+
+/// Whether the kernel takes two losses, 0-dimensional, and a step, int64 [].
+inline bool ramped_total_on_cuda_fits(const at::Tensor& labeled, const at::Tensor& unlabeled,
+                                      const at::Tensor& step) {
+  const auto type = labeled.scalar_type();
+  return has_cuda_memory(labeled) && has_cuda_memory(unlabeled) && has_cuda_memory(step) &&
+         unlabeled.device() == labeled.device() && step.device() == labeled.device() &&
+         (type == at::kFloat || type == at::kDouble) && unlabeled.scalar_type() == type &&
+         step.scalar_type() == at::kLong && labeled.dim() == 0 && unlabeled.dim() == 0 && step.dim() == 0 &&
+         cuda_kernels_available(labeled.device());
+}
+
+/// weight = lambda_u linear_rampup(step, rampup_steps), as ATen's calls on CUDA round it: a quotient by a
+/// number is a product with its reciprocal there.
+inline RampedTotal ramped_total_on_cuda(const at::Tensor& labeled, const at::Tensor& unlabeled,
+                                        const at::Tensor& step, int64_t rampup_steps, double lambda_u) {
+  const auto options = labeled.options().requires_grad(false);
+  const RampedTotal result{at::empty({}, options), at::empty({}, options),
+                           at::empty({}, options.dtype(at::kDouble))};
+  launch_cuda_kernel(cuda_losses_source,
+                     std::string("ramped_total<") + cuda_type_name(labeled.scalar_type()) + ">",
+                     labeled.device(), {}, result.total.data_ptr(), result.factor.data_ptr(),
+                     result.weight.data_ptr(), labeled.data_ptr(), unlabeled.data_ptr(), step.data_ptr(),
+                     rampup_steps == 0 ? 0.0 : 1.0 / static_cast<double>(rampup_steps), lambda_u);
+  return result;
 }
 
 }  // namespace mixmatch::detail

@@ -38,32 +38,76 @@ __global__ void mix_rows(Pack<Scalar, width>* out, const Pack<Scalar, width>* x,
 }
 
 // lambda[i] ~ Beta(alpha, alpha) of two draws of Gamma(alpha + 1) and two uniform ones in [0, 1), each [2, count]:
-// see sample_symmetric_beta().
+// see sample_symmetric_beta(). With `dominant` max(lambda, 1 - lambda).
 template <class Scalar>
-__global__ void beta_of_draws(Scalar* lambda, const double* gamma, const double* uniform, double alpha, i64 count) {
+__global__ void beta_of_draws(Scalar* lambda, const double* gamma, const double* uniform, double alpha, int dominant,
+                              i64 count) {
   const i64 step = static_cast<i64>(gridDim.x) * blockDim.x;
   for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
     const double of_gamma = log(gamma[i]) - log(gamma[count + i]);
     const double of_uniform = log(1 - uniform[i]) - log(1 - uniform[count + i]);
-    lambda[i] = static_cast<Scalar>(1 / (1 + exp(-(of_gamma + of_uniform / alpha))));
+    const Scalar drawn = static_cast<Scalar>(1 / (1 + exp(-(of_gamma + of_uniform / alpha))));
+    lambda[i] = dominant != 0 ? larger_of(drawn, 1 - drawn) : drawn;
+  }
+}
+
+// The targets of labeled rows, 1 at the label and 0 elsewhere, then those of guessed ones, once for each view:
+// [labeled + views * guesses, classes].
+template <class Scalar>
+__global__ void join_targets(Scalar* targets, const i64* labels, const Scalar* guessed, i64 labeled, i64 guesses,
+                             i64 views, i64 classes) {
+  const i64 step = static_cast<i64>(gridDim.x) * blockDim.x;
+  for (i64 i = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; i < (labeled + views * guesses) * classes;
+       i += step) {
+    const i64 row = i / classes, column = i % classes;
+    if (row >= labeled) {
+      targets[i] = guessed[(row - labeled) % guesses * classes + column];
+      continue;
+    }
+    if (labels[row] < 0 || labels[row] >= classes) {
+      __trap();
+    }
+    narrow(targets[i], column == labels[row] ? 1.0f : 0.0f);
   }
 }
 )cuda"};
 
-/// The last part of sample_symmetric_beta() in one kernel; false where it does not apply. `gamma`, `uniform`:
-/// float64 [2, N]; `lambda`: float32 or float64 [N].
-inline bool beta_of_draws_on_cuda(at::Tensor& lambda, const at::Tensor& gamma, const at::Tensor& uniform,
-                                  double alpha) {
-  const auto type = lambda.scalar_type();
-  if (!has_cuda_memory(gamma) || lambda.device() != gamma.device() || lambda.numel() == 0 ||
-      (type != at::kFloat && type != at::kDouble) || !cuda_kernels_available(gamma.device())) {
-    return false;
+/// The last part of sample_symmetric_beta() in one kernel: float32 or float64 [N] of float64 [2, N]; with
+/// `dominant` max(lambda, 1 - lambda). An undefined tensor where it does not apply.
+inline at::Tensor beta_of_draws_on_cuda(const at::Tensor& gamma, const at::Tensor& uniform, double alpha,
+                                        at::ScalarType type, bool dominant) {
+  if (!has_cuda_memory(gamma) || gamma.numel() == 0 || (type != at::kFloat && type != at::kDouble) ||
+      !cuda_kernels_available(gamma.device())) {
+    return {};
   }
+  const at::Tensor lambda = at::empty({gamma.size(1)}, gamma.options().dtype(type));
   constexpr int64_t threads = 64;
   launch_cuda_kernel(cuda_mixup_source, std::string("beta_of_draws<") + cuda_type_name(type) + ">",
                      gamma.device(), {.blocks_x = cuda_blocks(lambda.numel(), threads), .threads = threads},
-                     lambda.data_ptr(), gamma.data_ptr(), uniform.data_ptr(), alpha, lambda.numel());
-  return true;
+                     lambda.data_ptr(), gamma.data_ptr(), uniform.data_ptr(), alpha,
+                     static_cast<int>(dominant), lambda.numel());
+  return lambda;
+}
+
+/// one_hot(labels) of the guesses' dtype, then the guesses [U, L] `views` times, in one kernel; an undefined
+/// tensor where it does not apply.
+inline at::Tensor join_targets_on_cuda(const at::Tensor& labels, const at::Tensor& guessed, int64_t views) {
+  if (!has_cuda_memory(labels) || !has_cuda_memory(guessed) || labels.device() != guessed.device() ||
+      labels.dim() != 1 || labels.scalar_type() != at::kLong || !labels.is_contiguous() ||
+      guessed.dim() != 2 || !guessed.is_contiguous() || guessed.numel() == 0 ||
+      cuda_type_name(guessed.scalar_type()) == nullptr || !cuda_kernels_available(guessed.device())) {
+    return {};
+  }
+  const int64_t classes = guessed.size(1);
+  const at::Tensor targets =
+      at::empty({labels.size(0) + views * guessed.size(0), classes}, guessed.options().requires_grad(false));
+  constexpr int64_t threads = 128;
+  launch_cuda_kernel(
+      cuda_mixup_source, std::string("join_targets<") + cuda_type_name(guessed.scalar_type()) + ">",
+      guessed.device(), {.blocks_x = cuda_blocks(targets.numel(), threads), .threads = threads},
+      targets.data_ptr(), labels.data_ptr(), guessed.data_ptr(), labels.size(0), guessed.size(0), views,
+      classes);
+  return targets;
 }
 
 /// mix_rows of dense CUDA rows that lie alike in memory, in one kernel; false where it does not apply.

@@ -9,12 +9,6 @@
 namespace mixmatch::detail {
 
 inline constexpr CudaSource cuda_shuffle_source{"mixmatch_shuffle.cu", R"cuda(
-__device__ inline u64 mix_bits(u64 value) {
-  value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9ull;
-  value = (value ^ (value >> 27)) * 0x94D049BB133111EBull;
-  return value ^ (value >> 31);
-}
-
 // shuffled_index.hpp's function, word for word. `Index` is i64: kernels are templates.
 template <class Index>
 __device__ inline Index shuffled_index(Index index, Index size, u64 key) {
@@ -57,11 +51,10 @@ __global__ void stream_rows(Index* out, const Index* indices, const Index* bound
 // The upper halves of CounterRng(seed, *step)'s first numbers; `seed_bits` is mix_bits(seed + golden).
 template <class Index>
 __global__ void counter_words(Index* out, const Index* step, Index count, u64 seed_bits) {
-  const u64 golden = 0x9E3779B97F4A7C15ull;
-  const u64 state = mix_bits(seed_bits + static_cast<u64>(*step + 1) * golden);
+  const u64 state = counter_state(seed_bits, *step);
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += stride) {
-    out[i] = static_cast<Index>(mix_bits(state + static_cast<u64>(i + 1) * golden) >> 32);
+    out[i] = counter_word(state, i);
   }
 }
 
