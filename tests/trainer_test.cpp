@@ -127,6 +127,22 @@ void add_loss_kernels(cuda_emulation::EmulatedDevice& device, const std::string&
   device.add("class_loss_gradient<" + type + ", false>", emulated::class_loss_gradient<Scalar, false>);
 }
 
+/// What a step launches in either precision.
+void add_step_kernels(cuda_emulation::EmulatedDevice& device) {
+  namespace emulated = cuda_emulation;
+  device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
+  device.add("add_numbers<double>", emulated::add_numbers<double>);
+  device.add("guess_quality<float>", emulated::guess_quality<float>);
+  add_loss_kernels<float>(device, "float");
+  add_loss_kernels<emulated::BFloat16>(device, "BFloat16");
+  device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
+  device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
+  emulated::add_norm_kernels<float, 4>(device, "float");
+  device.add("adam_step<float>", emulated::adam_step<float>);
+  device.add("gather_gradients<float>", emulated::gather_gradients<float>);
+  device.add("begin_step<double>", emulated::begin_step<double>);
+}
+
 /// Weights, statistics and averages.
 template <class Program>
 std::vector<Tensor> trained_tensors(Program& program) {
@@ -693,19 +709,9 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
     {
       namespace emulated = cuda_emulation;
       emulated::EmulatedDevice device;
+      add_step_kernels(device);
       device.add("sharpen_views<float, float>", emulated::sharpen_views<float, float>);
-      device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
-      device.add("add_numbers<double>", emulated::add_numbers<double>);
-      device.add("guess_quality<float>", emulated::guess_quality<float>);
-      add_loss_kernels<float>(device, "float");
-      add_loss_kernels<emulated::BFloat16>(device, "BFloat16");
-      device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
-      device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
-      emulated::add_norm_kernels<float, 4>(device, "float");
-      device.add("adam_step<float>", emulated::adam_step<float>);
       device.add("sgd_step<float>", emulated::sgd_step<float>);
-      device.add("gather_gradients<float>", emulated::gather_gradients<float>);
-      device.add("begin_step<double>", emulated::begin_step<double>);
       found = train();
       CHECK(device.launches() > 20);  // norms both ways, the optimiser
     }
@@ -748,20 +754,10 @@ TEST_CASE("Trainer: a bfloat16 step by the CUDA kernels casts weights once, and 
     const int64_t by_autocast = conversions;
     namespace emulated = cuda_emulation;
     emulated::EmulatedDevice device;
+    add_step_kernels(device);  // norms of float for VAT's direction
     device.add("sharpen_views<BFloat16, float>", emulated::sharpen_views<emulated::BFloat16, float>);
-    device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);
-    device.add("add_numbers<double>", emulated::add_numbers<double>);
-    device.add("guess_quality<float>", emulated::guess_quality<float>);
-    add_loss_kernels<float>(device, "float");
-    add_loss_kernels<emulated::BFloat16>(device, "BFloat16");
-    device.add("mix_rows<float, 4>", emulated::mix_rows<float, 4>);
-    device.add("mix_rows<float, 1>", emulated::mix_rows<float, 1>);
     emulated::add_norm_kernels<emulated::BFloat16, 8>(device, "BFloat16");
     emulated::add_norm_kernels<emulated::BFloat16, 1>(device, "BFloat16");
-    emulated::add_norm_kernels<float, 4>(device, "float");  // of VAT's direction
-    device.add("adam_step<float>", emulated::adam_step<float>);
-    device.add("gather_gradients<float>", emulated::gather_gradients<float>);
-    device.add("begin_step<double>", emulated::begin_step<double>);
     const auto found = train();
     REQUIRE(found.size() == expected.size());
     for (size_t i = 0; i < found.size(); ++i) {
