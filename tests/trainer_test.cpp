@@ -421,7 +421,7 @@ TEST_CASE("Trainer: every method's steps resume from a checkpoint bit for bit, w
     o.method = name;
     mm::training::use_method_preset(o);
     o.steps = 10;
-    o.filters = 4;
+    o.filters = 8;
     o.threshold = 0.4;
     o.rampup_steps = std::min<int64_t>(o.rampup_steps, 4);
     mm::training::check_options(o);
@@ -460,7 +460,7 @@ TEST_CASE("Trainer: with filtered guesses, balanced batches or adjusted logits i
     o.method = name;
     mm::training::use_method_preset(o);
     o.steps = 10;
-    o.filters = 4;
+    o.filters = 8;
     o.threshold = 0.4;
     o.rampup_steps = 0;
     o.imbalance = imbalance;
@@ -767,7 +767,7 @@ TEST_CASE("Trainer: every method's step by the CUDA kernels, emulated, is the st
     }
     mm::training::use_method_preset(o);
     o.batch = name == "mixmatch" ? 4 : 2;
-    o.filters = 4;  // the emulation is slow
+    o.filters = 8;  // the emulation is slow
     o.scales = 2;
     o.unlabeled_ratio = std::min<int64_t>(o.unlabeled_ratio, 2);
     o.threshold = 0.2;  // so that rows pass

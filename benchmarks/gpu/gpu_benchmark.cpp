@@ -3,6 +3,7 @@
 //
 //     gpu_benchmark check   --device cuda [--sanitize yes]     (few and small, for compute-sanitizer)
 //     gpu_benchmark time    --device cuda --steps 200 [--only "augmentation in the graph"]
+//     gpu_benchmark convolutions --device cuda                 (each layer of a step by itself)
 //     gpu_benchmark profile --device cuda --trace trace.json
 //     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR
 
@@ -282,6 +283,75 @@ int measure(const Options& o) {
   return failed == 0 ? 0 : 1;
 }
 
+/// Each convolution of a WRN-28-2 step by itself, many of one in a graph: what predict.py has beside it. The
+/// last two are other forms of that from 32 to 32 channels.
+int convolutions(const Options& o) {
+  struct Layer {
+    int64_t inner, outer, height, width, stride, side;
+    const char* note;
+  };
+  const std::vector<Layer> layers{
+      {3, 16, 32, 32, 1, 3, ""},          {16, 32, 32, 32, 1, 3, ""},
+      {16, 32, 32, 32, 1, 1, ""},         {32, 32, 32, 32, 1, 3, ""},
+      {32, 64, 32, 32, 2, 3, ""},         {32, 64, 32, 32, 2, 1, ""},
+      {64, 64, 16, 16, 1, 3, ""},         {64, 128, 16, 16, 2, 3, ""},
+      {64, 128, 16, 16, 2, 1, ""},        {128, 128, 8, 8, 1, 3, ""},
+      {64, 64, 32, 32, 1, 3, ", padded"}, {64, 64, 32, 16, 1, 3, ", pairs of pixels"}};
+  const std::vector<std::pair<std::string, int64_t>> kinds{
+      {"forward", 2}, {"forward", 3}, {"input gradient", 3}, {"weight gradient", 3}};
+  const auto device = o.device();
+  const int64_t batch = o.number("batch", 64), calls = device.is_cuda() ? 20 : 1;
+  const auto options = at::TensorOptions(device).dtype(at::kBFloat16);
+  const auto images = [&](int64_t count, int64_t channels, int64_t height, int64_t width) {
+    return at::randn({count, channels, height, width}, options).contiguous(at::MemoryFormat::ChannelsLast);
+  };
+  const torch::NoGradGuard no_grad;
+  for (const Layer& layer : layers) {
+    const Tensor weight = images(layer.outer, layer.inner, layer.side, layer.side);
+    const std::vector<int64_t> stride(2, layer.stride), padding(2, layer.side / 2), one(2, 1), none(2, 0);
+    for (const auto& [kind, groups] : kinds) {
+      if (kind == "input gradient" && layer.inner == 3) {
+        continue;  // images have none
+      }
+      const Tensor x = images(groups * batch, layer.inner, layer.height, layer.width);
+      const Tensor grad =
+          images(groups * batch, layer.outer, layer.height / layer.stride, layer.width / layer.stride);
+      const auto once = [&, &of = kind] {
+        if (of == "forward") {
+          return at::conv2d(x, weight, {}, stride, padding);
+        }
+        const bool of_input = of == "input gradient";
+        const auto grads = at::convolution_backward(grad, x, weight, {}, stride, padding, one, false, none, 1,
+                                                    {of_input, !of_input, false});
+        return of_input ? std::get<0>(grads) : std::get<1>(grads);
+      };
+      mm::training::GraphedStep graphed(
+          [&] {
+            Tensor last;
+            for (int64_t i = 0; i < calls; ++i) {
+              last = once();
+            }
+            return last;
+          },
+          device);
+      const auto timing = time_steps(
+          [&](int64_t steps) {
+            for (int64_t i = 0; i < steps; ++i) {
+              graphed();
+            }
+          },
+          device, o.number("steps", 200));
+      const auto shape =
+          fmt::format("{} to {} of {}x{}, {}x{}{}", layer.inner, layer.outer, layer.height / layer.stride,
+                      layer.width / layer.stride, layer.side, layer.side, layer.note);
+      fmt::print("{:16} {:4} images  {:44} {:9.2f} us\n", kind, groups * batch, shape,
+                 timing.median * 1000 / static_cast<double>(calls));
+    }
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
 /// A trace of a few steps, as LibTorch's profiler writes it; run.py reads it.
 int profile(const Options& o) {
   using namespace torch::autograd::profiler;
@@ -397,6 +467,9 @@ int main(int argc, char** argv) {
     if (command == "time") {
       return measure(options);
     }
+    if (command == "convolutions") {
+      return convolutions(options);
+    }
     if (command == "profile") {
       return profile(options);
     }
@@ -407,6 +480,6 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "gpu_benchmark: {}\n", mm::training::detail::one_line_of(error));
     return 2;
   }
-  fmt::print(stderr, "usage: gpu_benchmark check|time|profile|train [--name value]…\n");
+  fmt::print(stderr, "usage: gpu_benchmark check|time|convolutions|profile|train [--name value]…\n");
   return 2;
 }

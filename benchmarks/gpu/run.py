@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
 float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant, profiles the
-fastest, times the peers, and trains on CIFAR-10.
+fastest, times its convolutions and the peers, and trains on CIFAR-10.
 
 Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
 the ones that those include (CUDA 13's do); no network.
@@ -325,6 +325,9 @@ def main():
         if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
                               "--trace", str(trace)], minutes=bound) and trace.exists():
             summarize(report, trace, profiled)
+    small = ["--batch", "1"] if args.dry_run else []
+    report.run("each convolution of a step", [str(program), "convolutions", *common, *small, "--steps",
+                                              str(min(steps, 50))], minutes=1)
     peers = ROOT / "benchmarks/peer"
     report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
                                        "--steps", str(min(steps, 60 if args.quick else 100))], minutes=bound)
