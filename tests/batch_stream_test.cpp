@@ -333,6 +333,10 @@ TEST_CASE("a batch stream names a bad argument") {
              contains("step must be int64 [] on cpu, got Long [1] on cpu"));
   CHECK_THAT(error_of([&] { stream.rows(at::zeros({})); }), contains("got Float [] on cpu"));
   CHECK_THAT(error_of([&] { stream.rows(Tensor()); }), contains("got undefined"));
+  for (Tensor out : {at::zeros({2}, at::kLong), at::zeros({1}), at::zeros({1, 1}, at::kLong)}) {
+    CHECK_THAT(error_of([&] { stream.rows_out(out, step_tensor(0)); }),
+               contains("BatchStream: out must be contiguous int64 [1] on cpu, got "));
+  }
 }
 
 TEST_CASE("the kernel of random permutations sorts, equal numbers in their order") {

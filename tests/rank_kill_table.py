@@ -101,7 +101,8 @@ def main():
             survivors = [result for rank, result in enumerate(results) if rank != victim]
             if killed and any(status not in (0, 2) for status, _ in survivors):
                 problems.append(f"statuses {[status for status, _ in survivors]}")
-            named = re.compile(rf"\brank {victim}\b")
+            # A survivor that is not rank 0 begins with its own number.
+            named = re.compile(rf"^\w+: (rank \d+\b.*\b)?rank {victim}\b", re.MULTILINE)
             if killed and any(status == 2 and not named.search(error) for status, error in survivors):
                 problems.append(f"no line that names the killed rank: {[error[-200:] for _, error in survivors]}")
             if killed:

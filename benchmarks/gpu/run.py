@@ -86,6 +86,7 @@ class Report:
             raise
         finally:
             watch.cancel()
+            watch.join()  # it may be stopping the command this moment
         self.line(f"({time.monotonic() - start:.0f} s)")
         if late.is_set():
             return self.failed(title, f"stopped after {minutes:.1f} minutes")
@@ -268,14 +269,17 @@ def main():
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
 
-    try:
-        import torch
-    except ImportError:
-        sys.exit(f"run.py: {sys.executable} has no PyTorch; start this with a python that has")
+    # So that the command under way is stopped too, which is in a group of its own.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda caught, frame: sys.exit(128 + caught))
     out = Path(args.out).resolve()
     out.mkdir(parents=True, exist_ok=True)
     if args.join:
         join_files(out)
+    try:
+        import torch
+    except ImportError:
+        sys.exit(f"run.py: {sys.executable} has no PyTorch; start this with a python that has")
     report = Report(out / "report.txt")
     device = "cpu" if args.dry_run else "cuda"
     if not args.dry_run and not torch.cuda.is_available():

@@ -270,7 +270,12 @@ class EmaModel {
       if (copies_ != nullptr) {
         copies_->suspend();  // they are of the live weights
         if (!at::GradMode::is_enabled()) {
-          copies_of_averages_ = copies_->in_averages_place();
+          try {
+            copies_of_averages_ = copies_->in_averages_place();
+          } catch (...) {  // no memory, say: the model is to have its own weights
+            leave();
+            throw;
+          }
         }
       }
       detail::forget_autocast_copies();

@@ -137,7 +137,7 @@ InterleavedLogits forward_interleaved(Model& model, const Tensor& labeled, const
   const auto count = static_cast<int64_t>(batches.size());
   const auto mixed = interleave(std::move(batches));
   const Tensor whole = detail::forward_as_one(model, mixed);
-  if (whole.defined() && detail::interleave_on_cuda_fits(whole)) {
+  if (whole.defined() && whole.size(0) == count * rows && detail::interleave_on_cuda_fits(whole)) {
     const auto back = detail::InterleaveFunction::apply(whole, count);
     return {back[0], back[1]};
   }

@@ -42,11 +42,15 @@ class RampedTotalFunction : public torch::autograd::Function<RampedTotalFunction
                       int64_t rampup_steps, double lambda_u) {
     const auto result = ramped_total_on_cuda(labeled, unlabeled, step, rampup_steps, lambda_u);
     ctx->saved_data["factor"] = result.factor;
+    ctx->set_materialize_grads(false);
     ctx->mark_non_differentiable({result.weight});
     return {result.total, result.weight};
   }
 
   static List backward(Context* ctx, List gradients) {
+    if (!gradients[0].defined()) {
+      return List(5);
+    }
     return {gradients[0], gradients[0] * ctx->saved_data["factor"].toTensor(), Tensor(), Tensor(), Tensor()};
   }
 };

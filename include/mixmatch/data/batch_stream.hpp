@@ -79,6 +79,10 @@ class BatchStream {
                 "BatchStream: step must be int64 [] on ", indices_.device(), ", got ",
                 step.defined() ? c10::str(step.scalar_type(), " ", step.sizes(), " on ", step.device())
                                : std::string("undefined"));
+    TORCH_CHECK(out.defined() && out.dim() == 1 && out.size(0) == batch_size_ && out.is_contiguous() &&
+                    out.scalar_type() == at::kLong && out.device() == indices_.device(),
+                "BatchStream: out must be contiguous int64 [", batch_size_, "] on ", indices_.device(),
+                ", got ", mixmatch::detail::type_and_sizes(out));
     if (indices_.is_cpu()) {
       write_rows(out.data_ptr<int64_t>(), *step.data_ptr<int64_t>());
     } else if (!mixmatch::detail::stream_rows_on_cuda(out, indices_, bounds_, step, rank_, world_size_,

@@ -48,15 +48,13 @@ inline int cannot_listen(int64_t port) {
   return error == 0 ? 0 : try_family(AF_INET, any4);
 }
 
-/// What a rank adds 1 to when it has come to a start.
-inline std::string here(const std::string& start, int64_t rank) {
-  return fmt::format("{}/here/{}", start, rank);
-}
+/// What a rank adds 1 to when it has come.
+inline std::string here(const std::string& place, int64_t rank) { return fmt::format("{}/{}", place, rank); }
 
 /// The first rank, from `first` on, that has not come; world_size when all are here.
-inline int64_t first_missing(c10d::Store& store, const std::string& start, int64_t first,
+inline int64_t first_missing(c10d::Store& store, const std::string& place, int64_t first,
                              int64_t world_size) {
-  while (first < world_size && store.check({here(start, first)})) {
+  while (first < world_size && store.check({here(place, first)})) {
     ++first;
   }
   return first;
@@ -66,14 +64,15 @@ inline PeerError did_not_come(int64_t rank, int64_t world_size, double timeout) 
   return PeerError(fmt::format("rank {} of {} did not come within {} s", rank, world_size, timeout));
 }
 
-constexpr auto arrival_interval = std::chrono::milliseconds(50);
+inline constexpr auto arrival_interval = std::chrono::milliseconds(50);
 
 /// Waits until all ranks are here, in a store that rank 0 has opened for this start; throws PeerError where
 /// one of them does not come.
 inline void arrive(c10d::Store& store, int64_t rank, int64_t world_size,
                    std::chrono::steady_clock::time_point until, double timeout) {
-  const std::string start = "start";
-  const int64_t count = store.add(here(start, rank), 1);
+  // The name that every version looks for: two that differ are to meet, and to say so.
+  const std::string place = "here";
+  const int64_t count = store.add(here(place, rank), 1);
   if (count != 1) {
     throw PeerError(fmt::format("rank {} is there {}: choose another MASTER_PORT", rank,
                                 count == 2 ? "already, of another run with this port"
@@ -81,7 +80,7 @@ inline void arrive(c10d::Store& store, int64_t rank, int64_t world_size,
   }
   int64_t missing = 0;
   do {
-    missing = first_missing(store, start, missing, world_size);
+    missing = first_missing(store, place, missing, world_size);
     if (missing == world_size) {
       return;
     }
@@ -113,7 +112,7 @@ inline Start arrive_anew(c10d::Store& store, int64_t rank, int64_t world_size,
     start.again = store.check({"start"});
     start.name = fmt::format("{:08x}{:08x}", random(), random());
     store.set("start", std::vector<uint8_t>(start.name.begin(), start.name.end()));
-    store.add(here(start.name, 0), 1);
+    store.add(here(start.name + "/here", 0), 1);
   }
   bool is_here = rank == 0;
   int64_t missing = 0;
@@ -121,12 +120,12 @@ inline Start arrive_anew(c10d::Store& store, int64_t rank, int64_t world_size,
     if (rank != 0 && store.check({"start"})) {
       if (const std::string now = text("start"); now != start.name) {
         start.name = now;
-        is_here = !store.check({now + "/all"}) && store.add(here(now, rank), 1) == 1;
+        is_here = !store.check({now + "/all"}) && store.add(here(now + "/here", rank), 1) == 1;
         missing = 0;
       }
     }
     if (is_here) {
-      missing = first_missing(store, start.name, missing, world_size);
+      missing = first_missing(store, start.name + "/here", missing, world_size);
     }
     if (rank == 0 && missing == world_size) {
       store.set(start.name + "/all", std::vector<uint8_t>{1});

@@ -32,10 +32,10 @@ namespace mixmatch::training {
 /// are the copies; the parameters that modules register, and what lists them, are as always. Gradients go to
 /// the parameters, with keep_copies_gradients() straight to the optimiser; those of several uses in the scope
 /// add up in the copies' precision. Where an Autocast of another precision is entered inside, the layers have
-/// their own weights for as long; where EmaModel::average_parameters() is, of the optimiser's averages,
-/// copies of these if no gradient is recorded, by one conversion too. Frozen parameters, other modules and
-/// TorchScript are left to autocast. With `enabled` false all are. Model and optimiser must outlive it; one
-/// thread at a time.
+/// their own weights for as long. Where average_parameters() of the optimiser's averages is entered with
+/// gradient mode off, the layers have copies of the averages, by one conversion too, which take no gradient.
+/// Frozen parameters, other modules and TorchScript are left to autocast. With `enabled` false all are. This,
+/// model and optimiser must outlive the scope; one thread at a time.
 class LowPrecisionWeights {
  public:
   template <ModuleModel Model>

@@ -24,11 +24,11 @@ inline void check_shared_batch(const TrainingOptions& o) {
 
 /// Every rank that takes a step of its own forms MixMatch's groups of its own rows.
 inline void check_interleaved_groups(const TrainingOptions& o) {
-  const bool separate = o.processes != nullptr && o.ranks == "separate";
-  const int64_t ranks = separate ? o.processes->world_size() : 1;
+  const int64_t ranks = o.processes != nullptr && o.ranks == "separate" ? o.processes->world_size() : 1;
   const int64_t groups = o.num_augmentations * o.unlabeled_ratio + 1;
   const std::string too_few =
-      separate ? fmt::format("leaves each of {} processes {} rows, less", ranks, o.batch / ranks) : "is less";
+      ranks > 1 ? fmt::format("leaves each of {} processes {} rows, less", ranks, o.batch / ranks)
+                : "is less";
   TORCH_CHECK(o.method != "mixmatch" || o.batch / ranks >= groups, "--batch ", o.batch, " ", too_few,
               " than the ", groups, " groups that MixMatch interleaves with --num-augmentations ",
               o.num_augmentations, " and --unlabeled-ratio ", o.unlabeled_ratio);

@@ -148,12 +148,19 @@ class Feed {
       }
       return drawn_words.narrow(0, first, count);
     };
-    const Tensor own_rows = ranks > 1 ? rows_in_batch(labeled, unlabeled, step.device()) : Tensor();
+    Tensor rows_of_rank;
+    const auto own_rows = [&] {
+      if (!rows_of_rank.defined()) {
+        rows_of_rank = rows_in_batch(labeled, unlabeled, step.device());
+      }
+      return rows_of_rank;
+    };
     // So many of them for each image, one image after the other; of strong views alone the last ones.
     const auto uniform = [&](int64_t first, int64_t rows, int64_t each, bool strong_only) {
       Tensor drawn = words(first, rows * each).view({rows, each});
-      if (own_rows.defined()) {
-        drawn = drawn.index_select(0, strong_only ? own_rows.narrow(0, weak, strong) - all_weak : own_rows);
+      if (ranks > 1) {
+        drawn =
+            drawn.index_select(0, strong_only ? own_rows().narrow(0, weak, strong) - all_weak : own_rows());
       }
       return mixmatch::detail::words_to_uniform(drawn);
     };
@@ -194,8 +201,8 @@ class Feed {
       }
       if (!crops.any()) {
         Tensor drawn = words(0, 3 * (all_weak + all_strong)).view({3, all_weak + all_strong});
-        if (own_rows.defined()) {
-          drawn = drawn.index_select(1, own_rows);
+        if (ranks > 1) {
+          drawn = drawn.index_select(1, own_rows());
         }
         crops = augment::detail::crops_of_words(drawn, augmentation);
       }

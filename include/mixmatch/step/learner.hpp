@@ -89,7 +89,8 @@ class Learner {
     mixmatch::detail::set_batch_norm_groups(*model_, groups);
   }
 
-  /// The scope of the step's forward passes. `step`: int64 [] on the model's device.
+  /// The scope of the step's forward passes. `step`: int64 [] on the model's device, which must not change
+  /// within it.
   auto training_step(const Tensor& step) {
     const double momentum = options_.batch_norm_momentum();
     return options_.warmup() ? statistics_.update_at(step, momentum)

@@ -177,8 +177,8 @@ inline at::Tensor crop_views_on_cuda(const at::Tensor& images, const at::Tensor&
                                      const CudaViewRows& rows, int64_t padding, bool mirror,
                                      const std::vector<double>& shift, const std::vector<double>& scale,
                                      at::ScalarType dtype) {
-  if (!has_cuda_memory(step) || step.device() != images.device() ||
-      !can_augment_on_cuda(images, scale.empty() ? at::kByte : dtype)) {
+  if (!has_cuda_memory(step) || step.device() != images.device() || step.scalar_type() != at::kLong ||
+      step.dim() != 0 || !can_augment_on_cuda(images, scale.empty() ? at::kByte : dtype)) {
     return {};
   }
   at::Tensor out = augmented_on_cuda(images, rows.count, scale, dtype);
