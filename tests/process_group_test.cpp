@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <functional>
 #include <map>
 #include <memory>
@@ -342,6 +343,16 @@ TEST_CASE("C10dProcessGroup: one process needs no port and no name") {
   CHECK(group->max_of(7) == 7);
   group->meet();
   group->leave();
+}
+
+TEST_CASE("C10dProcessGroup: a connection that broke is no end of the process, unless the program says so") {
+  const mt::LaunchEnvironment environment;
+  const auto before = std::signal(SIGPIPE, SIG_DFL);
+  mt::C10dProcessGroup::join(environment)->leave();
+  CHECK(std::signal(SIGPIPE, [](int) {}) == SIG_IGN);
+  mt::C10dProcessGroup::join(environment)->leave();
+  const auto kept = std::signal(SIGPIPE, before);
+  CHECK((kept != SIG_IGN && kept != SIG_DFL));
 }
 
 TEST_CASE("C10dProcessGroup: a rank that does not come is named within the timeout") {

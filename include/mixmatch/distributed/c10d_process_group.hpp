@@ -18,6 +18,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -62,6 +63,15 @@ template <class Options>
 void without_libuv(Options& options) {
   if constexpr (requires { options.useLibUV; }) {
     options.useLibUV = false;
+  }
+}
+
+/// Gloo's writes to a rank that is gone raise SIGPIPE, which ends a process where nothing else is said; they
+/// are to fail, as they do under Python, which ignores it.
+inline void ignore_broken_pipes() {
+  struct sigaction action {};
+  if (::sigaction(SIGPIPE, nullptr, &action) == 0 && action.sa_handler == SIG_DFL) {
+    static_cast<void>(std::signal(SIGPIPE, SIG_IGN));
   }
 }
 
@@ -122,7 +132,7 @@ struct ProcessGroupOptions {
 ///
 /// Which rank failed, and of what, the group's store says: fail() writes it there, and every rank gives a
 /// sign of life each second, so that the others can name one that was killed or cut off, or that lives and
-/// does not join them.
+/// does not join them. SIGPIPE is ignored from then on, unless the program handles it.
 class C10dProcessGroup : public ProcessGroup {
  public:
   using Store = c10::intrusive_ptr<c10d::Store>;
@@ -132,6 +142,7 @@ class C10dProcessGroup : public ProcessGroup {
   static std::shared_ptr<C10dProcessGroup> join(const LaunchEnvironment& environment,
                                                 ProcessGroupOptions options = {}) {
     check_options(options);
+    detail::ignore_broken_pipes();
     if (environment.world_size == 1) {  // it listens nowhere, and nobody watches it
       options.address(options.address().empty() ? "127.0.0.1" : options.address());
       const Store store = c10::make_intrusive<c10d::HashStore>();
@@ -195,6 +206,7 @@ class C10dProcessGroup : public ProcessGroup {
                    const ProcessGroupOptions& options = {}, const std::string& place = "")
       : rank_(rank), world_size_(world_size), options_(options), store_(store) {
     check_options(options);
+    detail::ignore_broken_pipes();
     if (watch) {
       watch_ = std::make_unique<PeerWatch>(watch, rank, world_size, milliseconds(options.timeout()), place);
     }
