@@ -112,8 +112,10 @@
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/nn/sync_batch_norm.hpp>
 
+#include <mixmatch/optim/kept_gradients.hpp>
 #include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/optim/muon.hpp>
+#include <mixmatch/optim/muon_kernels.hpp>
 #include <mixmatch/optim/optimizer.hpp>
 
 #include <mixmatch/step/batch.hpp>

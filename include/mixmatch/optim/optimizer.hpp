@@ -1,14 +1,14 @@
 #pragma once
 
 #include <torch/arg.h>
-#include <torch/csrc/autograd/function.h>
-#include <torch/csrc/autograd/variable.h>
 #include <torch/serialize/archive.h>
 #include <mixmatch/detail/cpu/optimizer_kernel.hpp>
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/detail/update_rule.hpp>
 #include <mixmatch/ema_model.hpp>
+#include <mixmatch/optim/kept_gradients.hpp>
 #include <mixmatch/optim/muon.hpp>
+#include <mixmatch/optim/muon_kernels.hpp>
 
 #include <algorithm>
 #include <cmath>
@@ -27,42 +27,6 @@ namespace mixmatch::training {
 using mixmatch::detail::AdamRule;
 using mixmatch::detail::SgdRule;
 using mixmatch::detail::UpdateRule;
-
-namespace detail {
-
-/// The gradients of copies of parameters, as long as they are kept apart from the parameters' own.
-struct KeptGradients {
-  bool open = false;
-  std::vector<Tensor> of_copy;
-};
-
-/// From a parameter's copy in another precision to the parameter: the gradient in the parameter's dtype, or
-/// as it is into KeptGradients, where that is open.
-class CopyBackward : public torch::autograd::Node {
- public:
-  CopyBackward(const Tensor& parameter, std::shared_ptr<KeptGradients> kept, size_t place)
-      : Node(torch::autograd::collect_next_edges(parameter)),
-        type_(parameter.scalar_type()),
-        kept_(std::move(kept)),
-        place_(place) {}
-
-  torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
-    const Tensor& gradient = gradients[0];
-    if (!gradient.defined() || !kept_->open || at::GradMode::is_enabled()) {
-      return {gradient.defined() ? gradient.to(type_) : gradient};
-    }
-    Tensor& place = kept_->of_copy[place_];
-    place = place.defined() ? place + gradient : gradient;
-    return {Tensor()};
-  }
-
- private:
-  at::ScalarType type_;
-  std::shared_ptr<KeptGradients> kept_;
-  size_t place_;
-};
-
-}  // namespace detail
 
 struct OptimizerOptions {
   OptimizerOptions() = default;
@@ -167,9 +131,7 @@ class Optimizer {
     }
     for (size_t i = 0; i < parameters_.size(); ++i) {
       Tensor copy = view_of(block, parameters_[i]).variable_data();
-      torch::autograd::create_gradient_edge(
-          copy, std::shared_ptr<detail::CopyBackward>(
-                    new detail::CopyBackward(parameters_[i].tensor, kept_, i), torch::autograd::deleteNode));
+      detail::connect_copy(copy, parameters_[i].tensor, kept_, i);
       list.push_back(std::move(copy));
     }
     return list;
@@ -178,10 +140,10 @@ class Optimizer {
   /// The same of their moving averages, without gradient; none without an EmaModel.
   std::vector<Tensor> copies_of_averages(at::ScalarType type) const {
     const torch::NoGradGuard no_grad;
-    return averages_in(flat_.average.defined() ? flat_.average.to(type) : Tensor());
+    return views_in(flat_.average.defined() ? flat_.average.to(type) : Tensor());
   }
   /// The averages themselves.
-  std::vector<Tensor> averages() const { return averages_in(flat_.average); }
+  std::vector<Tensor> averages() const { return views_in(flat_.average); }
 
   /// The trained parameters.
   std::vector<Tensor> parameters() const {
@@ -236,8 +198,8 @@ class Optimizer {
         tensors.push_back(*tensor);
       }
     }
-    for (const MuonGroup& group : muon_groups_) {
-      tensors.push_back(group.momentum);
+    for (const Tensor& momentum : muon_kernels_.state()) {
+      tensors.push_back(momentum);
     }
     return tensors;
   }
@@ -300,14 +262,6 @@ class Optimizer {
     std::vector<int64_t> strides;
   };
 
-  /// Kernels of one size, which Muon moves together: places in parameters_, and their momentum as [kernels,
-  /// rows, columns], a row for each output.
-  struct MuonGroup {
-    std::vector<size_t> kernels;
-    double rate_factor;
-    Tensor momentum;
-  };
-
   /// Every parameter begins at a multiple of 256 bytes, as memory of its own would: cuDNN asks for alignment.
   static constexpr int64_t kAlignment = 64;
 
@@ -365,11 +319,8 @@ class Optimizer {
     };
     add_block("first_moment_", flat_.first_moment);
     add_block("second_moment_", flat_.second_moment);
-    for (const MuonGroup& group : muon_groups_) {
-      for (size_t k = 0; k < group.kernels.size(); ++k) {
-        list.push_back({"muon_momentum_" + std::to_string(group.kernels[k]),
-                        group.momentum[static_cast<int64_t>(k)], parameters_[group.kernels[k]].name});
-      }
+    for (const auto& [parameter, momentum] : muon_kernels_.moments()) {
+      list.push_back({"muon_momentum_" + std::to_string(parameter), momentum, parameters_[parameter].name});
     }
     return list;
   }
@@ -419,7 +370,8 @@ class Optimizer {
     return block.as_strided(parameter.tensor.sizes(), parameter.strides, parameter.offset);
   }
 
-  std::vector<Tensor> averages_in(const Tensor& block) const {
+  /// None where there is no block.
+  std::vector<Tensor> views_in(const Tensor& block) const {
     std::vector<Tensor> list;
     for (const auto& parameter : parameters_) {
       if (block.defined()) {
@@ -473,65 +425,9 @@ class Optimizer {
         }
       }
     }
-    collect_muon_groups();
-  }
-
-  void collect_muon_groups() {
     for (size_t i = 0; i < parameters_.size(); ++i) {
-      const Parameter& parameter = parameters_[i];
-      if (!moves_by_muon(parameter) || parameter.tensor.numel() == 0) {
-        continue;
-      }
-      const int64_t rows = parameter.tensor.size(0), columns = parameter.tensor.numel() / rows;
-      auto group = std::find_if(muon_groups_.begin(), muon_groups_.end(), [&](const MuonGroup& other) {
-        return other.momentum.size(1) == rows && other.momentum.size(2) == columns &&
-               other.rate_factor == parameter.rate_factor;
-      });
-      if (group == muon_groups_.end()) {
-        group = muon_groups_.insert(group, {{}, parameter.rate_factor, Tensor()});
-        group->momentum = at::zeros({1, rows, columns}, flat_.parameters.options());
-      }
-      group->kernels.push_back(i);
-    }
-    for (MuonGroup& group : muon_groups_) {
-      const auto count = static_cast<int64_t>(group.kernels.size());
-      group.momentum =
-          at::zeros({count, group.momentum.size(1), group.momentum.size(2)}, flat_.parameters.options());
-    }
-  }
-
-  /// Muon's step and decay of its kernels, by `gradients` in parameters_'s order; none where not `finite`,
-  /// bool [].
-  void step_by_muon(const std::vector<Tensor>& gradients, const Tensor& finite) {
-    for (MuonGroup& group : muon_groups_) {
-      const int64_t rows = group.momentum.size(1), columns = group.momentum.size(2);
-      std::vector<Tensor> of_group, weights;
-      for (const size_t kernel : group.kernels) {
-        of_group.push_back(gradients[kernel].reshape({rows, columns}));
-        weights.push_back(view_of(flat_.parameters, parameters_[kernel]).reshape({rows, columns}));
-      }
-      const Tensor weight = at::stack(weights);
-      Tensor gradient = at::stack(of_group);
-      if (options_.l2() > 0) {
-        gradient = gradient + weight * options_.l2();
-      }
-      const double momentum = options_.muon()->momentum();
-      const Tensor moved = group.momentum * momentum + gradient;
-      const Tensor direction = gradient + moved * momentum;
-      const auto type = weight.scalar_type();
-      const Tensor orthogonal =
-          orthogonalize(direction.is_cuda() && type == at::kFloat ? direction.to(at::kBFloat16) : direction,
-                        options_.muon()->iterations());
-      const Tensor rate = learning_rate_ * group.rate_factor;
-      const double length = 0.2 * std::sqrt(static_cast<double>(std::max(rows, columns)));
-      const Tensor next = (weight - orthogonal.to(type) * (rate * length).to(type)) *
-                          (1 - rate * options_.weight_decay()).to(type);
-      group.momentum.copy_(at::where(finite, moved, group.momentum));
-      const Tensor kept = at::where(finite, next, weight);
-      for (size_t k = 0; k < group.kernels.size(); ++k) {
-        const Parameter& parameter = parameters_[group.kernels[k]];
-        view_of(flat_.parameters, parameter)
-            .copy_(kept[static_cast<int64_t>(k)].view(parameter.tensor.sizes()));
+      if (moves_by_muon(parameters_[i]) && parameters_[i].tensor.numel() > 0) {
+        muon_kernels_.add(i, view_of(flat_.parameters, parameters_[i]), parameters_[i].rate_factor);
       }
     }
   }
@@ -599,7 +495,7 @@ class Optimizer {
     }
     const bool finite = mixmatch::detail::all_finite<Scalar>(tasks);
     if (finite) {
-      step_by_muon(gradients, at::ones({}, at::kBool));
+      step_by_muon([&] { return gradients; }, at::ones({}, at::kBool));
       const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
       mixmatch::detail::update<Scalar>(tasks, options_.rule(), rate, t, decay);
       for (const Parameter& parameter : parameters_) {  // autograd must see the change
@@ -624,14 +520,14 @@ class Optimizer {
                                            {finite, num_steps_, steps_before, num_updates_, average_decay_},
                                            ema_options_.has_value() ? ema_options_->decay() : 1.0,
                                            ema_options_.has_value() && ema_options_->warmup());
-      step_by_muon(finite);
+      step_by_muon([&] { return views_in(flat_.gradients); }, finite);
       mixmatch::detail::flat_step_(flat_, {steps_before, learning_rate_, average_decay_, finite}, constants);
       return finite;
     }
     gather_gradients();
     // An overflowing sum of finite gradients counts as not finite.
     const Tensor finite = flat_.gradients.sum().isfinite();
-    step_by_muon(finite);
+    step_by_muon([&] { return views_in(flat_.gradients); }, finite);
     if (average_decay_.defined()) {
       average_decay_.copy_(average_decay());
     }
@@ -640,16 +536,13 @@ class Optimizer {
     return finite;
   }
 
-  /// By the gradients in the block.
-  void step_by_muon(const Tensor& finite) {
-    if (muon_groups_.empty()) {
-      return;
+  /// gradients(): of all parameters, in their order.
+  template <class Gradients>
+  void step_by_muon(const Gradients& gradients, const Tensor& finite) {
+    if (!muon_kernels_.empty()) {
+      muon_kernels_.step(gradients(), finite, learning_rate_, *options_.muon(),
+                         {options_.weight_decay(), options_.l2()});
     }
-    std::vector<Tensor> gradients;
-    for (const Parameter& parameter : parameters_) {
-      gradients.push_back(view_of(flat_.gradients, parameter));
-    }
-    step_by_muon(gradients, finite);
   }
 
   void count(const Tensor& finite) {
@@ -698,7 +591,7 @@ class Optimizer {
   std::shared_ptr<detail::KeptGradients> kept_ = std::make_shared<detail::KeptGradients>();
   int64_t total_ = 0;
   mixmatch::detail::FlatParameters flat_;
-  std::vector<MuonGroup> muon_groups_;
+  detail::MuonKernels muon_kernels_;
   Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;
   std::function<void(int64_t)> set_num_updates_;
   bool synchronized_ = false;  // whether the EmaModel has seen the last step
