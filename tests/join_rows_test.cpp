@@ -75,3 +75,15 @@ TEST_CASE("join_rows: gradients go to each part") {
   const torch::NoGradGuard no_grad;
   CHECK(join_rows({rows.narrow(0, 0, 2), rows.narrow(0, 2, 4)}).is_alias_of(rows));
 }
+
+TEST_CASE("separate_rows: the same memory, with a version of its own") {
+  const Tensor all = numbered({6, 2});
+  const Tensor rows = mixmatch::detail::separate_rows(all, 2, 3),
+               others = mixmatch::detail::separate_rows(all, 0, 2);
+  CHECK(rows.is_alias_of(all));
+  CHECK(torch::equal(rows, all.narrow(0, 2, 3)));
+  const auto version = others._version();
+  rows.fill_(-1);
+  CHECK(others._version() == version);
+  CHECK(all.select(0, 2).eq(-1).all().item<bool>());
+}

@@ -52,8 +52,7 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
     }
     return batches;
   }
-  // In one tensor, of which one pass over all batches needs no copy. Each has a version of its own for
-  // autograd: a model may write to what it is given.
+  // In one tensor, of which one pass over all batches needs no copy.
   std::vector<Tensor> in_order;
   in_order.reserve(groups.size() * groups.size());
   for (const auto& batch : groups) {
@@ -63,7 +62,7 @@ inline std::vector<Tensor> interleave(std::vector<Tensor> batches) {
   }
   const Tensor all = at::cat(in_order);
   for (size_t i = 0; i < batches.size(); ++i) {
-    batches[i] = all.narrow(0, static_cast<int64_t>(i) * rows, rows).variable_data();
+    batches[i] = detail::separate_rows(all, static_cast<int64_t>(i) * rows, rows);
   }
   return batches;
 }

@@ -160,11 +160,8 @@ MixMatchBatch with_guesses(const BatchNames& names, const Tensor& labeled_view, 
   const Tensor guess = guess_of();
   const int64_t count = options.num_augmentations();
   if (const Tensor joined = join_targets_on_cuda(labels, guess, count); joined.defined()) {
-    const auto part = [&](int64_t first, int64_t rows) {
-      return joined.narrow(0, first, rows).variable_data();
-    };
-    return {labeled_view, part(0, labels.size(0)), join_rows(views),
-            part(labels.size(0), count * guess.size(0))};
+    return {labeled_view, separate_rows(joined, 0, labels.size(0)), join_rows(views),
+            separate_rows(joined, labels.size(0), count * guess.size(0))};
   }
   Tensor targets = labels;
   if (!at::isFloatingType(labels.scalar_type())) {

@@ -49,4 +49,10 @@ inline at::Tensor join_rows(const std::vector<at::Tensor>& parts) {
   return parts.front().as_strided(sizes, parts.front().strides());
 }
 
+/// `count` rows of `all` from `first` on, in its memory, with a version of their own for autograd: whoever is
+/// given them may write to them, and what was saved of the others stays valid. Without gradient.
+inline at::Tensor separate_rows(const at::Tensor& all, int64_t first, int64_t count) {
+  return all.narrow(0, first, count).variable_data();
+}
+
 }  // namespace mixmatch::detail

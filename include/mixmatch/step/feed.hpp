@@ -10,6 +10,7 @@
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/counter_words.hpp>
+#include <mixmatch/detail/join_rows.hpp>
 #include <mixmatch/step/batch.hpp>
 
 #include <cstdint>
@@ -109,19 +110,20 @@ class Feed {
 
   /// The rows of a step and their images: on the images' device, where `step` is.
   RawBatch gather(const Tensor& step) const {
+    using mixmatch::detail::separate_rows;
     const int64_t labeled = labeled_rows(), unlabeled = unlabeled_rows();
     const Tensor rows = at::empty({labeled + unlabeled}, step.options());
-    Tensor of_labeled = slice(rows, 0, labeled);
+    Tensor of_labeled = separate_rows(rows, 0, labeled);
     labeled_->rows_out(of_labeled, step);
     RawBatch raw;
     if (unlabeled_.has_value()) {
-      raw.unlabeled_rows = slice(rows, labeled, unlabeled);
+      raw.unlabeled_rows = separate_rows(rows, labeled, unlabeled);
       unlabeled_->rows_out(raw.unlabeled_rows, step);
     }
     const Tensor labels = data::gather_images(pool_.labels, rows);
-    raw.labels = slice(labels, 0, labeled);
+    raw.labels = separate_rows(labels, 0, labeled);
     if (unlabeled_.has_value()) {
-      raw.hidden_labels = slice(labels, labeled, unlabeled);
+      raw.hidden_labels = separate_rows(labels, labeled, unlabeled);
     }
     raw.images = pool_.gather(rows);
     return raw;
@@ -218,6 +220,7 @@ class Feed {
                  : made;
     };
 
+    using mixmatch::detail::separate_rows;
     Batch batch;
     batch.labels = raw.labels;
     batch.hidden_labels = raw.hidden_labels;
@@ -225,9 +228,9 @@ class Feed {
     const Tensor all = resizes || jitters
                            ? augment::normalize(cut_bytes(0, weak), options_.augmentation().normalization())
                            : cut(0, weak, pixels.scale, pixels.dtype);
-    batch.labeled = slice(all, 0, labeled);
+    batch.labeled = separate_rows(all, 0, labeled);
     for (int64_t row = labeled; row < weak; row += unlabeled) {
-      batch.weak.push_back(slice(all, row, unlabeled));
+      batch.weak.push_back(separate_rows(all, row, unlabeled));
     }
     if (strong > 0) {
       const Tensor augmented = augment::normalize(
@@ -236,7 +239,7 @@ class Feed {
                                      options_.strong_augmentation()),
           options_.augmentation().normalization());
       for (int64_t row = 0; row < strong; row += unlabeled) {
-        batch.strong.push_back(slice(augmented, row, unlabeled));
+        batch.strong.push_back(separate_rows(augmented, row, unlabeled));
       }
     }
     return batch;
@@ -277,11 +280,6 @@ class Feed {
   int64_t labeled_rows() const { return options_.batch_size() / options_.world_size(); }
   int64_t unlabeled_rows() const {
     return unlabeled_.has_value() ? labeled_rows() * options_.unlabeled_ratio() : 0;
-  }
-
-  /// With a version of its own for autograd.
-  static Tensor slice(const Tensor& rows, int64_t start, int64_t size) {
-    return rows.narrow(0, start, size).variable_data();
   }
 
   /// Where this rank's images stand in the whole batch: its part of the labeled ones and of each view, int64.
