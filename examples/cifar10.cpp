@@ -118,6 +118,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
                                           .state(changed)
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));
+    mm::training::RunEvaluation evaluation(state, mm::training::evaluate_options(o, device), options.graph());
     // Says so where lambda_u has risen before the guesses are worth it.
     mm::training::RampWatch ramp(o, data, mm::training::evaluate_options(o, device), state.step);
     while (run.running()) {
@@ -129,8 +130,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
       state.optimizer.synchronize();
       run.record(parallel.mean(meter.read()));
       if (run.evaluation_due()) {
-        run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
-                                                     mm::training::evaluate_options(o, device)));
+        run.record_errors(evaluation(data.validation, data.test));
       }
       run.finish_step();
       ramp.look(run, state);

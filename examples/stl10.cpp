@@ -73,7 +73,8 @@ int train_run(CLI::App& app, Options& o) {
 
   const auto train = [&](auto method) {
     // A step begins with the host's images; on a GPU the rest of it is one CUDA graph.
-    mm::training::Trainer trainer(state, method, data, mm::training::trainer_options(o));
+    const auto options = mm::training::trainer_options(o);
+    mm::training::Trainer trainer(state, method, data, options);
     mm::training::TrainingRun run(mm::training::run_directory(o, resumed),
                                   mm::training::training_run_options(o, data, device), state.step);
     state.register_in(run.checkpoint());
@@ -85,12 +86,12 @@ int train_run(CLI::App& app, Options& o) {
       run.start();
       mm::training::log_example_images(run.board(), trainer.feed());
     }
+    mm::training::RunEvaluation evaluation(state, mm::training::evaluate_options(o, device), options.graph());
     mm::training::RampWatch ramp(o, data, mm::training::evaluate_options(o, device), state.step);
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
       if (run.evaluation_due()) {
-        run.record_errors(mm::training::evaluate_all(state, data.validation, data.test,
-                                                     mm::training::evaluate_options(o, device)));
+        run.record_errors(evaluation(data.validation, data.test));
       }
       run.finish_step();
       ramp.look(run, state);

@@ -81,7 +81,7 @@ Result train(const std::filesystem::path& dir, const TrainingData& data, int64_t
   for (const auto& parameter : state.model->parameters()) {
     result.weights.push_back(parameter.detach().clone());
   }
-  const auto errors = training::evaluate_all(state, {}, test, evaluation());
+  const auto errors = training::RunEvaluation(state, evaluation())({}, test);
   result.error = errors[2];
   result.probabilities = training::predict_probabilities(
       [&](const Tensor& x) { return state.ema.forward(x); }, test, evaluation());

@@ -1,4 +1,6 @@
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/graphed_predictor.hpp>
+#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
@@ -169,6 +171,49 @@ TEST_CASE("with_test_time_flips averages the probabilities of an image and its m
   // Reduced precision is averaged in float32.
   const auto halved = [&](const Tensor& views) { return predictor(views).to(at::kBFloat16); };
   CHECK(training::with_test_time_flips(halved)(images).scalar_type() == at::kFloat);
+}
+
+TEST_CASE("a graphed predictor is its predictor where nothing is captured, without gradient") {
+  const Tensor weight = torch::ones({2}, torch::requires_grad());
+  int calls = 0;
+  training::GraphedPredictor predictor([&](const Tensor& x) {
+    ++calls;
+    return x * weight;
+  });
+  const Tensor images = torch::arange(6.0).view({3, 2});
+  CHECK(torch::equal(predictor(images), images));
+  CHECK_FALSE(predictor(images).requires_grad());
+  CHECK(calls == 2);
+  CHECK(predictor.num_graphs() == 0);
+}
+
+TEST_CASE("RunEvaluation: validation by averages, test by both, of the weights as they are then") {
+  torch::manual_seed(4);
+  torch::nn::Linear linear(3, 3);
+  torch::nn::Sequential model(torch::nn::Flatten(), linear);
+  training::TrainState state(model, training::TrainStateOptions());
+  const auto set = [](int64_t count) {
+    return data::ImageDataset{torch::rand({count, 3, 1, 1}), torch::arange(count).remainder(3), {}};
+  };
+  const auto validation = set(9), test = set(20);
+  const auto options = training::EvaluateOptions().batch_size(8);
+  training::RunEvaluation evaluation(state, options);
+  for (int turn = 0; turn < 2; ++turn) {
+    state.model->train();
+    const auto errors = evaluation(validation, test);
+    CHECK(state.model->is_training());
+    REQUIRE(errors.size() == 3);
+    CHECK(errors[0] == training::evaluate_ema(state.ema, validation, options));
+    CHECK(errors[1] == training::evaluate_model(state.model, test, options));
+    CHECK(errors[2] == training::evaluate_ema(state.ema, test, options));
+    const torch::NoGradGuard no_grad;  // all say the first class from now on
+    linear->weight.zero_();
+    linear->bias.copy_(torch::tensor({1.0, 0.0, 0.0}));
+  }
+  const auto errors = evaluation({}, test);
+  CHECK(std::isnan(errors[0]));
+  CHECK(errors[1] == Approx(65));  // 13 of 20
+  CHECK(errors[2] != errors[1]);
 }
 
 TEST_CASE("evaluate_model runs in evaluation mode, without gradient, and restores every mode") {

@@ -3,6 +3,7 @@
 //
 //     gpu_benchmark check   --device cuda [--sanitize yes]     (few and small, for compute-sanitizer)
 //     gpu_benchmark time    --device cuda --steps 200 [--only "augmentation in the graph"]
+//     gpu_benchmark evaluation --device cuda                   (of 10,000 images)
 //     gpu_benchmark convolutions --device cuda                 (each layer of a step by itself)
 //     gpu_benchmark profile --device cuda --trace trace.json
 //     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR
@@ -14,7 +15,7 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
-#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/program/check_options.hpp>
@@ -283,6 +284,36 @@ int measure(const Options& o) {
   return failed == 0 ? 0 : 1;
 }
 
+/// What it costs to evaluate 10,000 images by the averaged weights.
+int evaluation(const Options& o) {
+  const auto device = o.device();
+  const auto options = training_options(o);
+  State state(make_network(o, /*channels_last=*/true), mm::training::train_state_options(options));
+  torch::manual_seed(2);
+  const int64_t count = o.number("images", 10000);
+  const mm::data::ImageDataset images{
+      at::randint(256, {count, 3, 32, 32}, at::kByte), at::randint(kClasses, {count}, at::kLong), {}};
+  const auto evaluate = mm::training::evaluate_options(options, device);
+  for (const bool resident : {false, true}) {
+    const auto placed = resident ? mm::data::to_device(images, device) : images;
+    for (const bool graph : {false, true}) {
+      mm::training::GraphedPredictor averaged([&](const Tensor& x) { return state.ema.forward(x); }, graph);
+      const auto timing = time_steps(
+          [&](int64_t times) {
+            for (int64_t i = 0; i < times; ++i) {
+              mm::training::error_percent(averaged, placed, evaluate);
+            }
+          },
+          device, o.number("steps", 50));
+      fmt::print("{:6} images {:14} {:10} {:9.2f} ms  ({:.2f} to {:.2f})\n", count,
+                 resident ? "on the device," : "of the host,", graph ? "captured" : "eager", timing.median,
+                 timing.fastest, timing.slowest);
+      std::fflush(stdout);
+    }
+  }
+  return 0;
+}
+
 /// Each convolution of a WRN-28-2 step by itself, many of one in a graph: what predict.py has beside it. The
 /// last two are other forms of that from 32 to 32 channels.
 int convolutions(const Options& o) {
@@ -421,7 +452,8 @@ int train(const Options& o) {
     }
     const int64_t every = o.number("eval-every", 1024);
     const double limit = 60 * std::stod(o.text("minutes", "60"));
-    const auto evaluation = mm::training::evaluate_options(options, device);
+    mm::training::RunEvaluation evaluation(state, mm::training::evaluate_options(options, device),
+                                           options.graph);
     const double before = seconds;
     const auto start = std::chrono::steady_clock::now();
     while (state.step < options.steps) {
@@ -439,9 +471,8 @@ int train(const Options& o) {
       for (size_t i = 0; i < means.names.size(); ++i) {
         fmt::print("  {} {:.4g}", means.names[i], means.values[i]);
       }
-      fmt::print("  test error {:.2f} %  averaged {:.2f} %\n",
-                 mm::training::evaluate_model(state.model, test, evaluation),
-                 mm::training::evaluate_ema(state.ema, test, evaluation));
+      const auto errors = evaluation({}, test);
+      fmt::print("  test error {:.2f} %  averaged {:.2f} %\n", errors[1], errors[2]);
       std::fflush(stdout);
       checkpoint.save();
       if (took.count() > limit) {
@@ -467,6 +498,9 @@ int main(int argc, char** argv) {
     if (command == "time") {
       return measure(options);
     }
+    if (command == "evaluation") {
+      return evaluation(options);
+    }
     if (command == "convolutions") {
       return convolutions(options);
     }
@@ -480,6 +514,7 @@ int main(int argc, char** argv) {
     fmt::print(stderr, "gpu_benchmark: {}\n", mm::training::detail::one_line_of(error));
     return 2;
   }
-  fmt::print(stderr, "usage: gpu_benchmark check|time|convolutions|profile|train [--name value]…\n");
+  fmt::print(stderr,
+             "usage: gpu_benchmark check|time|evaluation|convolutions|profile|train [--name value]…\n");
   return 2;
 }

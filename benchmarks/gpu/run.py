@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
 float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant, profiles the
-fastest, times its convolutions and the peers, and trains on CIFAR-10.
+fastest, times evaluation, its convolutions and the peers, and trains on CIFAR-10.
 
 Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
 the ones that those include (CUDA 13's do); no network.
@@ -330,6 +330,9 @@ def main():
                               "--trace", str(trace)], minutes=bound) and trace.exists():
             summarize(report, trace, profiled)
     small = ["--batch", "1"] if args.dry_run else []
+    few = ["--images", "20"] if args.dry_run else []
+    report.run("evaluation of 10,000 images", [str(program), "evaluation", *common, *few, "--steps",
+                                               str(min(steps, 50))], minutes=1)
     report.run("each convolution of a step", [str(program), "convolutions", *common, *small, "--steps",
                                               str(min(steps, 50))], minutes=1)
     peers = ROOT / "benchmarks/peer"

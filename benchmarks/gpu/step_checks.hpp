@@ -4,6 +4,7 @@
 // against itself without one.
 
 #include <torch/torch.h>
+#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/program/check_options.hpp>
@@ -211,6 +212,57 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
       {"measured convolutions: first loss", kernel_checks::difference(losses[1], losses[0]), 1e-4});
 }
 
+/// Passes that are captured beside passes that are not, of weights that change between them.
+inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
+  const auto o = small_options("mixmatch");
+  mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
+  torch::manual_seed(6);
+  const mixmatch::data::ImageDataset images{
+      at::randint(256, {50, 3, 16, 16}, at::kByte), at::arange(50, at::kLong).remainder(10), {}};
+  for (const auto precision : {at::kFloat, at::kBFloat16}) {
+    const auto options = mixmatch::training::EvaluateOptions().device(device).precision(precision);
+    mixmatch::training::GraphedPredictor raw([&](const Tensor& x) {
+      const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
+      return state.model->forward(x);
+    });
+    mixmatch::training::GraphedPredictor averaged([&](const Tensor& x) { return state.ema.forward(x); });
+    for (int turn = 0; turn < 3; ++turn) {
+      for (const int64_t count : {20, 7}) {
+        const Tensor x = images.images.narrow(0, turn, count).to(device).to(at::kFloat).div(255);
+        const torch::NoGradGuard no_grad;
+        const mixmatch::training::Autocast autocast(device, options.precision());
+        const Tensor by_graphs[] = {raw(x).clone(), averaged(x).clone()};
+        const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
+        const Tensor eager[] = {state.model->forward(x), state.ema.forward(x)};
+        for (int i = 0; i < 2; ++i) {
+          checks.push_back(
+              {"evaluation: captured beside eager", kernel_checks::difference(by_graphs[i], eager[i]), 1e-6});
+        }
+      }
+      const torch::NoGradGuard no_grad;
+      for (const Tensor& parameter : state.model->parameters()) {
+        parameter.mul_(1.1);
+      }
+      for (const auto& [name, average] : state.ema.named_parameters()) {
+        average.mul_(0.9);
+      }
+    }
+    checks.push_back({"evaluation: graphs",
+                      raw.num_graphs() == 2 && averaged.num_graphs() == 2 ? 0.0
+                      : device.is_cuda()                                  ? 1.0
+                                                                          : 0.0,
+                      0});
+    // Whole runs' numbers, twice.
+    mixmatch::training::RunEvaluation captured(state, options), eager(state, options, /*graph=*/false);
+    for (int turn = 0; turn < 2; ++turn) {
+      const auto here = captured(images, images), there = eager(images, images);
+      for (size_t i = 0; i < here.size(); ++i) {
+        checks.push_back({"evaluation: errors", std::abs(here[i] - there[i]), 0});
+      }
+    }
+  }
+}
+
 /// `brief`: a few steps of MixMatch alone.
 inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
   const ExactConvolutions exact;
@@ -221,7 +273,8 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
   return kernel_checks::run_parts({{"step", check_step_of_cpu},
                                    {"graph", check_graph},
                                    {"images of the host", check_host_images},
-                                   {"measured convolutions", check_measured_convolutions}},
+                                   {"measured convolutions", check_measured_convolutions},
+                                   {"evaluation", check_evaluation}},
                                   device);
 }
 

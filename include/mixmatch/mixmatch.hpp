@@ -69,6 +69,7 @@
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/cross_validated_probe.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/graphed_predictor.hpp>
 #include <mixmatch/evaluation/guess_chance.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
@@ -78,6 +79,7 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/evaluation/review_order.hpp>
+#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 

@@ -111,15 +111,6 @@ inline std::string acceptance_text(const ConfidenceRuleFit& fit) {
 
 }  // namespace detail
 
-/// Errors for TrainingRun::record_errors, in the columns of training_run_options(): validation (averaged
-/// weights), test (raw weights), test (averaged weights); NaN for an empty set.
-template <class Model>
-std::vector<double> evaluate_all(TrainState<Model>& state, const data::ImageDataset& validation,
-                                 const data::ImageDataset& test, const EvaluateOptions& options) {
-  return {evaluate_ema(state.ema, validation, options), evaluate_model(state.model, test, options),
-          evaluate_ema(state.ema, test, options)};
-}
-
 namespace detail {
 
 template <class Model>

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/feed_watch.hpp>
 #include <mixmatch/program/finish_run.hpp>
@@ -35,7 +35,8 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
   }
   TrainedOn seen(o, state.model, data, device);
   return with_method(o, [&](auto method) {
-    Trainer trainer(state, std::move(method), seen.data(), trainer_options(o));
+    const TrainerOptions options = trainer_options(o);
+    Trainer trainer(state, std::move(method), seen.data(), options);
     TrainingRun run(directory, training_run_options(o, data, device), state.step);
     state.register_in(run.checkpoint());
     trainer.register_in(run.checkpoint());
@@ -48,11 +49,12 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
         log_example_images(run.board(), trainer.feed());
       }
     }
+    RunEvaluation evaluation(state, seen.options(), options.graph());
     RampWatch ramp(o, seen.data(), seen.options(), state.step);
     while (run.running()) {
       run.record(trainer.run(run.steps_until_due()));
       if (run.evaluation_due()) {
-        run.record_errors(evaluate_all(state, seen.data().validation, seen.data().test, seen.options()));
+        run.record_errors(evaluation(seen.data().validation, seen.data().test));
       }
       run.finish_step();
       ramp.look(run, state);

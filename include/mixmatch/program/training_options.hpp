@@ -87,7 +87,7 @@ struct TrainingOptions {
   // How it is run, without changing its result.
   std::string device = "auto";
   bool prefetch = true;
-  bool graph = true;  ///< on a GPU: the step as one CUDA graph
+  bool graph = true;  ///< on a GPU: steps and evaluations as CUDA graphs
   bool measure_convolutions = false, deterministic = false;
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
@@ -255,7 +255,8 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"threads", "CPU threads; 0 = one a processor, at most 16", R::progress}, o.threads,
         Range<int>{0, 1024});
   visit(OptionText{"prefetch", "Read the next images on a thread of its own", R::how}, o.prefetch);
-  visit(OptionText{"no-graph", "On a GPU: launch the step piece by piece, not as one CUDA graph", R::how},
+  visit(OptionText{"no-graph", "On a GPU: launch steps and evaluations piece by piece, not as CUDA graphs",
+                   R::how},
         o.graph, Off{});
   visit(OptionText{"measure-convolutions",
                    "On a GPU: the fastest convolutions, measured before the graph is captured, in place of "

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <mixmatch/data/image_dataset.hpp>
+#include <mixmatch/evaluation/evaluate.hpp>
+#include <mixmatch/evaluation/graphed_predictor.hpp>
+#include <mixmatch/model.hpp>
+#include <mixmatch/step/train_state.hpp>
+
+#include <functional>
+#include <limits>
+#include <vector>
+
+namespace mixmatch::training {
+
+/// The errors of a model that trains, again and again: on a GPU by passes that are captured in CUDA graphs at
+/// the first time and replayed from then on (GraphedPredictor), with `graph` false, in several processes and
+/// on the CPU as they are written.
+///
+///     training::RunEvaluation evaluation(state, training::EvaluateOptions().device(device));
+///     while (run.running()) {
+///       … steps …
+///       run.record_errors(evaluation(validation, test));
+///     }
+///
+/// `state` must outlive it, and its weights and averages stay where they are in memory.
+template <ModuleModel Model>
+class RunEvaluation {
+ public:
+  explicit RunEvaluation(TrainState<Model>& state, const EvaluateOptions& options = {}, bool graph = true)
+      : options_(options),
+        raw_(
+            [&state](const Tensor& images) {
+              const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
+              return forward(state.model, images);
+            },
+            graph && options.processes() == nullptr),
+        averaged_([&state](const Tensor& images) { return state.ema.forward(images); },
+                  graph && options.processes() == nullptr) {}
+
+  /// Errors in percent for TrainingRun::record_errors, in the columns of training_run_options(): validation
+  /// (averaged weights), test (raw weights), test (averaged weights); NaN for an empty set.
+  std::vector<double> operator()(const data::ImageDataset& validation, const data::ImageDataset& test) {
+    return {error_of(averaged_, validation), error_of(raw_, test), error_of(averaged_, test)};
+  }
+
+ private:
+  using Predictor = GraphedPredictor<std::function<Tensor(const Tensor&)>>;
+
+  double error_of(Predictor& predictor, const data::ImageDataset& dataset) {
+    return dataset.size() == 0 ? std::numeric_limits<double>::quiet_NaN()
+                               : error_percent(predictor, dataset, options_);
+  }
+
+  EvaluateOptions options_;
+  Predictor raw_, averaged_;
+};
+
+}  // namespace mixmatch::training
