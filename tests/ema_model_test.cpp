@@ -271,6 +271,16 @@ TEST_CASE(
   CHECK_THAT(error_of([&] { ema.update(); }), contains("average_parameters() is in effect"));
 }
 
+TEST_CASE("EmaModel: averages that cannot be copied into the model leave it as it was, each time") {
+  torch::nn::Linear model(2, 2);
+  const Tensor before = model->weight.detach().clone();
+  EmaModel ema(model, EmaModelOptions().device(torch::kMeta));  // which has no values
+  for (int turn = 0; turn < 2; ++turn) {
+    CHECK_THROWS(ema.forward(torch::ones({1, 2})));
+    CHECK(torch::equal(model->weight, before));
+  }
+}
+
 TEST_CASE("EmaModel: save and load, by archive and by torch::save") {
   torch::manual_seed(11);
   HeldNet model;

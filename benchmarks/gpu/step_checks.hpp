@@ -263,6 +263,35 @@ inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
   }
 }
 
+/// Evaluation in the middle of a captured run changes nothing in it.
+inline void check_evaluation_between_steps(std::vector<Check>& checks, torch::Device device) {
+  const auto o = small_options("mixmatch");
+  const auto data = small_data(device);
+  Tensor weights[2];
+  for (const bool evaluates : {false, true}) {
+    mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
+    mixmatch::training::Trainer trainer(
+        state,
+        mixmatch::methods::MixMatch(mixmatch::training::mixmatch_options(o),
+                                    mixmatch::training::ramped_loss_options(o)),
+        data, mixmatch::training::trainer_options(o));
+    mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device));
+    const Tensor rows = at::arange(20, at::kLong);
+    const mixmatch::data::ImageDataset test{data.pool.gather(rows.to(data.pool.labels.device())).cpu(),
+                                            data.pool.labels_of(rows, torch::kCPU),
+                                            {}};
+    while (state.step < 6) {
+      trainer.run(1);
+      if (evaluates) {
+        evaluation({}, test);
+      }
+    }
+    weights[evaluates] = state.model->conv1->weight.detach().clone().cpu();
+  }
+  checks.push_back(
+      {"evaluation: between captured steps", kernel_checks::difference(weights[1], weights[0]), 0});
+}
+
 /// `brief`: a few steps of MixMatch alone.
 inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
   const ExactConvolutions exact;
@@ -274,7 +303,8 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                                    {"graph", check_graph},
                                    {"images of the host", check_host_images},
                                    {"measured convolutions", check_measured_convolutions},
-                                   {"evaluation", check_evaluation}},
+                                   {"evaluation", check_evaluation},
+                                   {"evaluation between steps", check_evaluation_between_steps}},
                                   device);
 }
 

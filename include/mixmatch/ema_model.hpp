@@ -259,13 +259,21 @@ class EmaModel {
   }
 
   void enter() {
-    if (scopes_++ == 0) {
+    if (scopes_ == 0) {
+      std::vector<Tensor> values;  // all of them before anything has changed: a copy may throw
+      for (auto* list : {&parameters_, &buffers_}) {
+        for (const auto& item : *list) {
+          values.push_back(item.average.to(item.live.options()));
+        }
+      }
+      auto value = values.cbegin();
       for (auto* list : {&parameters_, &buffers_}) {
         for (auto& item : *list) {
           item.set_aside = item.live.tensor_data();
-          item.live.set_data(item.average.to(item.live.options()));
+          item.live.set_data(*value++);
         }
       }
+      ++scopes_;
       copies_ = detail::WeightCopies::in_use();
       if (copies_ != nullptr) {
         copies_->suspend();  // they are of the live weights
@@ -279,6 +287,8 @@ class EmaModel {
         }
       }
       detail::forget_autocast_copies();
+    } else {
+      ++scopes_;
     }
   }
 

@@ -12,9 +12,9 @@
 
 namespace mixmatch::training {
 
-/// The errors of a model that trains, again and again: on a GPU by passes that are captured in CUDA graphs at
-/// the first time and replayed from then on (GraphedPredictor), with `graph` false, in several processes and
-/// on the CPU as they are written.
+/// The errors of a model that trains, measured again and again. On a GPU the passes are captured in CUDA
+/// graphs at the first evaluation and replayed from then on (GraphedPredictor). With `graph` false, in
+/// several processes, for TorchScript and on the CPU they run as they are written.
 ///
 ///     training::RunEvaluation evaluation(state, training::EvaluateOptions().device(device));
 ///     while (run.running()) {
@@ -22,7 +22,8 @@ namespace mixmatch::training {
 ///       run.record_errors(evaluation(validation, test));
 ///     }
 ///
-/// `state` must outlive it, and its weights and averages stay where they are in memory.
+/// `state` must outlive it, and its weights and averages stay where they are in memory. The first evaluation
+/// on a GPU does three passes more for each shape; the graphs' memory is free again when this goes.
 template <ModuleModel Model>
 class RunEvaluation {
  public:
@@ -33,9 +34,9 @@ class RunEvaluation {
               const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
               return forward(state.model, images);
             },
-            graph && options.processes() == nullptr),
+            captures(state, options, graph)),
         averaged_([&state](const Tensor& images) { return state.ema.forward(images); },
-                  graph && options.processes() == nullptr) {}
+                  captures(state, options, graph)) {}
 
   /// Errors in percent for TrainingRun::record_errors, in the columns of training_run_options(): validation
   /// (averaged weights), test (raw weights), test (averaged weights); NaN for an empty set.
@@ -45,6 +46,10 @@ class RunEvaluation {
 
  private:
   using Predictor = GraphedPredictor<std::function<Tensor(const Tensor&)>>;
+
+  static bool captures(TrainState<Model>& state, const EvaluateOptions& options, bool graph) {
+    return graph && options.processes() == nullptr && !mixmatch::detail::runs_script(state.model);
+  }
 
   double error_of(Predictor& predictor, const data::ImageDataset& dataset) {
     return dataset.size() == 0 ? std::numeric_limits<double>::quiet_NaN()

@@ -208,14 +208,6 @@ class Trainer {
     return loss.total.detach();
   }
 
-  bool is_script() const {
-    if constexpr (requires { state_->model->is_script(); }) {  // models::Network may hold one
-      return state_->model->is_script();
-    } else {
-      return mixmatch::detail::is_script_module<Model>;
-    }
-  }
-
   GraphedStepOptions graph_options() {
     const auto tensors_of = [](const auto& items) {
       std::vector<Tensor> tensors;
@@ -226,8 +218,9 @@ class Trainer {
     };
     const auto buffers = tensors_of(mixmatch::detail::model_buffers(state_->model));
     // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
-    const bool waits = is_script() || (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
-                                       !mixmatch::detail::cuda_kernels_available(device_));
+    const bool waits = mixmatch::detail::runs_script(state_->model) ||
+                       (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
+                        !mixmatch::detail::cuda_kernels_available(device_));
     return GraphedStepOptions()
         .enabled(options_.graph() && !waits && parallel_.capturable(device_))
         .measure_convolutions(options_.measure_convolutions())
