@@ -1,12 +1,12 @@
 #include <mixmatch/evaluation/evaluate.hpp>
-#include <mixmatch/evaluation/graphed_predictor.hpp>
-#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/threads.hpp>
 #include <mixmatch/run/memory.hpp>
+#include <mixmatch/step/graphed_predictor.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 
 #include <ATen/Parallel.h>
 #include <sys/resource.h>

@@ -15,7 +15,6 @@
 #include <mixmatch/augment/random_crop_flip.hpp>
 #include <mixmatch/data/batch_stream.hpp>
 #include <mixmatch/data/cifar10.hpp>
-#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/program/check_options.hpp>
@@ -26,6 +25,7 @@
 #include <mixmatch/program/training_options.hpp>
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/trainer.hpp>
 
 #include <algorithm>

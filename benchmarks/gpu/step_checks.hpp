@@ -4,13 +4,13 @@
 // against itself without one.
 
 #include <torch/torch.h>
-#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/with_method.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/trainer.hpp>
 
 #include <cstdint>

@@ -69,7 +69,6 @@
 #include <mixmatch/evaluation/confusion_matrix.hpp>
 #include <mixmatch/evaluation/cross_validated_probe.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
-#include <mixmatch/evaluation/graphed_predictor.hpp>
 #include <mixmatch/evaluation/guess_chance.hpp>
 #include <mixmatch/evaluation/guess_collapse.hpp>
 #include <mixmatch/evaluation/guess_quality.hpp>
@@ -79,7 +78,6 @@
 #include <mixmatch/evaluation/predict.hpp>
 #include <mixmatch/evaluation/proportion.hpp>
 #include <mixmatch/evaluation/review_order.hpp>
-#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/evaluation/test_time_flips.hpp>
 #include <mixmatch/evaluation/update_bn.hpp>
 
@@ -123,12 +121,14 @@
 #include <mixmatch/step/batch.hpp>
 #include <mixmatch/step/data_parallel.hpp>
 #include <mixmatch/step/feed.hpp>
+#include <mixmatch/step/graphed_predictor.hpp>
 #include <mixmatch/step/graphed_step.hpp>
 #include <mixmatch/step/host_batches.hpp>
 #include <mixmatch/step/learner.hpp>
 #include <mixmatch/step/meter.hpp>
 #include <mixmatch/step/method_state.hpp>
 #include <mixmatch/step/prefetch.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/step_loss.hpp>
 #include <mixmatch/step/train_state.hpp>
 #include <mixmatch/step/trainer.hpp>

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <mixmatch/evaluation/run_evaluation.hpp>
 #include <mixmatch/program/example_images.hpp>
 #include <mixmatch/program/feed_watch.hpp>
 #include <mixmatch/program/finish_run.hpp>
@@ -14,6 +13,7 @@
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/training_run.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/trainer.hpp>
 
 #include <utility>

@@ -2,8 +2,8 @@
 
 #include <mixmatch/data/image_dataset.hpp>
 #include <mixmatch/evaluation/evaluate.hpp>
-#include <mixmatch/evaluation/graphed_predictor.hpp>
 #include <mixmatch/model.hpp>
+#include <mixmatch/step/graphed_predictor.hpp>
 #include <mixmatch/step/train_state.hpp>
 
 #include <functional>
