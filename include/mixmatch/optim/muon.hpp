@@ -44,13 +44,14 @@ inline Tensor orthogonalize(const Tensor& matrices, int64_t iterations = MuonOpt
   constexpr double a = 3.4445, b = -4.7750, c = 2.0315;
   const torch::NoGradGuard no_grad;
   const bool tall = matrices.size(-2) > matrices.size(-1);
-  Tensor x = tall ? matrices.transpose(-2, -1) : matrices;
+  Tensor x = matrices.dim() == 2 ? matrices.unsqueeze(0) : matrices.flatten(0, -3);
+  x = tall ? x.transpose(-2, -1) : x;
   x = x / x.square().sum({-2, -1}, /*keepdim=*/true).sqrt().clamp_min(1e-7);
   for (int64_t i = 0; i < iterations; ++i) {
-    const Tensor gram = x.matmul(x.transpose(-2, -1));
-    x = x * a + (gram * b + gram.matmul(gram) * c).matmul(x);
+    const Tensor gram = x.bmm(x.transpose(-2, -1));
+    x = at::baddbmm(x, at::baddbmm(gram, gram, gram, b, c), x, a);  // a call each: small products cost calls
   }
-  return tall ? x.transpose(-2, -1) : x;
+  return (tall ? x.transpose(-2, -1) : x).reshape(matrices.sizes());
 }
 
 }  // namespace mixmatch::training
