@@ -6,6 +6,7 @@
 #include <mixmatch/distributed/c10d_process_group.hpp>
 #include <mixmatch/distributed/peer_watch.hpp>
 #include <mixmatch/distributed/rendezvous.hpp>
+#include <mixmatch/program/blas_library.hpp>
 #include <mixmatch/program/cache_memory.hpp>
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/classifier_file.hpp>

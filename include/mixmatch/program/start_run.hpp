@@ -8,6 +8,7 @@
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/models/network.hpp>
 #include <mixmatch/nn/precision.hpp>
+#include <mixmatch/program/blas_library.hpp>
 #include <mixmatch/program/device.hpp>
 #include <mixmatch/program/same_run.hpp>
 #include <mixmatch/program/threads.hpp>
@@ -98,6 +99,13 @@ inline torch::Device choose_device(TrainingOptions& o) {
   const int threads = at::get_num_threads();
   print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
                 threads == 1 ? "" : "s", describe_precision(device, o.precision));
+  // In bf16 products are oneDNN's, as convolutions are; Muon's are always float32 on the CPU.
+  const bool products = o.optimizer == "muon" || (o.model.starts_with("vit") && o.precision == "fp32");
+  if (device.is_cpu() && products && is_reference_blas(blas_library())) {
+    print_message(stdout,
+                  "matrix products by the reference BLAS, which is many times slower than OpenBLAS: apt-get "
+                  "install libopenblas0-openmp\n");
+  }
   if (device.is_cuda()) {
     if (o.deterministic) {
       at::globalContext().setDeterministicCuDNN(true);
