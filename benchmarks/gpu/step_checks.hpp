@@ -13,6 +13,7 @@
 #include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/trainer.hpp>
 
+#include <cmath>
 #include <cstdint>
 #include <string>
 #include <utility>
@@ -65,23 +66,37 @@ inline mixmatch::training::TrainingData small_data(torch::Device device) {
           {}};
 }
 
+/// To evaluate on, of noise, on the CPU.
+inline mixmatch::data::ImageDataset some_images(int64_t count) {
+  auto generator = at::detail::createCPUGenerator(6);
+  return {at::randint(0, 256, {count, 3, 16, 16}, generator, at::TensorOptions(at::kByte)),
+          at::arange(count, at::kLong).remainder(10),
+          {}};
+}
+
 struct Trained {
   std::vector<StepMeans> rows;
   Tensor weight;
   bool graphed = false;
 };
 
-/// `steps` steps of a method on `device`, `of_row` of them in a row.
+/// `steps` steps of a method on `device`, `of_row` of them in a row, with an evaluation after each row if
+/// `evaluates`.
 inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
-                     bool resident = true, int64_t of_row = 1) {
+                     bool resident = true, int64_t of_row = 1, bool evaluates = false) {
   const auto data = small_data(resident ? device : torch::Device(torch::kCPU));
   mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
   return mixmatch::training::with_method(o, [&](auto method) {
     mixmatch::training::Trainer trainer(state, std::move(method), data,
                                         mixmatch::training::trainer_options(o));
+    mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device));
+    const auto test = some_images(20);
     Trained result;
     while (state.step < steps) {
       result.rows.push_back(trainer.run(std::min(of_row, steps - state.step)));
+      if (evaluates) {
+        evaluation({}, test);
+      }
     }
     result.weight = state.model->conv1->weight.detach().clone().cpu();
     result.graphed = trainer.is_graphed();
@@ -216,9 +231,7 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
 inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
   const auto o = small_options("mixmatch");
   mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
-  torch::manual_seed(6);
-  const mixmatch::data::ImageDataset images{
-      at::randint(256, {50, 3, 16, 16}, at::kByte), at::arange(50, at::kLong).remainder(10), {}};
+  const auto images = some_images(50);
   for (const auto precision : {at::kFloat, at::kBFloat16}) {
     const auto options = mixmatch::training::EvaluateOptions().device(device).precision(precision);
     mixmatch::training::GraphedPredictor raw([&](const Tensor& x) {
@@ -247,11 +260,9 @@ inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
         average.mul_(0.9);
       }
     }
-    checks.push_back({"evaluation: graphs",
-                      raw.num_graphs() == 2 && averaged.num_graphs() == 2 ? 0.0
-                      : device.is_cuda()                                  ? 1.0
-                                                                          : 0.0,
-                      0});
+    const size_t graphs = device.is_cuda() ? 2 : 0;
+    checks.push_back(
+        {"evaluation: graphs", raw.num_graphs() == graphs && averaged.num_graphs() == graphs ? 0.0 : 1.0, 0});
     // Whole runs' numbers, twice.
     mixmatch::training::RunEvaluation captured(state, options), eager(state, options, /*graph=*/false);
     for (int turn = 0; turn < 2; ++turn) {
@@ -266,30 +277,9 @@ inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
 /// Evaluation in the middle of a captured run changes nothing in it.
 inline void check_evaluation_between_steps(std::vector<Check>& checks, torch::Device device) {
   const auto o = small_options("mixmatch");
-  const auto data = small_data(device);
-  Tensor weights[2];
-  for (const bool evaluates : {false, true}) {
-    mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
-    mixmatch::training::Trainer trainer(
-        state,
-        mixmatch::methods::MixMatch(mixmatch::training::mixmatch_options(o),
-                                    mixmatch::training::ramped_loss_options(o)),
-        data, mixmatch::training::trainer_options(o));
-    mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device));
-    const Tensor rows = at::arange(20, at::kLong);
-    const mixmatch::data::ImageDataset test{data.pool.gather(rows.to(data.pool.labels.device())).cpu(),
-                                            data.pool.labels_of(rows, torch::kCPU),
-                                            {}};
-    while (state.step < 6) {
-      trainer.run(1);
-      if (evaluates) {
-        evaluation({}, test);
-      }
-    }
-    weights[evaluates] = state.model->conv1->weight.detach().clone().cpu();
-  }
+  const auto without = train(device, o, 6), with = train(device, o, 6, true, 1, /*evaluates=*/true);
   checks.push_back(
-      {"evaluation: between captured steps", kernel_checks::difference(weights[1], weights[0]), 0});
+      {"evaluation: between captured steps", kernel_checks::difference(with.weight, without.weight), 0});
 }
 
 /// `brief`: a few steps of MixMatch alone.
