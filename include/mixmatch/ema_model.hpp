@@ -259,37 +259,37 @@ class EmaModel {
   }
 
   void enter() {
-    if (scopes_ == 0) {
-      std::vector<Tensor> values;  // all of them before anything has changed: a copy may throw
-      for (auto* list : {&parameters_, &buffers_}) {
-        for (const auto& item : *list) {
-          values.push_back(item.average.to(item.live.options()));
-        }
-      }
-      auto value = values.cbegin();
-      for (auto* list : {&parameters_, &buffers_}) {
-        for (auto& item : *list) {
-          item.set_aside = item.live.tensor_data();
-          item.live.set_data(*value++);
-        }
-      }
+    if (scopes_ > 0) {
       ++scopes_;
-      copies_ = detail::WeightCopies::in_use();
-      if (copies_ != nullptr) {
-        copies_->suspend();  // they are of the live weights
-        if (!at::GradMode::is_enabled()) {
-          try {
-            copies_of_averages_ = copies_->in_averages_place();
-          } catch (...) {  // no memory, say: the model is to have its own weights
-            leave();
-            throw;
-          }
-        }
-      }
-      detail::forget_autocast_copies();
-    } else {
-      ++scopes_;
+      return;
     }
+    std::vector<Tensor> values;  // all of them before anything has changed: a copy may throw
+    for (auto* list : {&parameters_, &buffers_}) {
+      for (const auto& item : *list) {
+        values.push_back(item.average.to(item.live.options()));
+      }
+    }
+    auto value = values.cbegin();
+    for (auto* list : {&parameters_, &buffers_}) {
+      for (auto& item : *list) {
+        item.set_aside = item.live.tensor_data();
+        item.live.set_data(*value++);
+      }
+    }
+    scopes_ = 1;
+    copies_ = detail::WeightCopies::in_use();
+    if (copies_ != nullptr) {
+      copies_->suspend();  // they are of the live weights
+      if (!at::GradMode::is_enabled()) {
+        try {
+          copies_of_averages_ = copies_->in_averages_place();
+        } catch (...) {  // no memory, say: the model is to have its own weights
+          leave();
+          throw;
+        }
+      }
+    }
+    detail::forget_autocast_copies();
   }
 
   void leave() {
