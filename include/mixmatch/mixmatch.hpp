@@ -108,11 +108,12 @@
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
 #include <mixmatch/nn/batch_norm_statistics.hpp>
 #include <mixmatch/nn/channels_last.hpp>
+#include <mixmatch/nn/convolve.hpp>
 #include <mixmatch/nn/forward_each.hpp>
+#include <mixmatch/nn/kept_gradients.hpp>
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/nn/sync_batch_norm.hpp>
 
-#include <mixmatch/optim/kept_gradients.hpp>
 #include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/muon_kernels.hpp>

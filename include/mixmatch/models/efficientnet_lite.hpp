@@ -10,6 +10,7 @@
 #include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/convolve.hpp>
 
 #include <algorithm>
 #include <array>
@@ -74,12 +75,12 @@ inline Tensor same_convolution(const torch::nn::Conv2d& conv, const Tensor& x) {
   const auto zeros = [&](int64_t size) {
     return std::max((size + stride - 1) / stride * stride - stride + kernel - size, int64_t{0});
   };
-  const int64_t height = zeros(x.size(2)), width = zeros(x.size(3)), groups = conv->options.groups();
+  const int64_t height = zeros(x.size(2)), width = zeros(x.size(3));
   const bool even = height % 2 == 0 && width % 2 == 0;
   const std::array<int64_t, 2> padding{even ? height / 2 : 0, even ? width / 2 : 0};
   const Tensor padded =
       even ? x : at::constant_pad_nd(x, {width / 2, width - width / 2, height / 2, height - height / 2});
-  return at::conv2d(padded, conv->weight, Tensor(), stride, at::IntArrayRef(padding), 1, groups);
+  return convolve(padded, conv->weight, {{stride, stride}, padding, {1, 1}, conv->options.groups()});
 }
 
 }  // namespace detail
@@ -114,9 +115,9 @@ class EfficientNetLiteBlockImpl : public torch::nn::Cloneable<EfficientNetLiteBl
   }
 
   Tensor forward(const Tensor& input) {
-    Tensor x = expand_ == 1 ? input : at::clamp_max(bn0(expand_conv(input)), 6);
+    Tensor x = expand_ == 1 ? input : at::clamp_max(bn0(convolve(expand_conv, input)), 6);
     x = at::clamp_max(bn1(detail::same_convolution(depthwise_conv, x)), 6);
-    x = bn2(project_conv(x));
+    x = bn2(convolve(project_conv, x));
     if (stride_ != 1 || in_ != out_) {
       return x;
     }
@@ -213,16 +214,14 @@ class EfficientNetLiteImpl : public torch::nn::Cloneable<EfficientNetLiteImpl> {
     fc = register_module("_fc", torch::nn::Linear(1280, options_.num_classes()));
   }
 
-  Tensor forward(const Tensor& images) {
-    return fc(at::dropout(features(images), dropout(), is_training()));
-  }
+  Tensor forward(const Tensor& images) { return fc(at::dropout(features(images), dropout(), is_training())); }
 
   /// What the last layer sees but for dropout, [N, 1280].
   Tensor features(const Tensor& images) {
     detail::check_images("EfficientNetLite", images, options_.in_channels());
     Tensor x = at::clamp_max(bn0(detail::same_convolution(conv_stem, images)), 6);
     x = blocks->forward(x);
-    return at::clamp_max(bn1(conv_head(x)), 6).mean({2, 3});
+    return at::clamp_max(bn1(convolve(conv_head, x)), 6).mean({2, 3});
   }
 
   /// As WideResNetImpl's.

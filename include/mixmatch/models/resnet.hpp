@@ -10,6 +10,7 @@
 #include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/convolve.hpp>
 
 #include <array>
 #include <cstdint>
@@ -69,9 +70,9 @@ class ResNetBlockImpl : public torch::nn::Cloneable<ResNetBlockImpl> {
   }
 
   Tensor forward(const Tensor& input) {
-    Tensor residual = bn2(conv2(bn1(conv1(input))));
+    Tensor residual = bn2(convolve(conv2, bn1(convolve(conv1, input))));
     if (bottleneck_) {
-      residual = bn3(conv3(residual));
+      residual = bn3(convolve(conv3, residual));
     }
     return at::relu(residual + (downsample.is_empty() ? input : downsample->forward(input)));
   }
@@ -135,7 +136,7 @@ class ResNetImpl : public torch::nn::Cloneable<ResNetImpl> {
   /// What the last layer sees, [N, 512 or 2048].
   Tensor features(const Tensor& images) {
     detail::check_images("ResNet", images, options_.in_channels());
-    Tensor x = at::max_pool2d(bn1(conv1(images)), 3, 2, 1);
+    Tensor x = at::max_pool2d(bn1(convolve(conv1, images)), 3, 2, 1);
     for (auto& layer : layers) {
       x = layer->forward(x);
     }

@@ -11,6 +11,7 @@
 #include <mixmatch/models/detail/checks.hpp>
 #include <mixmatch/models/detail/layers.hpp>
 #include <mixmatch/nn/batch_norm_leaky_relu.hpp>
+#include <mixmatch/nn/convolve.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -83,9 +84,9 @@ class WideResNetBlockImpl : public torch::nn::Cloneable<WideResNetBlockImpl> {
   /// The block with both additions, that before it and its own, left to whoever normalises the sum.
   ResidualSum forward_parts(const ResidualSum& input) {
     const auto [sum, activated] = bn1->forward_sum(input.residual, input.shortcut);
-    const Tensor residual = conv2(bn2(conv1(activated)));
+    const Tensor residual = convolve(conv2, bn2(convolve(conv1, activated)));
     const Tensor& kept = activate_before_residual_ ? activated : sum;
-    return {residual, shortcut.is_empty() ? kept : shortcut(kept)};
+    return {residual, shortcut.is_empty() ? kept : convolve(shortcut, kept)};
   }
 
   /// Normalisation with its activation.
@@ -183,7 +184,7 @@ class WideResNetImpl : public torch::nn::Cloneable<WideResNetImpl> {
   /// What the last layer sees, [N, filters of the last scale].
   Tensor features(const Tensor& images) {
     detail::check_images("WideResNet", images, options_.in_channels());
-    ResidualSum x{conv1(images), Tensor()};
+    ResidualSum x{convolve(conv1, images), Tensor()};
     for (auto& group : groups) {
       x = group->forward_parts(x);
     }

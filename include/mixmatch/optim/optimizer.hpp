@@ -6,7 +6,7 @@
 #include <mixmatch/detail/cuda/cuda_optimizer.hpp>
 #include <mixmatch/detail/update_rule.hpp>
 #include <mixmatch/ema_model.hpp>
-#include <mixmatch/optim/kept_gradients.hpp>
+#include <mixmatch/nn/kept_gradients.hpp>
 #include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/muon_kernels.hpp>
 
@@ -98,6 +98,7 @@ class Optimizer {
   Tensor step() {
     const torch::NoGradGuard no_grad;
     check_memory();
+    kept_->side.wait();
     if (options_.schedule()) {
       learning_rate_.copy_(options_.schedule()(num_steps_) * options_.learning_rate());
     }
@@ -112,6 +113,7 @@ class Optimizer {
 
   /// Lets go of the parameters' and the copies' gradients, as step() does: those of a step that did not end.
   void drop_gradients() {
+    kept_->side.wait();
     for (size_t i = 0; i < parameters_.size(); ++i) {
       parameters_[i].tensor.mutable_grad().reset();
       kept_->of_copy[i].reset();
@@ -155,10 +157,16 @@ class Optimizer {
   }
 
   /// For a backward pass that step() follows: gradients of copies() do not become the parameters' own, each
-  /// by a conversion, but are kept for step(), which takes all of them at once.
+  /// by a conversion, but are kept for step(), which takes all of them at once. With `overlap` those that
+  /// convolve() has are computed on a stream of their own on a GPU, beside what the backward pass goes on
+  /// with, and are there when step() has waited for them; the memory that up to eight of them read is held
+  /// for as long.
   class [[nodiscard]] GradientScope {
    public:
-    explicit GradientScope(detail::KeptGradients& kept) : kept_(&kept) { kept.open = true; }
+    GradientScope(detail::KeptGradients& kept, bool overlap) : kept_(&kept) {
+      kept.open = true;
+      kept.overlap = overlap;
+    }
     GradientScope(const GradientScope&) = delete;
     GradientScope& operator=(const GradientScope&) = delete;
     ~GradientScope() { kept_->open = false; }
@@ -166,7 +174,7 @@ class Optimizer {
    private:
     detail::KeptGradients* kept_;
   };
-  GradientScope keep_copies_gradients() { return GradientScope(*kept_); }
+  GradientScope keep_copies_gradients(bool overlap = false) { return GradientScope(*kept_, overlap); }
 
   /// Whether the parameters are float32 on a device, where one call costs what many conversions do not.
   bool gains_by_copies() const { return !steps_on_cpu() && flat_.parameters.scalar_type() == at::kFloat; }

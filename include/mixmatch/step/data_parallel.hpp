@@ -100,10 +100,11 @@ class DataParallel {
     }
   }
 
-  /// The gradients of `loss`, as means over the ranks, for the optimiser's step.
-  void backward(const Tensor& loss) {
+  /// The gradients of `loss`, as means over the ranks, for the optimiser's step. `overlap`: see
+  /// Optimizer::keep_copies_gradients(), in one process.
+  void backward(const Tensor& loss, bool overlap = false) {
     if (group_ == nullptr) {
-      const auto kept = state_->optimizer.keep_copies_gradients();
+      const auto kept = state_->optimizer.keep_copies_gradients(overlap);
       loss.backward();
       return;
     }

@@ -36,6 +36,9 @@ struct TrainerOptions {
   TORCH_ARG(bool, graph) = true;
   /// Of that graph: see GraphedStepOptions::measure_convolutions().
   TORCH_ARG(bool, measure_convolutions) = false;
+  /// On a GPU, in low precision and one process: the weights' gradients of the bundled networks' convolutions
+  /// on a stream of their own, beside the rest of the backward pass. The same bits.
+  TORCH_ARG(bool, overlap_weight_gradients) = true;
   /// Where the host reads the images: the next step's on a thread of its own.
   TORCH_ARG(bool, prefetch) = true;
   /// Batch::logit_adjustment, floating-point [L] as logit_adjustment() gives; undefined: none.
@@ -202,7 +205,7 @@ class Trainer {
       meter_.check(loss);  // what throws in here moves no statistics
     }
     parallel_.reduce_state(before);
-    parallel_.backward(loss.total);
+    parallel_.backward(loss.total, options_.overlap_weight_gradients());
     meter_.add(loss, state_->optimizer.step());
     step_.add_(1);
     return loss.total.detach();

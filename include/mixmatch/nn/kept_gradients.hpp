@@ -1,9 +1,11 @@
 #pragma once
 
+#include <ATen/core/grad_mode.h>
 #include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/side_stream.hpp>
 
 #include <cstddef>
 #include <memory>
@@ -16,7 +18,32 @@ namespace mixmatch::training::detail {
 /// The gradients of copies of parameters, as long as they are kept apart from the parameters' own.
 struct KeptGradients {
   bool open = false;
+  /// Whether the weights' gradients of convolutions (see convolve()) are to be computed beside all else.
+  bool overlap = false;
   std::vector<torch::Tensor> of_copy;
+  mixmatch::detail::SideStream side;
+
+  /// In a backward pass: with gradients on, a second derivative was asked for.
+  bool keeps() const { return open && !at::GradMode::is_enabled(); }
+  bool overlaps() const { return keeps() && overlap; }
+
+  void add(size_t place, const torch::Tensor& gradient) {
+    torch::Tensor& sum = of_copy[place];
+    if (sum.defined()) {
+      side.wait();  // which may have made it
+    }
+    sum = sum.defined() ? sum + gradient : gradient;
+  }
+
+  /// Adds gradient(), which reads `inputs`. Not before side.wait() is it there.
+  template <class Gradient>
+  void add_beside(size_t place, std::vector<torch::Tensor> inputs, const Gradient& gradient) {
+    const torch::Device device = inputs.front().device();
+    side.run(device, std::move(inputs), [&] {
+      torch::Tensor& sum = of_copy[place];
+      sum = sum.defined() ? sum + gradient() : gradient();
+    });
+  }
 };
 
 /// From a parameter's copy in another precision to the parameter: the gradient in the parameter's dtype, or
@@ -31,13 +58,15 @@ class CopyBackward : public torch::autograd::Node {
 
   torch::autograd::variable_list apply(torch::autograd::variable_list&& gradients) override {
     const torch::Tensor& gradient = gradients[0];
-    if (!gradient.defined() || !kept_->open || at::GradMode::is_enabled()) {
+    if (!gradient.defined() || !kept_->keeps()) {
       return {gradient.defined() ? gradient.to(type_) : gradient};
     }
-    torch::Tensor& place = kept_->of_copy[place_];
-    place = place.defined() ? place + gradient : gradient;
+    kept_->add(place_, gradient);
     return {torch::Tensor()};
   }
+
+  KeptGradients& kept() { return *kept_; }
+  size_t place() const { return place_; }
 
  private:
   at::ScalarType type_;
@@ -57,6 +86,11 @@ void connect_copy(torch::Tensor& copy, const torch::Tensor& parameter,
     node = c10::make_intrusive<CopyBackward>(parameter, kept, place);
   }
   torch::autograd::create_gradient_edge(copy, std::move(node));
+}
+
+/// Whose output `tensor` is; null if it is no copy.
+inline CopyBackward* copy_backward_of(const torch::Tensor& tensor) {
+  return tensor.is_leaf() ? nullptr : dynamic_cast<CopyBackward*>(tensor.grad_fn().get());
 }
 
 }  // namespace mixmatch::training::detail
