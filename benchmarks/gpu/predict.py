@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """What the norm kernels and convolutions of a MixMatch step of WRN-28-2 should take, from shapes alone. Norm kernels:
 bytes, floor and predicted microseconds of each, for those before (six launches a norm) and now (four). Convolutions:
-operations, bytes, floors, and what two ways to compute them should take. An estimate, no measurement: the constants
-below were chosen so that the norm kernels before come out near what the profiler said of them.
+operations, bytes, floors, and what two ways to compute them should take. The backward pass: with the weight gradients
+in turn and on a stream of their own. An estimate, no measurement: the constants below were chosen so that the norm
+kernels before come out near what the profiler said of them.
 
     python3 benchmarks/gpu/predict.py [--batch 64] [--views 2]
 """
@@ -26,6 +27,9 @@ NORMS = (
 
 PEAK = 989e6  # operations a microsecond of an H200's tensor cores in bf16, on paper
 TILE = 128  # pixels and, at most, channels of an implicit GEMM's tile
+# What a profile had: microseconds of all weight gradients, of all other convolutions, and of each of 18 kernels that
+# prepare a weight gradient's workspace.
+WEIGHT_GRADIENTS, OTHERS, WORKSPACE = 750, 1450, 111 / 18
 
 # Channels in and out, height and width in and out, the kernel's side; how often WRN-28-2 has it.
 CONVOLUTIONS = (
@@ -163,6 +167,97 @@ def print_convolutions(batch, views):
               + " | ".join(f"{time:.0f}" for time in times) + " |")
 
 
+def backward_pass(batch, views):
+    """(main, beside): the backward pass's kernels as (microseconds until it computes, microseconds of the whole device,
+    the share of it that its blocks can fill), in order; beside[i] has what is ready when main[i] begins."""
+    images = batch * (views + 1)
+    sums = {kind: 0 for kind in ("forward", "input gradient", "weight gradient")}
+    for kind, _, _, count, _, _, _, _, _, again in convolutions(batch, views):
+        sums[kind] += count * again
+    scale = {"input gradient": OTHERS / (sums["forward"] + sums["input gradient"]),
+             "weight gradient": WEIGHT_GRADIENTS / sums["weight gradient"]}
+    main, beside = [], {}
+    layers = [layer[:5] for layer in CONVOLUTIONS for _ in range(layer[5])]
+    norms = iter(reversed(NORMS))
+
+    def add_norm(channels, size, adds):
+        found = norm_kernels(images, channels, size, adds, views + 1, True, False)
+        for name in ("norm_gradient_sums", "norm_input_gradient"):
+            main.append((START + NEAR, found[name][2] - START - NEAR, 1))
+
+    add_norm(*next(norms))
+    for inner, outer, height_in, height_out, side in reversed(layers):
+        def kernel(kind, share):
+            whole = scale[kind] * convolution(images, inner, outer, height_in, height_out, side, kind)[5]
+            return START + NEAR, (whole - START - NEAR) * share, share
+
+        # A weight gradient is cut into as many parts as fill the device.
+        late = [kernel("weight gradient", 1)]
+        if side == 3 and sum(len(kernels) == 2 for kernels in beside.values()) < 18:
+            late.insert(0, (WORKSPACE, 0, 0))
+        beside[len(main)] = late
+        if inner != 3:
+            tiles = -(-images * height_in**2 // TILE) * -(-inner // TILE)
+            main.append(kernel("input gradient", tiles / PROCESSORS / -(-tiles // PROCESSORS)))
+        if side == 3:
+            norm = next(norms, None)
+            if norm is not None:
+                add_norm(*norm)
+    return main, beside
+
+
+def time_of(main, beside, filled):
+    """Microseconds until both streams are done. The main one's kernels go first; one beside them has what they leave of the
+    device: all of it until they compute, and with `filled` what their blocks do not fill then."""
+    ready = [(at, kernel) for at in sorted(beside) for kernel in beside[at]]
+    now, at, main_left, side_left = 0.0, 0, None, None
+    while at < len(main) or ready or side_left is not None:
+        if main_left is None and at < len(main):
+            main_left = list(main[at])
+        if side_left is None and ready and (ready[0][0] <= at or at == len(main)):
+            side_left = list(ready.pop(0)[1])
+        busy = main_left is not None and main_left[0] <= 0
+        rate_main = 0 if not busy else main_left[2]
+        rate_side = 0
+        if side_left is not None and side_left[0] <= 0:
+            rate_side = min(side_left[2], (1 - rate_main if filled else 0) if busy else 1)
+        steps = []
+        for left, rate in ((main_left, rate_main), (side_left, rate_side)):
+            if left is not None:
+                if left[0] > 0:
+                    steps.append(left[0])
+                elif rate > 0:
+                    steps.append(left[1] / rate)
+                elif left[1] <= 0:
+                    steps.append(0)
+        step = min(steps)
+        now += step
+        for left, rate in ((main_left, rate_main), (side_left, rate_side)):
+            if left is not None:
+                if left[0] > 0:
+                    left[0] -= step
+                else:
+                    left[1] -= step * rate
+        if main_left is not None and main_left[0] <= 1e-9 and main_left[1] <= 1e-9:
+            main_left, at = None, at + 1
+        if side_left is not None and side_left[0] <= 1e-9 and side_left[1] <= 1e-9:
+            side_left = None
+    return now
+
+
+def print_overlap(batch, views):
+    main, beside = backward_pass(batch, views)
+    alone = time_of(main, {}, False)
+    late = sum(start + (work / share if share else 0) for kernels in beside.values() for start, work, share in kernels)
+    print("\n| the backward pass's kernels | us |")
+    print("|---|---|")
+    print(f"| norms and input gradients, {len(main)} launches | {alone:.0f} |")
+    print(f"| weight gradients and their workspaces, {sum(map(len, beside.values()))} launches | {late:.0f} |")
+    print(f"| in turn | {alone + late:.0f} |")
+    print(f"| weight gradients beside, only while the others' kernels start | {time_of(main, beside, False):.0f} |")
+    print(f"| and on processors that these leave idle | {time_of(main, beside, True):.0f} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--batch", type=int, default=64)
@@ -185,6 +280,7 @@ def main():
                   f" {now.chunks} chunks; merging in every block reads {now.merged / 1e6:.1f} MB of"
                   f" {groups * rows * channels * 2 / 1e6:.1f} (the grid before: {was.merged / 1e6:.1f})")
     print_convolutions(options.batch, options.views)
+    print_overlap(options.batch, options.views)
 
 
 if __name__ == "__main__":

@@ -80,21 +80,28 @@ struct Trained {
   bool graphed = false;
 };
 
-/// `steps` steps of a method on `device`, `of_row` of them in a row, with an evaluation after each row if
-/// `evaluates`.
+struct How {
+  bool resident = true;    ///< else the host reads the images
+  int64_t of_row = 1;      ///< steps between two looks at the device
+  bool evaluates = false;  ///< after each row
+  bool overlap = true;     ///< TrainerOptions::overlap_weight_gradients()
+};
+
+/// `steps` steps of a method on `device`.
 inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
-                     bool resident = true, int64_t of_row = 1, bool evaluates = false) {
-  const auto data = small_data(resident ? device : torch::Device(torch::kCPU));
+                     const How& how = {}) {
+  const auto data = small_data(how.resident ? device : torch::Device(torch::kCPU));
   mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
   return mixmatch::training::with_method(o, [&](auto method) {
-    mixmatch::training::Trainer trainer(state, std::move(method), data,
-                                        mixmatch::training::trainer_options(o));
+    mixmatch::training::Trainer trainer(
+        state, std::move(method), data,
+        mixmatch::training::trainer_options(o).overlap_weight_gradients(how.overlap));
     mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device));
     const auto test = some_images(20);
     Trained result;
     while (state.step < steps) {
-      result.rows.push_back(trainer.run(std::min(of_row, steps - state.step)));
-      if (evaluates) {
+      result.rows.push_back(trainer.run(std::min(how.of_row, steps - state.step)));
+      if (how.evaluates) {
         evaluation({}, test);
       }
     }
@@ -196,7 +203,8 @@ inline void check_host_images(std::vector<Check>& checks, torch::Device device) 
   // A step at a time; and more than the host may be ahead, without its waiting between them.
   for (const int64_t of_row : {1, 20}) {
     const int64_t steps = of_row == 1 ? 5 : 20;
-    const auto resident = train(device, o, steps, true, of_row), fed = train(device, o, steps, false, of_row);
+    const auto resident = train(device, o, steps, {.of_row = of_row}),
+               fed = train(device, o, steps, {.resident = false, .of_row = of_row});
     checks.push_back({"images of the host: is a graph", fed.graphed == device.is_cuda() ? 0.0 : 1.0, 0});
     checks.push_back(
         {"images of the host: losses", kernel_checks::difference(losses_of(fed), losses_of(resident)), 1e-6});
@@ -225,6 +233,24 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
   }
   checks.push_back(
       {"measured convolutions: first loss", kernel_checks::difference(losses[1], losses[0]), 1e-4});
+}
+
+/// Weight gradients on a stream of their own, eagerly and captured: the same numbers. Of a method whose
+/// training pass is one, and of one that has several.
+inline void check_overlap(std::vector<Check>& checks, torch::Device device) {
+  for (const std::string method : {"mixmatch", "mean_teacher", "vat"}) {
+    auto o = small_options(method);
+    o.precision = "bf16";
+    const int64_t steps = device.is_cuda() ? 40 : 2;
+    for (const bool graph : {false, true}) {
+      o.graph = graph;
+      const auto in_turn = train(device, o, steps, {.overlap = false}), beside = train(device, o, steps);
+      checks.push_back({method + ": weight gradients beside: losses",
+                        kernel_checks::difference(losses_of(beside), losses_of(in_turn)), 0});
+      checks.push_back({method + ": weight gradients beside: weights",
+                        kernel_checks::difference(beside.weight, in_turn.weight), 0});
+    }
+  }
 }
 
 /// Passes that are captured beside passes that are not, of weights that change between them.
@@ -277,7 +303,7 @@ inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
 /// Evaluation in the middle of a captured run changes nothing in it.
 inline void check_evaluation_between_steps(std::vector<Check>& checks, torch::Device device) {
   const auto o = small_options("mixmatch");
-  const auto without = train(device, o, 6), with = train(device, o, 6, true, 1, /*evaluates=*/true);
+  const auto without = train(device, o, 6), with = train(device, o, 6, {.evaluates = true});
   checks.push_back(
       {"evaluation: between captured steps", kernel_checks::difference(with.weight, without.weight), 0});
 }
@@ -293,6 +319,7 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                                    {"graph", check_graph},
                                    {"images of the host", check_host_images},
                                    {"measured convolutions", check_measured_convolutions},
+                                   {"weight gradients beside", check_overlap},
                                    {"evaluation", check_evaluation},
                                    {"evaluation between steps", check_evaluation_between_steps}},
                                   device);
