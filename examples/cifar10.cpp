@@ -79,6 +79,9 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   mm::training::Learner learner(state.model, state.ema, options.learner());
   // Of several processes: the same weights on each, and the means of their gradients.
   mm::training::DataParallel parallel(state, learner, options.processes(), options.data_parallel());
+  // On a GPU in bf16: the weights of all layers by one conversion a step.
+  const mm::training::LowPrecisionWeights weights(state.model, state.optimizer,
+                                                  state.optimizer.gains_by_copies());
   mm::Meter meter(device);
   const Tensor step = torch::zeros({}, torch::TensorOptions(device).dtype(torch::kLong));
 
@@ -90,9 +93,10 @@ int train_run(CLI::App& app, TrainingOptions& o) {
       {
         const auto statistics = learner.training_step(step);
         const mm::training::Autocast autocast(device, options.precision());
+        const auto copies = weights.use(options.precision());
         loss = method(learner, batch, step, state.generator);
       }
-      parallel.backward(loss.total);
+      parallel.backward(loss.total, options.overlap_weight_gradients());
       meter.add(loss, state.optimizer.step());
       step.add_(1);
       return loss.total.detach();
@@ -115,6 +119,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
     mm::training::GraphedStep graphed(train_step, device,
                                       mm::training::GraphedStepOptions()
                                           .enabled(options.graph() && parallel.capturable(device))
+                                          .measure_convolutions(options.measure_convolutions())
                                           .state(changed)
                                           .parameters(state.model->parameters())
                                           .generators({state.generator}));

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -108,7 +109,9 @@ TEST_CASE("convolve: by copies of weights, with gradients beside, a step is auto
   using Options = torch::nn::Conv2dOptions;
   for (const auto& options :
        {Options(4, 6, 3).padding(1).bias(false), Options(4, 6, {3, 2}).stride({2, 1}).bias(false),
-        Options(4, 8, 3).groups(2).dilation({1, 2}).padding({0, 2}).bias(false)}) {
+        Options(4, 8, 3).groups(2).dilation({1, 2}).padding({0, 2}).bias(false), Options(4, 6, 3).padding(1),
+        Options(4, 6, 3).padding(torch::kSame).bias(false),
+        Options(4, 6, 3).padding(1).padding_mode(torch::kReflect).bias(false)}) {
     const auto by_layer = [](torch::nn::Conv2d& conv, const Tensor& x) {
       return conv(x).to(at::kFloat).square().sum();
     };
@@ -117,14 +120,15 @@ TEST_CASE("convolve: by copies of weights, with gradients beside, a step is auto
       CHECK(y.scalar_type() == at::kBFloat16);
       return y.to(at::kFloat).square().sum();
     };
-    for (const auto type : {at::kFloat, at::kBFloat16}) {
-      const Tensor images = some_images(4, type);
+    for (const Tensor& images :
+         {some_images(4), some_images(4, at::kBFloat16),
+          some_images(4).contiguous(at::MemoryFormat::ChannelsLast), some_images(4).select(0, 1)}) {
       const auto expected = step_by(options, Kept::no, images, by_layer);
       for (const auto kept : {Kept::no, Kept::yes, Kept::beside}) {
         const auto found = step_by(options, kept, images, by_call);
         CHECK(found[0].equal(expected[0]));
         CHECK(found[1].equal(expected[1]));
-        CHECK(found[1].scalar_type() == type);
+        CHECK(found[1].scalar_type() == images.scalar_type());
       }
     }
   }
@@ -177,8 +181,39 @@ TEST_CASE("convolve: gradients that are asked for one by one are not taken for t
   CHECK(model->parameters()[0].equal(before));
 }
 
-TEST_CASE("convolve: gradients of a step that threw are let go of") {
-  torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).bias(false)));
+TEST_CASE("convolve: several backward passes before a step add up, whatever they went through") {
+  const auto weight_after = [](bool beside, const std::vector<bool>& by_call) {
+    torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).bias(false)));
+    Optimizer optimizer(model, descent());
+    const LowPrecisionWeights weights(model, optimizer);
+    const Autocast autocast(torch::kCPU, at::kBFloat16);
+    const auto scope = weights.use(at::kBFloat16);
+    torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
+    const auto kept = optimizer.keep_copies_gradients(beside);
+    for (const bool called : by_call) {
+      const Tensor x = some_images(4);
+      (called ? convolve(conv, x) : conv(x)).to(at::kFloat).square().sum().backward();
+    }
+    CHECK(optimizer.step().item<bool>());
+    return model->parameters()[0].detach().clone();
+  };
+  const Tensor expected = weight_after(false, {false, false, false});
+  CHECK_FALSE(expected.equal(weight_after(false, {false, false})));
+  for (const std::vector<bool>& order :
+       {std::vector<bool>{true, true, true}, {false, true, true}, {true, false, true}}) {
+    CHECK(weight_after(true, order).equal(expected));
+  }
+}
+
+TEST_CASE("convolve: gradients of a backward pass that threw are let go of") {
+  struct Throws : torch::autograd::Function<Throws> {
+    static Tensor forward(torch::autograd::AutogradContext*, const Tensor& x) { return x.clone(); }
+    static torch::autograd::variable_list backward(torch::autograd::AutogradContext*,
+                                                   const torch::autograd::variable_list&) {
+      throw std::runtime_error("in the middle");
+    }
+  };
+  torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).padding(1).bias(false)));
   Optimizer optimizer(model, descent());
   const LowPrecisionWeights weights(model, optimizer);
   const Tensor before = model->parameters()[0].detach().clone();
@@ -187,7 +222,9 @@ TEST_CASE("convolve: gradients of a step that threw are let go of") {
   torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
   {
     const auto kept = optimizer.keep_copies_gradients(/*overlap=*/true);
-    convolve(conv, some_images(4)).to(at::kFloat).square().sum().backward();
+    const Tensor loss =
+        convolve(conv, Throws::apply(convolve(conv, some_images(4)))).to(at::kFloat).square().sum();
+    CHECK_THROWS_WITH(loss.backward(), contains("in the middle"));
   }
   optimizer.drop_gradients();
   CHECK(optimizer.step().item<bool>());

@@ -30,6 +30,7 @@ TILE = 128  # pixels and, at most, channels of an implicit GEMM's tile
 # What a profile had: microseconds of all weight gradients, of all other convolutions, and of each of 18 kernels that
 # prepare a weight gradient's workspace.
 WEIGHT_GRADIENTS, OTHERS, WORKSPACE = 750, 1450, 111 / 18
+BESIDE = 8  # weight gradients that may be under way; SideStream's
 
 # Channels in and out, height and width in and out, the kernel's side; how often WRN-28-2 has it.
 CONVOLUTIONS = (
@@ -194,7 +195,7 @@ def backward_pass(batch, views):
         # A weight gradient is cut into as many parts as fill the device.
         late = [kernel("weight gradient", 1)]
         if side == 3 and sum(len(kernels) == 2 for kernels in beside.values()) < 18:
-            late.insert(0, (WORKSPACE, 0, 0))
+            late.insert(0, (START + NEAR, WORKSPACE - START - NEAR, 1))
         beside[len(main)] = late
         if inner != 3:
             tiles = -(-images * height_in**2 // TILE) * -(-inner // TILE)
@@ -208,47 +209,42 @@ def backward_pass(batch, views):
 
 def time_of(main, beside, filled):
     """Microseconds until both streams are done. The main one's kernels go first; one beside them has what they leave of the
-    device: all of it until they compute, and with `filled` what their blocks do not fill then."""
-    ready = [(at, kernel) for at in sorted(beside) for kernel in beside[at]]
-    now, at, main_left, side_left = 0.0, 0, None, None
-    while at < len(main) or ready or side_left is not None:
-        if main_left is None and at < len(main):
+    device: all of it until they compute, and with `filled` what their blocks do not fill then. A main kernel waits where
+    more than BESIDE weight gradients are not done."""
+    late = [(at, index, kernel) for index, at in enumerate(sorted(beside)) for kernel in beside[at]]
+    now, at, main_left, side_left, done = 0.0, 0, None, None, -1
+    while at < len(main) or late or side_left is not None:
+        if main_left is None and at < len(main) and sum(start <= at for start in beside) - (done + 1) <= BESIDE:
             main_left = list(main[at])
-        if side_left is None and ready and (ready[0][0] <= at or at == len(main)):
-            side_left = list(ready.pop(0)[1])
-        busy = main_left is not None and main_left[0] <= 0
-        rate_main = 0 if not busy else main_left[2]
-        rate_side = 0
+        if side_left is None and late and (late[0][0] <= at or at == len(main)):
+            _, index, kernel = late.pop(0)
+            side_left = list(kernel)
+        computes = main_left is not None and main_left[0] <= 0
+        rates = [main_left[2] if computes else 0, 0]
         if side_left is not None and side_left[0] <= 0:
-            rate_side = min(side_left[2], (1 - rate_main if filled else 0) if busy else 1)
-        steps = []
-        for left, rate in ((main_left, rate_main), (side_left, rate_side)):
-            if left is not None:
-                if left[0] > 0:
-                    steps.append(left[0])
-                elif rate > 0:
-                    steps.append(left[1] / rate)
-                elif left[1] <= 0:
-                    steps.append(0)
-        step = min(steps)
+            rates[1] = min(side_left[2], (1 - rates[0] if filled else 0) if computes else 1)
+        both = [(left, rate) for left, rate in zip((main_left, side_left), rates) if left is not None]
+        step = min(left[0] if left[0] > 0 else left[1] / rate for left, rate in both if left[0] > 0 or rate > 0)
         now += step
-        for left, rate in ((main_left, rate_main), (side_left, rate_side)):
-            if left is not None:
-                if left[0] > 0:
-                    left[0] -= step
-                else:
-                    left[1] -= step * rate
-        if main_left is not None and main_left[0] <= 1e-9 and main_left[1] <= 1e-9:
+        for left, rate in both:
+            if left[0] > 0:
+                left[0] -= step
+            else:
+                left[1] -= step * rate
+        ended = lambda left: left is not None and left[0] <= 1e-9 and left[1] <= 1e-9
+        if ended(main_left):
             main_left, at = None, at + 1
-        if side_left is not None and side_left[0] <= 1e-9 and side_left[1] <= 1e-9:
+        if ended(side_left):
             side_left = None
+            if not late or late[0][1] != index:
+                done = index
     return now
 
 
 def print_overlap(batch, views):
     main, beside = backward_pass(batch, views)
     alone = time_of(main, {}, False)
-    late = sum(start + (work / share if share else 0) for kernels in beside.values() for start, work, share in kernels)
+    late = sum(start + work / share for kernels in beside.values() for start, work, share in kernels)
     print("\n| the backward pass's kernels | us |")
     print("|---|---|")
     print(f"| norms and input gradients, {len(main)} launches | {alone:.0f} |")

@@ -4,6 +4,7 @@
 // against itself without one.
 
 #include <torch/torch.h>
+#include <mixmatch/detail/cuda/side_stream.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/program/check_options.hpp>
@@ -47,9 +48,9 @@ inline mixmatch::training::TrainingOptions small_options(const std::string& meth
   return o;
 }
 
-inline mixmatch::models::WideResNet small_network(torch::Device device) {
+inline mixmatch::models::WideResNet small_network(torch::Device device, int64_t depth = 10) {
   torch::manual_seed(3);
-  mixmatch::models::WideResNet network(mixmatch::models::WideResNetOptions(10).depth(10).widen_factor(1));
+  mixmatch::models::WideResNet network(mixmatch::models::WideResNetOptions(10).depth(depth).widen_factor(1));
   network->to(device);
   mixmatch::training::to_channels_last(network);
   return network;
@@ -85,13 +86,15 @@ struct How {
   int64_t of_row = 1;      ///< steps between two looks at the device
   bool evaluates = false;  ///< after each row
   bool overlap = true;     ///< TrainerOptions::overlap_weight_gradients()
+  int64_t depth = 10;      ///< of the network
 };
 
 /// `steps` steps of a method on `device`.
 inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
                      const How& how = {}) {
   const auto data = small_data(how.resident ? device : torch::Device(torch::kCPU));
-  mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
+  mixmatch::training::TrainState state(small_network(device, how.depth),
+                                       mixmatch::training::train_state_options(o));
   return mixmatch::training::with_method(o, [&](auto method) {
     mixmatch::training::Trainer trainer(
         state, std::move(method), data,
@@ -235,16 +238,52 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
       {"measured convolutions: first loss", kernel_checks::difference(losses[1], losses[0]), 1e-4});
 }
 
-/// Weight gradients on a stream of their own, eagerly and captured: the same numbers. Of a method whose
-/// training pass is one, and of one that has several.
+/// Work on a second stream, of inputs that are let go of at once and whose memory is written to anew: what it
+/// comes to in turn.
+inline void check_side_stream(std::vector<Check>& checks, torch::Device device) {
+  const int64_t runs = 20, size = device.is_cuda() ? 1024 : 8;
+  const Tensor seed = at::eye(size, at::TensorOptions(device)).mul_(0.5);
+  mixmatch::detail::SideStream side;
+  const auto sums = [&](bool beside) {
+    std::vector<Tensor> results(runs);
+    for (int64_t i = 0; i < runs; ++i) {
+      Tensor x = seed.mm(seed) + static_cast<double>(i);
+      const auto work = [&results, i, x] { results[static_cast<size_t>(i)] = x.mm(x).mm(x).sum(); };
+      if (beside) {
+        side.run(device, {x}, work);
+      } else {
+        work();
+      }
+      x = at::full_like(seed, std::nan(""));
+    }
+    side.wait();
+    return at::stack(results);
+  };
+  const Tensor expected = sums(false).clone();
+  checks.push_back({"work on a second stream: eager", kernel_checks::difference(sums(true), expected), 1e-6});
+  mixmatch::training::GraphedStep graphed([&] { return sums(true); }, device);
+  const Tensor other = seed.mm(seed);  // memory that is in use between the replays
+  for (int turn = 0; turn < 3; ++turn) {
+    checks.push_back(
+        {"work on a second stream: captured", kernel_checks::difference(graphed(), expected), 1e-6});
+    other.mul_(2);
+  }
+}
+
+/// Weight gradients on a stream of their own, eagerly and captured: the same numbers. Of a training pass that
+/// is one, of two, and of one beside a gradient that the method asks for itself.
 inline void check_overlap(std::vector<Check>& checks, torch::Device device) {
   for (const std::string method : {"mixmatch", "mean_teacher", "vat"}) {
     auto o = small_options(method);
     o.precision = "bf16";
-    const int64_t steps = device.is_cuda() ? 40 : 2;
+    const int64_t steps = device.is_cuda() ? 40 : 1;
+    const int64_t depth = device.is_cuda() ? 28 : 16;  // more convolutions than may be under way
     for (const bool graph : {false, true}) {
       o.graph = graph;
-      const auto in_turn = train(device, o, steps, {.overlap = false}), beside = train(device, o, steps);
+      const auto in_turn = train(device, o, steps, {.overlap = false, .depth = depth});
+      const auto beside = train(device, o, steps, {.depth = depth});
+      checks.push_back({method + ": weight gradients beside: is a graph",
+                        beside.graphed == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
       checks.push_back({method + ": weight gradients beside: losses",
                         kernel_checks::difference(losses_of(beside), losses_of(in_turn)), 0});
       checks.push_back({method + ": weight gradients beside: weights",
@@ -319,6 +358,7 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                                    {"graph", check_graph},
                                    {"images of the host", check_host_images},
                                    {"measured convolutions", check_measured_convolutions},
+                                   {"second stream", check_side_stream},
                                    {"weight gradients beside", check_overlap},
                                    {"evaluation", check_evaluation},
                                    {"evaluation between steps", check_evaluation_between_steps}},

@@ -134,6 +134,13 @@ void recover_generator(Impl& implementation, Generator& generator, Generator fre
   }
 }
 
+/// Whether what is allocated on a second stream that joined a capture is the graph's memory: LibTorch about
+/// 2.1 knows the capture by its stream alone.
+template <class Allocator>
+constexpr bool captures_second_streams() {
+  return !requires(Allocator & allocator) { &Allocator::endAllocateStreamToPool; };
+}
+
 /// Tells the allocators of CUDA's memory and of pinned memory that a capture into `pool` is over, which
 /// LibTorch 2.1 to 2.14 may not do of one that failed: they would go on asking the graph, which is gone by
 /// then, and keep its memory. `Allocator` is c10::cuda::CUDACachingAllocator::CUDAAllocator. Where the

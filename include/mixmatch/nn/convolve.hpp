@@ -65,7 +65,8 @@ class ConvolveFunction : public torch::autograd::Function<ConvolveFunction> {
 
 /// Without bias. See models::convolve().
 inline Tensor convolve(const Tensor& x, const Tensor& weight, const ConvolutionShape& shape) {
-  const bool of_copy = at::GradMode::is_enabled() && training::detail::copy_backward_of(weight) != nullptr &&
+  const bool of_copy = x.dim() == 4 && at::GradMode::is_enabled() &&
+                       training::detail::copy_backward_of(weight) != nullptr &&
                        (x.scalar_type() == at::kFloat || x.scalar_type() == weight.scalar_type());
   // In the copy's precision, as autocast would have it.
   return of_copy ? ConvolveFunction::apply(x.to(weight.scalar_type()), weight, shape)
@@ -77,8 +78,8 @@ inline Tensor convolve(const Tensor& x, const Tensor& weight, const ConvolutionS
 /// conv(x), with the same values and gradients. For a network whose training takes its time on a GPU: in
 /// training by LowPrecisionWeights the gradient of the weight, which no other gradient waits for, is computed
 /// on a stream of its own beside the rest of the backward pass (see Optimizer::keep_copies_gradients()). The
-/// bundled convolutional networks call it. `conv` has zero padding, in numbers, and no bias; others are left
-/// to conv(x). Thread-safe as conv(x) is.
+/// bundled convolutional networks call it, but for ResNet's shortcuts. `conv` has zero padding, in numbers,
+/// and no bias, and x is [N, C, H, W]; others are left to conv(x).
 inline Tensor convolve(torch::nn::Conv2d& conv, const Tensor& x) {
   const auto& options = conv->options;
   // Of std::variant or, in earlier LibTorch, c10::variant.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/util/intrusive_ptr.h>
 #include <torch/csrc/autograd/function.h>
@@ -25,7 +26,8 @@ struct KeptGradients {
 
   /// In a backward pass: with gradients on, a second derivative was asked for.
   bool keeps() const { return open && !at::GradMode::is_enabled(); }
-  bool overlaps() const { return keeps() && overlap; }
+  /// Not while cuDNN measures its convolutions, which is to be of one at a time.
+  bool overlaps() const { return keeps() && overlap && !at::globalContext().benchmarkCuDNN(); }
 
   void add(size_t place, const torch::Tensor& gradient) {
     torch::Tensor& sum = of_copy[place];
@@ -39,6 +41,9 @@ struct KeptGradients {
   template <class Gradient>
   void add_beside(size_t place, std::vector<torch::Tensor> inputs, const Gradient& gradient) {
     const torch::Device device = inputs.front().device();
+    if (of_copy[place].defined()) {
+      inputs.push_back(of_copy[place]);
+    }
     side.run(device, std::move(inputs), [&] {
       torch::Tensor& sum = of_copy[place];
       sum = sum.defined() ? sum + gradient() : gradient();

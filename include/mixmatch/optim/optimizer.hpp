@@ -157,10 +157,10 @@ class Optimizer {
   }
 
   /// For a backward pass that step() follows: gradients of copies() do not become the parameters' own, each
-  /// by a conversion, but are kept for step(), which takes all of them at once. With `overlap` those that
-  /// convolve() has are computed on a stream of their own on a GPU, beside what the backward pass goes on
-  /// with, and are there when step() has waited for them; the memory that up to eight of them read is held
-  /// for as long.
+  /// by a conversion, but are kept for step(), which takes all of them at once. With `overlap` weights'
+  /// gradients of convolve() are computed on a second stream of a GPU, but for steps in which cuDNN measures
+  /// its convolutions; step() and drop_gradients() wait for it. What up to eight of them read is held until
+  /// then, and a gradient of the copy itself, by autograd's grad() or a hook, is not to be asked for.
   class [[nodiscard]] GradientScope {
    public:
     GradientScope(detail::KeptGradients& kept, bool overlap) : kept_(&kept) {

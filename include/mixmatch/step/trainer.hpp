@@ -36,8 +36,8 @@ struct TrainerOptions {
   TORCH_ARG(bool, graph) = true;
   /// Of that graph: see GraphedStepOptions::measure_convolutions().
   TORCH_ARG(bool, measure_convolutions) = false;
-  /// On a GPU, in low precision and one process: the weights' gradients of the bundled networks' convolutions
-  /// on a stream of their own, beside the rest of the backward pass. The same bits.
+  /// On a GPU, in low precision and one process: the weights' gradients of convolve(), which the bundled
+  /// networks call, on a stream of their own, beside the rest of the backward pass. The same bits.
   TORCH_ARG(bool, overlap_weight_gradients) = true;
   /// Where the host reads the images: the next step's on a thread of its own.
   TORCH_ARG(bool, prefetch) = true;

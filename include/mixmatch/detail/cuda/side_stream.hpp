@@ -2,16 +2,19 @@
 
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda.hpp>
+#include <mixmatch/detail/version.hpp>
 
 #include <utility>
 #include <vector>
 
 #ifdef MIXMATCH_HAS_CUDA
 #include <ATen/cuda/CUDAEvent.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 
 #include <cstddef>
 #include <deque>
 #include <optional>
+#include <type_traits>
 #endif
 
 namespace mixmatch::detail {
@@ -25,27 +28,28 @@ namespace mixmatch::detail {
 ///
 /// `inputs` are held until the current stream waits, as the memory of one that is let go of could be given
 /// out anew; once `most` runs are under way it waits for the oldest. What run() makes is to be let go of
-/// after wait(). The stream beside has the lowest priority. On the CPU run() does its work at once. One
-/// thread at a time; throws CUDA's errors.
+/// after wait(). The stream beside has the lowest priority. On the CPU, and in a capture where a second
+/// stream's memory is not the graph's, run() does its work in turn. One thread at a time; throws CUDA's
+/// errors.
 class SideStream {
  public:
   template <class Work>
   void run(torch::Device device, std::vector<at::Tensor> inputs, const Work& work) {
 #ifdef MIXMATCH_HAS_CUDA
-    if (device.is_cuda()) {
+    if (device.is_cuda() && can_run_beside(device)) {
       if (!stream_.has_value()) {
         stream_ = c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index());
       }
       const auto current = c10::cuda::getCurrentCUDAStream(device.index());
-      at::cuda::CUDAEvent begin, end;
+      at::cuda::CUDAEvent begin;
       begin.record(current);
       begin.block(*stream_);
+      runs_.push_back({{}, std::move(inputs)});  // before work(), which may throw
       {
         const c10::cuda::CUDAStreamGuard guard(*stream_);
         work();
       }
-      end.record(*stream_);
-      runs_.push_back({std::move(end), std::move(inputs)});
+      runs_.back().end.record(*stream_);
       if (runs_.size() > most) {
         runs_.front().end.block(current);
         runs_.pop_front();
@@ -78,6 +82,18 @@ class SideStream {
     at::cuda::CUDAEvent end;
     std::vector<at::Tensor> inputs;
   };
+
+  static bool can_run_beside(torch::Device device) {
+    if constexpr (captures_second_streams<
+                      std::remove_pointer_t<decltype(c10::cuda::CUDACachingAllocator::get())>>()) {
+      return true;
+    } else {
+      cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+      C10_CUDA_CHECK(
+          cudaStreamIsCapturing(c10::cuda::getCurrentCUDAStream(device.index()).stream(), &status));
+      return status == cudaStreamCaptureStatusNone;
+    }
+  }
 
   std::optional<c10::cuda::CUDAStream> stream_;
   std::deque<Run> runs_;
