@@ -16,6 +16,17 @@ struct Losses {
   Tensor first, second;
 };
 
+/// The allocators' ways to end a capture's allocations: of one stream, of all that joined it, and none.
+struct OfOneStream {
+  virtual ~OfOneStream() = default;
+  virtual void endAllocateStreamToPool(int, void*) = 0;
+};
+struct OfAllStreams {
+  virtual ~OfAllStreams() = default;
+  virtual void endAllocateToPool(int, int) = 0;
+};
+struct OfEarlyLibTorch {};
+
 }  // namespace
 
 TEST_CASE("a graphed step on the CPU, or switched off, runs the step at each call and nothing before") {
@@ -68,6 +79,12 @@ TEST_CASE("a snapshot of a step's state puts back tensors, generators and gradie
   CHECK(counter.item<int64_t>() == 0);
   CHECK_FALSE(weight.grad().defined());
   CHECK(draw().equal(first));
+}
+
+TEST_CASE("a capture uses second streams only where their memory is the graph's") {
+  CHECK_FALSE(mm::detail::captures_second_streams<OfOneStream>());
+  CHECK(mm::detail::captures_second_streams<OfAllStreams>());
+  CHECK(mm::detail::captures_second_streams<OfEarlyLibTorch>());
 }
 
 TEST_CASE("a graphed step names a bad option") {
