@@ -168,9 +168,10 @@ def print_convolutions(batch, views):
               + " | ".join(f"{time:.0f}" for time in times) + " |")
 
 
-def backward_pass(batch, views):
+def backward_pass(batch, views, workspaces_fill):
     """(main, beside): the backward pass's kernels as (microseconds until it computes, microseconds of the whole device,
-    the share of it that its blocks can fill), in order; beside[i] has what is ready when main[i] begins."""
+    the share of it that its blocks can fill), in order; beside[i] has what is ready when main[i] begins. How much of the
+    device a workspace's kernel fills is not known: all or next to nothing."""
     images = batch * (views + 1)
     sums = {kind: 0 for kind in ("forward", "input gradient", "weight gradient")}
     for kind, _, _, count, _, _, _, _, _, again in convolutions(batch, views):
@@ -195,7 +196,8 @@ def backward_pass(batch, views):
         # A weight gradient is cut into as many parts as fill the device.
         late = [kernel("weight gradient", 1)]
         if side == 3 and sum(len(kernels) == 2 for kernels in beside.values()) < 18:
-            late.insert(0, (START + NEAR, WORKSPACE - START - NEAR, 1))
+            start = START + NEAR if workspaces_fill else WORKSPACE
+            late.insert(0, (start, WORKSPACE - start, 1))
         beside[len(main)] = late
         if inner != 3:
             tiles = -(-images * height_in**2 // TILE) * -(-inner // TILE)
@@ -242,7 +244,7 @@ def time_of(main, beside, filled):
 
 
 def print_overlap(batch, views):
-    main, beside = backward_pass(batch, views)
+    main, beside = backward_pass(batch, views, True)
     alone = time_of(main, {}, False)
     late = sum(start + work / share for kernels in beside.values() for start, work, share in kernels)
     print("\n| the backward pass's kernels | us |")
@@ -250,8 +252,9 @@ def print_overlap(batch, views):
     print(f"| norms and input gradients, {len(main)} launches | {alone:.0f} |")
     print(f"| weight gradients and their workspaces, {sum(map(len, beside.values()))} launches | {late:.0f} |")
     print(f"| in turn | {alone + late:.0f} |")
-    print(f"| weight gradients beside, only while the others' kernels start | {time_of(main, beside, False):.0f} |")
-    print(f"| and on processors that these leave idle | {time_of(main, beside, True):.0f} |")
+    for text, filled in (("only while the others' kernels start", False), ("on processors that these leave idle too", True)):
+        times = [time_of(*backward_pass(batch, views, fill), filled) for fill in (True, False)]
+        print(f"| weight gradients beside, {text} | {times[1]:.0f} to {times[0]:.0f} |")
 
 
 def main():
