@@ -88,6 +88,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
   const auto train = [&](const auto& method) {
     // One step: batch, loss under autocast, gradient; then optimiser, decay and average in one pass.
     const auto train_step = [&] {
+      state.optimizer.drop_gradients();  // of a step that threw
       const mm::Batch batch = feed(step);
       mm::StepLoss loss;
       {

@@ -405,8 +405,8 @@ TEST_CASE("options: a run's configuration is what defines it, and a part of it m
   CHECK(value("strong") == "fixmatch");
   // Where from, where to and how are no part of it.
   for (const std::string name :
-       {"data", "out", "split", "device", "prefetch", "no-graph", "measure-convolutions", "deterministic",
-        "checkpoint-every", "recalibrate", "test-time-flips", "resume", "eval"}) {
+       {"data", "out", "split", "device", "prefetch", "no-graph", "no-overlap", "measure-convolutions",
+        "deterministic", "checkpoint-every", "recalibrate", "test-time-flips", "resume", "eval"}) {
     INFO(name);
     CHECK(value(name) == "none");
   }
@@ -451,14 +451,15 @@ TEST_CASE("options: the command that resumes a run repeats how it is run, and no
   CHECK(command() == "./cifar10 --data 'the data' --out 'the run' --resume");
   o.prefetch = false;
   o.graph = false;
+  o.overlap = false;
   o.device = "cpu";
   o.recalibrate = 0;
   CHECK(command() ==
         "./cifar10 --data 'the data' --out 'the run' --resume --device cpu --prefetch false "
-        "--no-graph --recalibrate 0");
+        "--no-graph --no-overlap --recalibrate 0");
   o.timeout = 5;
   o.check_replicas = 7;
-  CHECK_THAT(command(), contains(" --no-graph --recalibrate 0 --check-replicas 7 --timeout 5"));
+  CHECK_THAT(command(), contains(" --no-graph --no-overlap --recalibrate 0 --check-replicas 7 --timeout 5"));
   o.test_time_flips = true;
   CHECK_THAT(command(), contains(" --recalibrate 0 --test-time-flips"));
   o.test_time_flips = false;

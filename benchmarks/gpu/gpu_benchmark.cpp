@@ -404,9 +404,10 @@ int profile(const Options& o) {
     enableProfiler(config, activities);
     disableProfiler();
   }
-  const auto run_steps = trainer_steps(
-      o, data, "mixmatch",
-      {.graph = o.text("graph", "yes") == "yes", .measure_convolutions = o.text("measured", "no") == "yes"});
+  const auto run_steps = trainer_steps(o, data, "mixmatch",
+                                       {.graph = o.text("graph", "yes") == "yes",
+                                        .measure_convolutions = o.text("measured", "no") == "yes",
+                                        .overlap = o.text("overlap", "yes") == "yes"});
   const int64_t steps = o.number("steps", 10);
   run_steps(5);
   wait_for(device);

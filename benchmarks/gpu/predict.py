@@ -28,7 +28,7 @@ NORMS = (
 PEAK = 989e6  # operations a microsecond of an H200's tensor cores in bf16, on paper
 TILE = 128  # pixels and, at most, channels of an implicit GEMM's tile
 # What a profile had: microseconds of all weight gradients, of all other convolutions, and of each of 18 kernels that
-# prepare a weight gradient's workspace.
+# prepare a workspace, taken for weight gradients' here.
 WEIGHT_GRADIENTS, OTHERS, WORKSPACE = 750, 1450, 111 / 18
 BESIDE = 8  # weight gradients that may be under way; SideStream's
 
@@ -211,8 +211,8 @@ def backward_pass(batch, views, workspaces_fill):
 
 def time_of(main, beside, filled):
     """Microseconds until both streams are done. The main one's kernels go first; one beside them has what they leave of the
-    device: all of it until they compute, and with `filled` what their blocks do not fill then. A main kernel waits where
-    more than BESIDE weight gradients are not done."""
+    device: all of it until they compute, and with `filled` what their blocks do not fill then. A main kernel waits while
+    more than BESIDE weight gradients are unfinished."""
     late = [(at, index, kernel) for index, at in enumerate(sorted(beside)) for kernel in beside[at]]
     now, at, main_left, side_left, done = 0.0, 0, None, None, -1
     while at < len(main) or late or side_left is not None:

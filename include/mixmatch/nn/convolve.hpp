@@ -75,8 +75,8 @@ inline Tensor convolve(const Tensor& x, const Tensor& weight, const ConvolutionS
 
 }  // namespace detail
 
-/// conv(x), with the same values and gradients. For a network whose training takes its time on a GPU: in
-/// training by LowPrecisionWeights the gradient of the weight, which no other gradient waits for, is computed
+/// conv(x), with the same values and gradients. For networks that are trained on a GPU: in training by
+/// LowPrecisionWeights the gradient of the weight, which no other gradient waits for, is computed
 /// on a stream of its own beside the rest of the backward pass (see Optimizer::keep_copies_gradients()). The
 /// bundled convolutional networks call it, but for ResNet's shortcuts. `conv` has zero padding, in numbers,
 /// and no bias, and x is [N, C, H, W]; others are left to conv(x).

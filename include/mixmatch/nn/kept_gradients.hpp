@@ -26,7 +26,7 @@ struct KeptGradients {
 
   /// In a backward pass: with gradients on, a second derivative was asked for.
   bool keeps() const { return open && !at::GradMode::is_enabled(); }
-  /// Not while cuDNN measures its convolutions, which is to be of one at a time.
+  /// Not while cuDNN measures its convolutions: it is to time one alone.
   bool overlaps() const { return keeps() && overlap && !at::globalContext().benchmarkCuDNN(); }
 
   void add(size_t place, const torch::Tensor& gradient) {

@@ -160,7 +160,7 @@ class Optimizer {
   /// by a conversion, but are kept for step(), which takes all of them at once. With `overlap` weights'
   /// gradients of convolve() are computed on a second stream of a GPU, but for steps in which cuDNN measures
   /// its convolutions; step() and drop_gradients() wait for it. What up to eight of them read is held until
-  /// then, and a gradient of the copy itself, by autograd's grad() or a hook, is not to be asked for.
+  /// then. Do not ask for a copy's own gradient, by autograd's grad() or a hook, within such a scope.
   class [[nodiscard]] GradientScope {
    public:
     GradientScope(detail::KeptGradients& kept, bool overlap) : kept_(&kept) {

@@ -155,6 +155,7 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
           .logit_adjustment(o.imbalance == "logit_adjustment" ? logit_adjustment(labeled_prior(o)) : Tensor())
           // TorchScript's executor looks at the host.
           .graph(o.graph && models::script_file_of(o.model).empty())
+          .overlap_weight_gradients(o.overlap)
           .measure_convolutions(o.measure_convolutions)
           .prefetch(o.prefetch)
           .data_parallel(DataParallelOptions()

@@ -110,9 +110,11 @@ inline torch::Device choose_device(TrainingOptions& o) {
     if (o.deterministic) {
       at::globalContext().setDeterministicCuDNN(true);
     }
+    const bool captured = o.graph && models::script_file_of(o.model).empty() &&
+                          (o.processes == nullptr || o.processes->capturable(device));
     print_message(stdout, "convolutions {}\n",
                   o.deterministic ? "deterministic: one order of sums"
-                  : o.graph && o.measure_convolutions
+                  : captured && o.measure_convolutions
                       ? "by cuDNN's measurements: a resumed run may differ in rounding"
                       : "by cuDNN's rule");
   }

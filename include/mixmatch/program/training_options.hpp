@@ -87,7 +87,8 @@ struct TrainingOptions {
   // How it is run, without changing its result.
   std::string device = "auto";
   bool prefetch = true;
-  bool graph = true;  ///< on a GPU: steps and evaluations as CUDA graphs
+  bool graph = true;    ///< on a GPU: steps and evaluations as CUDA graphs
+  bool overlap = true;  ///< on a GPU: weight gradients on a second stream
   bool measure_convolutions = false, deterministic = false;
   int64_t checkpoint_every = 0;
   int64_t recalibrate = 16384;
@@ -258,6 +259,9 @@ void visit_training_options(Options& o, Visit&& visit) {
   visit(OptionText{"no-graph", "On a GPU: launch steps and evaluations piece by piece, not as CUDA graphs",
                    R::how},
         o.graph, Off{});
+  visit(OptionText{"no-overlap",
+                   "On a GPU in bf16: weight gradients after the other gradients, not beside them", R::how},
+        o.overlap, Off{});
   visit(OptionText{"measure-convolutions",
                    "On a GPU: the fastest convolutions, measured before the graph is captured, in place of "
                    "cuDNN's rule; a resumed run may then differ in rounding",

@@ -193,7 +193,7 @@ class GraphedStep {
     const c10::cuda::CUDAGuard device_guard(device);
     const auto index = c10::cuda::current_device();
     const auto current = c10::cuda::getCurrentCUDAStream(index);
-    // Before what a step does on a stream beside it, where graphs keep priorities.
+    // Of higher priority than a step's side stream, where graphs keep priorities.
     const auto side = c10::cuda::getStreamFromPool(/*isHighPriority=*/true, index);
     const auto wait_for = [](const c10::cuda::CUDAStream& stream) {
       C10_CUDA_CHECK(cudaStreamSynchronize(stream.stream()));

@@ -37,7 +37,8 @@ struct TrainerOptions {
   /// Of that graph: see GraphedStepOptions::measure_convolutions().
   TORCH_ARG(bool, measure_convolutions) = false;
   /// On a GPU, in low precision and one process: the weights' gradients of convolve(), which the bundled
-  /// networks call, on a stream of their own, beside the rest of the backward pass. The same bits.
+  /// networks call, on a stream of their own, beside the rest of the backward pass. The same calls, so the
+  /// same bits where cuDNN's are deterministic.
   TORCH_ARG(bool, overlap_weight_gradients) = true;
   /// Where the host reads the images: the next step's on a thread of its own.
   TORCH_ARG(bool, prefetch) = true;

@@ -27,10 +27,9 @@ namespace mixmatch::detail {
 ///     side.wait();                                     // the stream's next work sees z
 ///
 /// `inputs` are held until the current stream waits, as the memory of one that is let go of could be given
-/// out anew; once `most` runs are under way it waits for the oldest. What run() makes is to be let go of
-/// after wait(). The stream beside has the lowest priority. On the CPU, and in a capture where a second
-/// stream's memory is not the graph's, run() does its work in turn. One thread at a time; throws CUDA's
-/// errors.
+/// out anew; once `most` runs are under way it waits for the oldest. Let go of what run() makes after wait()
+/// only. On the CPU, and in a capture where a second stream's memory is not the graph's, run() does its work
+/// in turn. Of one device and one thread at a time; throws CUDA's errors.
 class SideStream {
  public:
   template <class Work>
