@@ -34,6 +34,17 @@ torch::nn::Conv2d some_convolution(torch::nn::Conv2dOptions options) {
   return torch::nn::Conv2d(options);
 }
 
+/// Of four channels: three that convolve() takes, three that it leaves to the layer.
+std::vector<torch::nn::Conv2dOptions> some_options() {
+  using Options = torch::nn::Conv2dOptions;
+  return {Options(4, 6, 3).padding(1).bias(false),
+          Options(4, 6, {3, 2}).stride({2, 1}).bias(false),
+          Options(4, 8, 3).groups(2).dilation({1, 2}).padding({0, 2}).bias(false),
+          Options(4, 6, 3).padding(1),
+          Options(4, 6, 3).padding(torch::kSame).bias(false),
+          Options(4, 6, 3).padding(1).padding_mode(torch::kReflect).bias(false)};
+}
+
 Tensor some_images(int64_t channels, at::ScalarType type = at::kFloat) {
   torch::manual_seed(7);
   return at::randn({3, channels, 9, 8}, type);
@@ -44,27 +55,34 @@ enum class Kept { no, yes, beside };
 /// Plain gradient descent: what a step changes is the gradient.
 OptimizerOptions descent() { return OptimizerOptions(0.1).rule(SgdRule{0, false}); }
 
+/// A convolution by its copy in bfloat16, as long as it lives.
+struct ByCopy {
+  explicit ByCopy(const torch::nn::Conv2dOptions& options) : conv(some_convolution(options)) {}
+
+  Tensor weight() const { return model->parameters()[0].detach().clone(); }
+
+  torch::nn::Conv2d conv;
+  torch::nn::Sequential model{conv};
+  Optimizer optimizer{model, descent()};
+  LowPrecisionWeights weights{model, optimizer};
+  Autocast autocast{torch::kCPU, at::kBFloat16};
+  mm::detail::WeightCopies scope{weights.use(at::kBFloat16)};
+};
+
 /// One step by a loss of the convolution's copy in bfloat16; returns the weight and the input's gradient.
 std::vector<Tensor> step_by(const torch::nn::Conv2dOptions& options, Kept kept, const Tensor& images,
                             const std::function<Tensor(torch::nn::Conv2d&, const Tensor&)>& loss_of) {
-  torch::nn::Sequential model(some_convolution(options));
-  Optimizer optimizer(model, descent());
-  const LowPrecisionWeights weights(model, optimizer);
+  ByCopy by_copy(options);
   const Tensor x = images.detach().clone().set_requires_grad(true);
-  {
-    const Autocast autocast(torch::kCPU, at::kBFloat16);
-    const auto scope = weights.use(at::kBFloat16);
-    torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
-    const Tensor loss = loss_of(conv, x);
-    if (kept == Kept::no) {
-      loss.backward();
-    } else {
-      const auto gradients = optimizer.keep_copies_gradients(kept == Kept::beside);
-      loss.backward();
-    }
+  const Tensor loss = loss_of(by_copy.conv, x);
+  if (kept == Kept::no) {
+    loss.backward();
+  } else {
+    const auto gradients = by_copy.optimizer.keep_copies_gradients(kept == Kept::beside);
+    loss.backward();
   }
-  CHECK(optimizer.step().item<bool>());
-  return {model->parameters()[0].detach().clone(), x.grad()};
+  CHECK(by_copy.optimizer.step().item<bool>());
+  return {by_copy.weight(), x.grad()};
 }
 
 int64_t& backward_calls() {
@@ -88,12 +106,7 @@ int64_t count_backward_calls(const std::function<void()>& work) {
 }  // namespace
 
 TEST_CASE("convolve: of the layer's own weight it is the layer's call, to the bit") {
-  using Options = torch::nn::Conv2dOptions;
-  for (const auto& options :
-       {Options(4, 6, 3).padding(1).bias(false), Options(4, 6, {3, 2}).stride({2, 1}).bias(false),
-        Options(4, 8, 3).groups(2).dilation({1, 2}).padding({0, 2}).bias(false), Options(4, 6, 3).padding(1),
-        Options(4, 6, 3).padding(torch::kSame).bias(false),
-        Options(4, 6, 3).padding(1).padding_mode(torch::kReflect).bias(false)}) {
+  for (const auto& options : some_options()) {
     auto conv = some_convolution(options), plain = some_convolution(options);
     const Tensor x = some_images(4).set_requires_grad(true), y = some_images(4).set_requires_grad(true);
     const Tensor found = convolve(conv, x), expected = plain(y);
@@ -106,12 +119,7 @@ TEST_CASE("convolve: of the layer's own weight it is the layer's call, to the bi
 }
 
 TEST_CASE("convolve: by copies of weights, with gradients beside, a step is autocast's to the bit") {
-  using Options = torch::nn::Conv2dOptions;
-  for (const auto& options :
-       {Options(4, 6, 3).padding(1).bias(false), Options(4, 6, {3, 2}).stride({2, 1}).bias(false),
-        Options(4, 8, 3).groups(2).dilation({1, 2}).padding({0, 2}).bias(false), Options(4, 6, 3).padding(1),
-        Options(4, 6, 3).padding(torch::kSame).bias(false),
-        Options(4, 6, 3).padding(1).padding_mode(torch::kReflect).bias(false)}) {
+  for (const auto& options : some_options()) {
     const auto by_layer = [](torch::nn::Conv2d& conv, const Tensor& x) {
       return conv(x).to(at::kFloat).square().sum();
     };
@@ -155,18 +163,13 @@ TEST_CASE("convolve: gradients of several uses, and of other uses of the copy, a
 }
 
 TEST_CASE("convolve: gradients that are asked for one by one are not taken for the step's") {
-  torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).bias(false)));
-  Optimizer optimizer(model, descent());
-  const LowPrecisionWeights weights(model, optimizer);
-  const Autocast autocast(torch::kCPU, at::kBFloat16);
-  const auto scope = weights.use(at::kBFloat16);
-  const Tensor before = model->parameters()[0].detach().clone();
-  torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
+  ByCopy by_copy(torch::nn::Conv2dOptions(4, 4, 3).bias(false));
+  const Tensor before = by_copy.weight();
   const Tensor x = some_images(4).set_requires_grad(true);
-  const Tensor loss = convolve(conv, x).to(at::kFloat).square().sum();
+  const Tensor loss = convolve(by_copy.conv, x).to(at::kFloat).square().sum();
   Tensor of_input, first;
   {
-    const auto kept = optimizer.keep_copies_gradients(/*overlap=*/true);
+    const auto kept = by_copy.optimizer.keep_copies_gradients(/*overlap=*/true);
     // Of the input alone, as VAT asks for it.
     CHECK(count_backward_calls(
               [&] { of_input = torch::autograd::grad({loss}, {x}, {}, /*retain_graph=*/true)[0]; }) == 1);
@@ -174,28 +177,23 @@ TEST_CASE("convolve: gradients that are asked for one by one are not taken for t
   }
   CHECK(of_input.abs().max().item<double>() > 0);
   CHECK(first.equal(of_input));
-  const Tensor second = torch::autograd::grad({first.square().sum()}, {model->parameters()[0]})[0];
+  const Tensor second = torch::autograd::grad({first.square().sum()}, {by_copy.model->parameters()[0]})[0];
   CHECK(second.scalar_type() == at::kFloat);
   CHECK(second.abs().max().item<double>() > 0);
-  CHECK(optimizer.step().item<bool>());
-  CHECK(model->parameters()[0].equal(before));
+  CHECK(by_copy.optimizer.step().item<bool>());
+  CHECK(by_copy.weight().equal(before));
 }
 
 TEST_CASE("convolve: several backward passes before a step add up, whatever they went through") {
   const auto weight_after = [](bool beside, const std::vector<bool>& by_call) {
-    torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).bias(false)));
-    Optimizer optimizer(model, descent());
-    const LowPrecisionWeights weights(model, optimizer);
-    const Autocast autocast(torch::kCPU, at::kBFloat16);
-    const auto scope = weights.use(at::kBFloat16);
-    torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
-    const auto kept = optimizer.keep_copies_gradients(beside);
+    ByCopy by_copy(torch::nn::Conv2dOptions(4, 4, 3).bias(false));
+    const auto kept = by_copy.optimizer.keep_copies_gradients(beside);
     for (const bool called : by_call) {
       const Tensor x = some_images(4);
-      (called ? convolve(conv, x) : conv(x)).to(at::kFloat).square().sum().backward();
+      (called ? convolve(by_copy.conv, x) : by_copy.conv(x)).to(at::kFloat).square().sum().backward();
     }
-    CHECK(optimizer.step().item<bool>());
-    return model->parameters()[0].detach().clone();
+    CHECK(by_copy.optimizer.step().item<bool>());
+    return by_copy.weight();
   };
   const Tensor expected = weight_after(false, {false, false, false});
   CHECK_FALSE(expected.equal(weight_after(false, {false, false})));
@@ -213,22 +211,17 @@ TEST_CASE("convolve: gradients of a backward pass that threw are let go of") {
       throw std::runtime_error("in the middle");
     }
   };
-  torch::nn::Sequential model(some_convolution(torch::nn::Conv2dOptions(4, 4, 3).padding(1).bias(false)));
-  Optimizer optimizer(model, descent());
-  const LowPrecisionWeights weights(model, optimizer);
-  const Tensor before = model->parameters()[0].detach().clone();
-  const Autocast autocast(torch::kCPU, at::kBFloat16);
-  const auto scope = weights.use(at::kBFloat16);
-  torch::nn::Conv2d conv(model->ptr<torch::nn::Conv2dImpl>(0));
+  ByCopy by_copy(torch::nn::Conv2dOptions(4, 4, 3).padding(1).bias(false));
+  const Tensor before = by_copy.weight();
   {
-    const auto kept = optimizer.keep_copies_gradients(/*overlap=*/true);
-    const Tensor loss =
-        convolve(conv, Throws::apply(convolve(conv, some_images(4)))).to(at::kFloat).square().sum();
+    const auto kept = by_copy.optimizer.keep_copies_gradients(/*overlap=*/true);
+    const Tensor thrown = Throws::apply(convolve(by_copy.conv, some_images(4)));
+    const Tensor loss = convolve(by_copy.conv, thrown).to(at::kFloat).square().sum();
     CHECK_THROWS_WITH(loss.backward(), contains("in the middle"));
   }
-  optimizer.drop_gradients();
-  CHECK(optimizer.step().item<bool>());
-  CHECK(model->parameters()[0].equal(before));
+  by_copy.optimizer.drop_gradients();
+  CHECK(by_copy.optimizer.step().item<bool>());
+  CHECK(by_copy.weight().equal(before));
 }
 
 TEST_CASE("The bundled networks' convolutions have their weights' gradients beside the rest") {
