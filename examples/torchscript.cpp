@@ -9,8 +9,6 @@
 #include <mixmatch/training.hpp>
 
 #include <algorithm>
-#include <array>
-#include <exception>
 #include <filesystem>
 #include <sstream>
 #include <string>
@@ -22,40 +20,31 @@ using torch::Tensor;
 namespace {
 
 struct Options {
-  std::string model, data, out = "trained.pt", safetensors, device = "auto";
+  std::string model, data, out = "trained.pt", safetensors, device = "auto", precision = "auto";
   int64_t labels = 40, steps = 600, batch = 32;
   uint64_t seed = 1;
   double learning_rate = 2e-3, lambda_u = 75;
   int threads = 0;
+  bool no_graph = false;
 };
 
-/// The module of a file, after one pass of images like those to come.
-torch::jit::Module load_model(const std::string& path, const mm::data::ImageDataset& data,
-                              torch::Device device) {
-  auto model = mm::read_script_file(path, device).module;
-  const Tensor images = mm::augment::normalize(data.images.narrow(0, 0, 2).to(device));
-  c10::IValue result;
-  try {
-    torch::NoGradGuard no_grad;
-    model.eval();
-    result = model.forward({images});
-  } catch (const std::exception& error) {
-    TORCH_CHECK(false, "--model ", path, ": forward of images ", images.sizes(),
-                " fails: ", mm::detail::script_error(error));
-  }
-  const std::array<int64_t, 2> shape{2, data.num_classes()};
-  const at::IntArrayRef expected(shape);
-  TORCH_CHECK(result.isTensor(), "--model ", path, ": forward must return logits, got a ", result.tagKind());
-  TORCH_CHECK(result.toTensor().sizes() == expected, "--model ", path, ": forward of images ", images.sizes(),
-              " must return logits ", expected, " for the data's ", data.num_classes(), " classes, got ",
-              result.toTensor().sizes());
-  model.train();
-  return model;
+/// The network in a file, after one pass of images like those to come.
+mm::models::ScriptNetwork load_network(const std::string& path, const mm::data::ImageDataset& data,
+                                       torch::Device device) {
+  mm::models::ScriptNetwork network(mm::read_script_file(path, device).module, data.num_classes(),
+                                    "--model " + mm::detail::printable(path));
+  const torch::NoGradGuard no_grad;
+  network->eval();
+  network->forward(mm::augment::normalize(data.images.narrow(0, 0, 2).to(device)));
+  network->train();
+  return network;
 }
 
 int train(const Options& o) {
   TORCH_CHECK(o.learning_rate > 0, "--lr: expected a number > 0, got ", o.learning_rate);
   const auto device = mm::training::parse_device(o.device);
+  const auto precision_name = mm::training::choose_precision(o.precision, device);
+  const auto precision = mm::training::parse_precision(precision_name);
   for (const auto& path : {o.out, o.safetensors}) {
     const auto parent = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
     TORCH_CHECK(fs::is_directory(parent) && !fs::is_directory(path), "cannot write ", path,
@@ -72,25 +61,30 @@ int train(const Options& o) {
   const auto split = mm::data::split_labels(data.labels, o.labels, /*num_validation=*/0, o.seed);
 
   torch::manual_seed(o.seed);
-  auto model = load_model(o.model, data, device);
-  const auto parameters = mm::detail::model_parameters(model);
+  auto network = load_network(o.model, data, device);
+  const auto parameters = network->parameters();
   TORCH_CHECK(std::any_of(parameters.begin(), parameters.end(),
-                          [](const auto& item) { return item.tensor.requires_grad(); }),
+                          [](const Tensor& parameter) { return parameter.requires_grad(); }),
               "--model ", o.model,
               " has no parameter that takes a gradient: was it frozen before it was exported?");
   // As with any other model: state, method, trainer.
   mm::training::TrainState state(
-      model, mm::training::TrainStateOptions()
-                 .seed(o.seed)
-                 .ema(mm::EmaModelOptions().decay(0.99).warmup(true))
-                 .optimizer(mm::training::OptimizerOptions(o.learning_rate).weight_decay(0.02)));
+      network, mm::training::TrainStateOptions()
+                   .seed(o.seed)
+                   .ema(mm::EmaModelOptions().decay(0.99).warmup(true))
+                   .optimizer(mm::training::OptimizerOptions(o.learning_rate).weight_decay(0.02)));
   const mm::training::TrainingData training{
       mm::data::ImagePool({mm::data::to_device(data, device)}), split, {}, {}};
   mm::training::Trainer trainer(
       state, mm::methods::MixMatch({}, mm::RampedLossOptions().lambda_u(o.lambda_u).rampup_steps(o.steps)),
       training,
-      mm::training::TrainerOptions().feed(mm::training::FeedOptions().batch_size(o.batch).seed(o.seed)));
+      mm::training::TrainerOptions()
+          .feed(mm::training::FeedOptions().batch_size(o.batch).seed(o.seed))
+          .precision(precision)
+          .graph(!o.no_graph));
 
+  mm::training::print_message(stdout, "device {}, precision {}\n", device.str(),
+                              mm::training::describe_precision(device, precision_name));
   const int64_t tenth = std::max<int64_t>(1, o.steps / 10);
   double first = 0, last = 0, last_steps = 0;
   mm::training::Progress progress("MixMatch", o.steps);
@@ -114,19 +108,19 @@ int train(const Options& o) {
     progress.update(state.step, fmt::format("labeled loss {:.3f}", value));
   }
   progress.finish();
-  const auto evaluate = mm::training::EvaluateOptions().device(device);
+  const auto evaluate = mm::training::EvaluateOptions().device(device).precision(precision);
   const double error = mm::training::error_percent(
       [&](const Tensor& images) { return state.ema.forward(images); }, test, evaluate);
 
   // The averages are the result. On the CPU, so that Python can read them anywhere.
   const auto averages = state.ema.average_parameters();
-  model.eval();
-  model.to(torch::kCPU);
+  network->eval();
+  network->to(torch::kCPU);
   std::ostringstream bytes;
-  model.save(bytes);
+  network->script().save(bytes);
   mm::write_file_atomically(o.out, bytes.str());
   if (!o.safetensors.empty()) {
-    mm::save_safetensors(o.safetensors, model, {{"format", "pt"}});
+    mm::save_safetensors(o.safetensors, network, {{"format", "pt"}});
   }
   mm::training::print_result("labeled loss: {:.4f} in the first tenth, {:.4f} in the last\n",
                              first / static_cast<double>(tenth), last / last_steps);
@@ -152,13 +146,13 @@ int main(int argc, char** argv) {
   mm::training::add_number<double>(app, "--lr", o.learning_rate, "Adam's learning rate", 0);
   mm::training::add_number<double>(app, "--lambda-u", o.lambda_u, "Weight of the unlabeled loss", 0);
   app.add_option("--device", o.device)->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
+  app.add_option("--precision", o.precision, "auto: bf16 where the device is fast at it")
+      ->check(CLI::IsMember({"auto", "fp32", "bf16"}))
+      ->capture_default_str();
+  app.add_flag("--no-graph", o.no_graph, "On a GPU: launch the steps piece by piece, not as one CUDA graph");
   mm::training::add_number(app, "--threads", o.threads, "CPU threads; 0 = one a processor", 0);
   return mm::training::run_program(app, argc, argv, [&] {
     mm::training::set_threads(o.threads);
-    try {
-      return train(o);
-    } catch (const std::exception& error) {
-      TORCH_CHECK(false, mm::detail::script_error(error));
-    }
+    return train(o);
   });
 }

@@ -113,7 +113,6 @@ TEST_CASE("Learner: statistics of a script move in the training pass alone") {
     }
   }
   CHECK(equal(copies(*network), copies(*twin)));
-  CHECK(network->is_script());
 }
 
 TEST_CASE("ScriptNetwork: what does not fit is said in one line that names the file") {

@@ -36,17 +36,18 @@ TEST_CASE("torchscript: the loss falls, and the averaged model is written") {
   const fs::path in = dir / "model.pt", out = dir / "trained.pt", weights = dir / "weights.safetensors";
   auto before = small_net();
   before.save(in.string());
-  const auto finished =
-      run(torchscript(in, out, {"--steps", "40", "--lr", "0.01", "--safetensors", weights.string()}));
+  const auto finished = run(torchscript(
+      in, out, {"--steps", "40", "--lr", "0.01", "--precision", "fp32", "--safetensors", weights.string()}));
   INFO(finished.err);
   REQUIRE(finished.status == 0);
   const auto lines = lines_of(finished.out);
-  REQUIRE(lines.size() == 2);
+  REQUIRE(lines.size() == 3);
+  CHECK(lines[0] == "device cpu, precision fp32");
   double first = 0, last = 0, error = 0;
-  REQUIRE(std::sscanf(lines[0].c_str(), "labeled loss: %lf in the first tenth, %lf in the last", &first,
+  REQUIRE(std::sscanf(lines[1].c_str(), "labeled loss: %lf in the first tenth, %lf in the last", &first,
                       &last) == 2);
   CHECK(last < first - 0.05);
-  REQUIRE(std::sscanf(lines[1].c_str(), "test error: %lf %%", &error) == 1);
+  REQUIRE(std::sscanf(lines[2].c_str(), "test error: %lf %%", &error) == 1);
 
   auto trained = torch::jit::load(out.string());
   // What is printed is the written model's.
@@ -107,7 +108,7 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   write_file(in, "no zip archive");
   refused(in.string() + " is no TorchScript file: it is no zip archive");
   small_net(3, 7).save(in.string());
-  refused("must return logits [2, 10] for the data's 10 classes, got [2, 7]");
+  refused("must return logits [2, 10] for 10 classes, got [2, 7]");
   small_net(4).save(in.string());
   refused("forward of images [2, 3, 32, 32] fails: ");
   defined("def forward(self, x):\n  return (x, x)\n");
@@ -122,6 +123,7 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   refused("leaves no unlabeled image of 4000", {"--labels", "5000"});
   refused("--steps", {"--steps", "0"});
   refused("--device", {"--device", "tpu"});
+  refused("--precision", {"--precision", "fp16"});
   refused("cannot write", {"--safetensors", (dir / "no" / "a.safetensors").string()});
   check_refused(run(torchscript(in, dir / "no" / "trained.pt")), "its directory does not exist");
   check_refused(run(torchscript(in, dir.path())), "it is a directory");

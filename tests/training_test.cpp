@@ -206,6 +206,7 @@ TEST_CASE("RunEvaluation: validation by averages, test by both, of the weights a
     CHECK(errors[0] == training::evaluate_ema(state.ema, validation, options));
     CHECK(errors[1] == training::evaluate_model(state.model, test, options));
     CHECK(errors[2] == training::evaluate_ema(state.ema, test, options));
+    CHECK(torch::equal(evaluation.averaged(test.images), state.ema.forward(test.images)));
     const torch::NoGradGuard no_grad;  // all say the first class from now on
     linear->weight.zero_();
     linear->bias.copy_(torch::tensor({1.0, 0.0, 0.0}));

@@ -5,6 +5,7 @@
 
 #include <torch/torch.h>
 #include <mixmatch/detail/cuda/side_stream.hpp>
+#include <mixmatch/models/script_network.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
 #include <mixmatch/program/check_options.hpp>
@@ -20,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "../../tests/script_net.hpp"
 #include "kernel_checks.hpp"
 
 namespace step_checks {
@@ -89,12 +91,12 @@ struct How {
   int64_t depth = 10;      ///< of the network
 };
 
-/// `steps` steps of a method on `device`.
-inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
-                     const How& how = {}) {
+/// `steps` steps of a method on `device`, where the network is.
+template <class Model>
+Trained train(const Model& network, torch::Device device, const mixmatch::training::TrainingOptions& o,
+              int64_t steps, const How& how) {
   const auto data = small_data(how.resident ? device : torch::Device(torch::kCPU));
-  mixmatch::training::TrainState state(small_network(device, how.depth),
-                                       mixmatch::training::train_state_options(o));
+  mixmatch::training::TrainState state(network, mixmatch::training::train_state_options(o));
   return mixmatch::training::with_method(o, [&](auto method) {
     mixmatch::training::Trainer trainer(
         state, std::move(method), data,
@@ -108,10 +110,15 @@ inline Trained train(torch::Device device, const mixmatch::training::TrainingOpt
         evaluation({}, test);
       }
     }
-    result.weight = state.model->conv1->weight.detach().clone().cpu();
+    result.weight = state.model->parameters().front().detach().clone().cpu();
     result.graphed = trainer.is_graphed();
     return result;
   });
+}
+
+inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
+                     const How& how = {}) {
+  return train(small_network(device, how.depth), device, o, steps, how);
 }
 
 inline Tensor losses_of(const Trained& trained) {
@@ -296,6 +303,31 @@ inline void check_overlap(std::vector<Check>& checks, torch::Device device) {
   }
 }
 
+/// A network from TorchScript, eagerly and captured: the same numbers. Its count of passes too, for which the
+/// script makes a new tensor each time.
+inline void check_script(std::vector<Check>& checks, torch::Device device) {
+  const int64_t steps = device.is_cuda() ? 20 : 2;
+  for (const std::string precision : {"fp32", "bf16"}) {
+    auto o = small_options("mixmatch");
+    o.precision = precision;
+    Trained results[2];
+    for (const bool graph : {false, true}) {
+      o.graph = graph;
+      mixmatch::models::ScriptNetwork network(small_net(), 10, "small_net");
+      network->to(device);
+      results[graph] = train(network, device, o, steps, {.evaluates = true});
+      checks.push_back(
+          {"TorchScript: is a graph", results[graph].graphed == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
+      const auto passes = network->named_buffers()["num_batches_tracked"].item<int64_t>();
+      checks.push_back({"TorchScript: passes", std::abs(static_cast<double>(passes - steps)), 0});
+    }
+    checks.push_back({"TorchScript: losses " + precision,
+                      kernel_checks::difference(losses_of(results[1]), losses_of(results[0])), 1e-6});
+    checks.push_back({"TorchScript: weights " + precision,
+                      kernel_checks::difference(results[1].weight, results[0].weight), 1e-6});
+  }
+}
+
 /// Passes that are captured beside passes that are not, of weights that change between them.
 inline void check_evaluation(std::vector<Check>& checks, torch::Device device) {
   const auto o = small_options("mixmatch");
@@ -366,6 +398,7 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                                    {"measured convolutions", check_measured_convolutions},
                                    {"second stream", check_side_stream},
                                    {"weight gradients beside", check_overlap},
+                                   {"TorchScript", check_script},
                                    {"evaluation", check_evaluation},
                                    {"evaluation between steps", check_evaluation_between_steps}},
                                   device);

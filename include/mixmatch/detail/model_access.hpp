@@ -28,15 +28,10 @@ struct IsSharedPtr<std::shared_ptr<T>> : std::true_type {};
 
 template <class T>
 inline constexpr bool is_script_module = std::is_base_of_v<torch::jit::Module, T>;
-/// TorchScript's executor looks at the host, so that a pass of it cannot be captured in a CUDA graph.
+/// Whether a pass can be captured in a CUDA graph. A bare TorchScript module may put another tensor in a
+/// buffer's place at each pass, which a graph does not see; models::ScriptNetwork keeps the first one.
 template <class M>
-bool runs_script(M& model) {
-  if constexpr (requires { model->is_script(); }) {  // models::Network may hold one
-    return model->is_script();
-  } else {
-    return is_script_module<std::remove_const_t<M>>;
-  }
-}
+inline constexpr bool is_capturable_model = !is_script_module<std::remove_const_t<M>>;
 template <class T>
 inline constexpr bool is_any_module = std::is_same_v<T, torch::nn::AnyModule>;
 template <class T>

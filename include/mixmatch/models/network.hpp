@@ -182,8 +182,6 @@ class NetworkImpl : public torch::nn::Module {
   }
 
   const NetworkDescription& description() const { return description_; }
-  /// Whether it is a ScriptNetwork.
-  bool is_script() const { return std::dynamic_pointer_cast<ScriptNetworkImpl>(module_) != nullptr; }
   /// The network itself.
   const std::shared_ptr<torch::nn::Module>& module() const { return module_; }
 

@@ -57,9 +57,9 @@ class ScriptPart : public torch::nn::Module {
 ///
 /// Images as augment::normalize() gives them, to logits [N, num_classes]. Runs as it is written, without
 /// TorchScript's optimiser, whose first passes differ in their roundings from later ones: equal runs are
-/// equal to the bit. Its batch norms move their running statistics by a momentum of their own. As its
-/// executor looks at the host, a step with it cannot be captured in a CUDA graph. Throws one line that names
-/// the file where forward() fails or returns something else.
+/// equal to the bit. Its batch norms move their running statistics by a momentum of their own. A step with it
+/// can be captured in a CUDA graph, unless the script itself looks at the device's numbers (an `if` on a
+/// tensor, item()). Throws one line that names the file where forward() fails or returns something else.
 class ScriptNetworkImpl : public detail::ScriptPart {
  public:
   static constexpr const char* head_name = "";
@@ -95,6 +95,9 @@ class ScriptNetworkImpl : public detail::ScriptPart {
   Tensor features(const Tensor& /*images*/) {
     TORCH_CHECK(false, name_, ": a TorchScript network has no last layer that is known");
   }
+
+  /// The module itself, of the same tensors: for save().
+  const torch::jit::Module& script() const { return script_; }
 
   /// As WideResNetImpl's.
   void set_batch_norm_groups(int64_t groups) { groups_ = groups; }

@@ -31,10 +31,12 @@ struct KeptGradients {
 
   void add(size_t place, const torch::Tensor& gradient) {
     torch::Tensor& sum = of_copy[place];
-    if (sum.defined()) {
-      side.wait();  // which may have made it
+    if (!sum.defined()) {
+      sum = gradient;
+      return;
     }
-    sum = sum.defined() ? sum + gradient : gradient;
+    side.wait();  // which may have made it
+    sum = sum + gradient;
   }
 
   /// Adds gradient(), which reads `inputs`. Not before side.wait() is it there.

@@ -92,4 +92,9 @@ inline at::ScalarType fastest_precision(torch::Device device) {
   return fast ? at::kBFloat16 : at::kFloat;
 }
 
+/// `name`, or in place of "auto" the name of fastest_precision().
+inline std::string choose_precision(const std::string& name, torch::Device device) {
+  return name != "auto" ? name : fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
+}
+
 }  // namespace mixmatch::training

@@ -24,6 +24,7 @@
 #include <mixmatch/run/json.hpp>
 #include <mixmatch/run/metrics_table.hpp>
 #include <mixmatch/run/training_run.hpp>
+#include <mixmatch/step/run_evaluation.hpp>
 
 #include <cmath>
 #include <limits>
@@ -115,14 +116,14 @@ namespace detail {
 
 template <class Model>
 int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state,
-                     const TrainingData& data, torch::Device device, RunTensors* shared) {
+                     const TrainingData& data, RunEvaluation<Model>& evaluation, torch::Device device,
+                     RunTensors* shared) {
   const auto& class_names = data.pool.class_names;
   const auto options = evaluate_options(o, device);
   const auto classes = static_cast<int64_t>(class_names.size());
+  const auto averaged = [&](const Tensor& images) { return evaluation.averaged(images); };
   const auto predict = [&](const data::ImageDataset& images) {
-    return images.size() == 0 ? at::empty({0, classes})
-                              : predict_probabilities([&](const Tensor& x) { return state.ema.forward(x); },
-                                                      images, options);
+    return images.size() == 0 ? at::empty({0, classes}) : predict_probabilities(averaged, images, options);
   };
   const Tensor held_out = predict(data.validation);
   if (shared != nullptr) {
@@ -144,11 +145,9 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   const auto& judged = has_test ? data.test : data.validation;
   const auto recalibrated = detail::recalibrated_errors(state, judged, data, o.recalibrate, options);
 
-  const double flipped =
-      o.test_time_flips && judged.size() > 0
-          ? error_percent(with_test_time_flips([&](const Tensor& x) { return state.ema.forward(x); }), judged,
-                          options)
-          : std::numeric_limits<double>::quiet_NaN();
+  const double flipped = o.test_time_flips && judged.size() > 0
+                             ? error_percent(with_test_time_flips(averaged), judged, options)
+                             : std::numeric_limits<double>::quiet_NaN();
 
   const double validation_error = last("validation_error");
   const std::string kind = has_test ? "test" : "validation";
@@ -309,14 +308,14 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
 /// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
 /// the images that they were fitted on, and so a little small.
 ///
-/// Of several processes rank 0 does this, and the others wait for it.
+/// `evaluation` is the run's own. Of several processes rank 0 does this, and the others wait for it.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
-               torch::Device device, RunTensors* shared = nullptr) {
+               RunEvaluation<Model>& evaluation, torch::Device device, RunTensors* shared = nullptr) {
   run.finish_steps();
   ProcessGroup* group = o.processes;
   if (group == nullptr) {
-    return detail::finish_run_alone(run, o, state, data, device, shared);
+    return detail::finish_run_alone(run, o, state, data, evaluation, device, shared);
   }
   int status = 0;
   if (group->rank() == 0) {
@@ -325,7 +324,7 @@ int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& st
     if constexpr (!mixmatch::detail::is_script_module<Model>) {
       synchronize_batch_norm(state.model, nullptr);
     }
-    status = detail::finish_run_alone(run, alone, state, data, device, shared);
+    status = detail::finish_run_alone(run, alone, state, data, evaluation, device, shared);
   }
   group->meet();
   if (group->rank() != 0) {

@@ -153,8 +153,7 @@ inline TrainerOptions trainer_options(const TrainingOptions& o) {
           .learner(LearnerOptions().warmup(o.debias && o.weights.empty()))
           .precision(parse_precision(o.precision))
           .logit_adjustment(o.imbalance == "logit_adjustment" ? logit_adjustment(labeled_prior(o)) : Tensor())
-          // TorchScript's executor looks at the host.
-          .graph(o.graph && models::script_file_of(o.model).empty())
+          .graph(o.graph)
           .overlap_weight_gradients(o.overlap)
           .measure_convolutions(o.measure_convolutions)
           .prefetch(o.prefetch)

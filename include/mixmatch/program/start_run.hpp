@@ -93,9 +93,7 @@ TrainingRunOptions training_run_options(const Options& o, const TrainingData& da
 inline torch::Device choose_device(TrainingOptions& o) {
   const auto device = parse_device(o.device);
   o.threads = set_threads(o.threads);
-  if (o.precision == "auto") {
-    o.precision = fastest_precision(device) == at::kBFloat16 ? "bf16" : "fp32";
-  }
+  o.precision = choose_precision(o.precision, device);
   const int threads = at::get_num_threads();
   print_message(stdout, "device {}, {} CPU thread{}, precision {}\n", device.str(), threads,
                 threads == 1 ? "" : "s", describe_precision(device, o.precision));
@@ -110,8 +108,7 @@ inline torch::Device choose_device(TrainingOptions& o) {
     if (o.deterministic) {
       at::globalContext().setDeterministicCuDNN(true);
     }
-    const bool captured = o.graph && models::script_file_of(o.model).empty() &&
-                          (o.processes == nullptr || o.processes->capturable(device));
+    const bool captured = o.graph && (o.processes == nullptr || o.processes->capturable(device));
     print_message(stdout, "convolutions {}\n",
                   o.deterministic ? "deterministic: one order of sums"
                   : captured && o.measure_convolutions

@@ -61,7 +61,7 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
     }
     seen.end();
     say_if_feed_limits(trainer.host_batches());
-    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, device, shared);
+    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, evaluation, device, shared);
   });
 }
 

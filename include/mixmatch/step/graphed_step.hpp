@@ -240,7 +240,8 @@ class GraphedStep {
       TORCH_CHECK(false, "GraphedStep: ", attempted, " on ", c10::Device(at::kCUDA, index),
                   " failed: ", reason,
                   restored ? " (a captured step must not wait for the device, copy to or from the host, or "
-                             "draw on the host; enabled(false) runs it eagerly)"
+                             "draw on the host; enabled(false), or a program's --no-graph, runs it "
+                             "eagerly)"
                            : "; its state could not be put back");
     }
     at::autocast::clear_cache();

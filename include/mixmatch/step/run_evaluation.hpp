@@ -14,7 +14,7 @@ namespace mixmatch::training {
 
 /// The errors of a model that trains, measured again and again. On a GPU the passes are captured in CUDA
 /// graphs at the first evaluation and replayed from then on (GraphedPredictor). With `graph` false, in
-/// several processes, for TorchScript and on the CPU they run as they are written.
+/// several processes, for a bare torch::jit::Module and on the CPU they run as they are written.
 ///
 ///     training::RunEvaluation evaluation(state, training::EvaluateOptions().device(device));
 ///     while (run.running()) {
@@ -34,9 +34,9 @@ class RunEvaluation {
               const mixmatch::detail::EvaluationModeGuard evaluation(state.model);
               return forward(state.model, images);
             },
-            captures(state, options, graph)),
+            captures(options, graph)),
         averaged_([&state](const Tensor& images) { return state.ema.forward(images); },
-                  captures(state, options, graph)) {}
+                  captures(options, graph)) {}
 
   /// Errors in percent for TrainingRun::record_errors, in the columns of training_run_options(): validation
   /// (averaged weights), test (raw weights), test (averaged weights); NaN for an empty set.
@@ -44,11 +44,15 @@ class RunEvaluation {
     return {error_of(averaged_, validation), error_of(raw_, test), error_of(averaged_, test)};
   }
 
+  /// The averaged weights' logits of normalised images, as a predictor: a result is overwritten by the next
+  /// one of the same shape, by those of operator() too.
+  Tensor averaged(const Tensor& images) { return averaged_(images); }
+
  private:
   using Predictor = GraphedPredictor<std::function<Tensor(const Tensor&)>>;
 
-  static bool captures(TrainState<Model>& state, const EvaluateOptions& options, bool graph) {
-    return graph && options.processes() == nullptr && !mixmatch::detail::runs_script(state.model);
+  static bool captures(const EvaluateOptions& options, bool graph) {
+    return graph && options.processes() == nullptr && mixmatch::detail::is_capturable_model<Model>;
   }
 
   double error_of(Predictor& predictor, const data::ImageDataset& dataset) {

@@ -32,7 +32,7 @@ struct TrainerOptions {
   TORCH_ARG(LearnerOptions, learner) = {};
   /// bfloat16: by autocast.
   TORCH_ARG(at::ScalarType, precision) = at::kFloat;
-  /// On a GPU: the step as one CUDA graph.
+  /// On a GPU: the step as one CUDA graph; not of a bare torch::jit::Module (models::ScriptNetwork: yes).
   TORCH_ARG(bool, graph) = true;
   /// Of that graph: see GraphedStepOptions::measure_convolutions().
   TORCH_ARG(bool, measure_convolutions) = false;
@@ -221,12 +221,12 @@ class Trainer {
       return tensors;
     };
     const auto buffers = tensors_of(mixmatch::detail::model_buffers(state_->model));
-    // TorchScript's executor looks at the host, and so does a strong view where no kernel can be compiled.
-    const bool waits = mixmatch::detail::runs_script(state_->model) ||
-                       (feed_.options().strong_views() > 0 && !device_.is_cpu() &&
-                        !mixmatch::detail::cuda_kernels_available(device_));
+    // A strong view looks at the host where no kernel can be compiled.
+    const bool waits = feed_.options().strong_views() > 0 && !device_.is_cpu() &&
+                       !mixmatch::detail::cuda_kernels_available(device_);
     return GraphedStepOptions()
-        .enabled(options_.graph() && !waits && parallel_.capturable(device_))
+        .enabled(options_.graph() && mixmatch::detail::is_capturable_model<Model> && !waits &&
+                 parallel_.capturable(device_))
         .measure_convolutions(options_.measure_convolutions())
         .state(joined({{step_},
                        state_->optimizer.state(),
