@@ -115,8 +115,8 @@ int train_run(CLI::App& app, TrainingOptions& o) {
     }
     step.fill_(state.step);
     // On a GPU the step is captured in a CUDA graph and replayed; what it changes is named for that.
-    const auto changed =
-        mm::training::joined({{step}, state.optimizer.state(), learner.state(), meter.state()});
+    const auto changed = mm::training::joined(
+        {{step}, state.model->buffers(), state.optimizer.state(), learner.state(), meter.state()});
     mm::training::GraphedStep graphed(train_step, device,
                                       mm::training::GraphedStepOptions()
                                           .enabled(options.graph() && parallel.capturable(device))

@@ -2,7 +2,6 @@
 // examples/python/export_model.py writes such a file; torch.jit.load reads the result.
 
 #include <fmt/format.h>
-#include <torch/script.h>
 #include <torch/torch.h>
 #include <mixmatch/mixmatch.hpp>
 #include <mixmatch/program/command_line.hpp>
@@ -32,7 +31,7 @@ struct Options {
 mm::models::ScriptNetwork load_network(const std::string& path, const mm::data::ImageDataset& data,
                                        torch::Device device) {
   mm::models::ScriptNetwork network(mm::read_script_file(path, device).module, data.num_classes(),
-                                    "--model " + mm::detail::printable(path));
+                                    "--model " + path);
   const torch::NoGradGuard no_grad;
   network->eval();
   network->forward(mm::augment::normalize(data.images.narrow(0, 0, 2).to(device)));
@@ -108,7 +107,8 @@ int train(const Options& o) {
     progress.update(state.step, fmt::format("labeled loss {:.3f}", value));
   }
   progress.finish();
-  const auto evaluate = mm::training::EvaluateOptions().device(device).precision(precision);
+  // In fp32, as the file's readers will run it.
+  const auto evaluate = mm::training::EvaluateOptions().device(device);
   const double error = mm::training::error_percent(
       [&](const Tensor& images) { return state.ema.forward(images); }, test, evaluate);
 

@@ -51,6 +51,23 @@ TEST_CASE("a step that waits for the device cannot be captured, and leaves the s
   CHECK(eager().item<float>() > 0);
 }
 
+TEST_CASE("a step that draws or counts on the host cannot be captured") {
+  if (skip_without_cuda()) {
+    return;
+  }
+  const auto fails = [](const auto& step, const std::string& why) {
+    CHECK_THAT(error_of([&] { GraphedStep(step, torch::kCUDA); }), contains(why));
+  };
+  fails([] { return at::ones({}, torch::kCUDA).mul_(at::rand({}).item<double>()); },
+        "it drew from a generator of the host");
+  torch::jit::Module script("Net");
+  script.register_attribute("calls", c10::IntType::get(), int64_t{0});
+  script.define("def forward(self, x):\n  self.calls = self.calls + 1\n  return x * self.calls\n");
+  mm::models::ScriptNetwork network(script, 3, "net.pt");
+  const Tensor images = at::ones({2, 3}, torch::kCUDA);
+  fails([&] { return network->forward(images); }, "net.pt: forward of images [2, 3] fails: it changes an");
+}
+
 #if defined(MIXMATCH_HAS_CUDA) && \
     MIXMATCH_TORCH_AT_LEAST(2, 1)  // earlier allocators stay in the failed capture
 TEST_CASE("a capture that failed takes no memory along, and the next one succeeds") {

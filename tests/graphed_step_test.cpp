@@ -74,11 +74,23 @@ TEST_CASE("a snapshot of a step's state puts back tensors, generators and gradie
     weight.add_(1);
   }
   counter.add_(5);
+  CHECK(snapshot.drew_on_host());
   snapshot.restore();
+  CHECK_FALSE(snapshot.drew_on_host());
   CHECK(weight.detach().equal(at::ones({3})));
   CHECK(counter.item<int64_t>() == 0);
   CHECK_FALSE(weight.grad().defined());
   CHECK(draw().equal(first));
+}
+
+TEST_CASE("a snapshot sees draws from LibTorch's own generator of the host, and puts it back") {
+  mm::training::detail::StepSnapshot snapshot{GraphedStepOptions()};
+  CHECK_FALSE(snapshot.drew_on_host());
+  const Tensor first = at::rand({4});
+  CHECK(snapshot.drew_on_host());
+  snapshot.restore();
+  CHECK_FALSE(snapshot.drew_on_host());
+  CHECK(at::rand({4}).equal(first));
 }
 
 TEST_CASE("a capture uses second streams only where their memory is the graph's") {

@@ -64,6 +64,12 @@ TEST_CASE("ScriptNetwork: names, tensors, mode and answers are the script's") {
   network->forward(images);
   CHECK(count.item<int64_t>() == 2);
   CHECK(script.attr("num_batches_tracked").toTensor().is_same(count));
+  CHECK_THAT(error_of([&] {
+               network->forward(torch::randn({4, 5, 9, 9}));
+             }),
+             contains("fails: "));  // behind the count
+  CHECK(count.item<int64_t>() == 2);
+  CHECK(script.attr("num_batches_tracked").toTensor().is_same(count));
   network->forward(images).sum().backward();
   CHECK(network->named_parameters()["kernel"].grad().abs().sum().item<float>() > 0);
 

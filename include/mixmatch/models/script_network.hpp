@@ -3,6 +3,7 @@
 #include <torch/nn/module.h>
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
+#include <mixmatch/detail/cuda/cuda.hpp>
 #include <mixmatch/detail/io/printable.hpp>
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/io/script_file.hpp>
@@ -57,9 +58,11 @@ class ScriptPart : public torch::nn::Module {
 ///
 /// Images as augment::normalize() gives them, to logits [N, num_classes]. Runs as it is written, without
 /// TorchScript's optimiser, whose first passes differ in their roundings from later ones: equal runs are
-/// equal to the bit. Its batch norms move their running statistics by a momentum of their own. A step with it
-/// can be captured in a CUDA graph, unless the script itself looks at the device's numbers (an `if` on a
-/// tensor, item()). Throws one line that names the file where forward() fails or returns something else.
+/// equal to the bit (of a module that has not run yet). Its batch norms move their running statistics by a
+/// momentum of their own. A step with it can be captured in a CUDA graph, unless the script's forward() looks
+/// at the device's numbers (an `if` on a tensor, item(), a batch norm without momentum), makes tensors from
+/// the host's, draws on the host, or counts in attributes that are no tensors: the capture then throws.
+/// Throws one line that names the file where forward() fails or returns something else.
 class ScriptNetworkImpl : public detail::ScriptPart {
  public:
   static constexpr const char* head_name = "";
@@ -129,10 +132,15 @@ class ScriptNetworkImpl : public detail::ScriptPart {
 
   Tensor forward_once(const Tensor& images) {
     const torch::jit::GraphOptimizerEnabledGuard as_written(false);
+    const bool capturing = mixmatch::detail::is_capturing(images.device());
+    const auto numbers = capturing ? numbers_of_script() : std::vector<c10::IValue>();
     c10::IValue result;
     try {
       result = script_.forward({images});
+      TORCH_CHECK(!capturing || numbers_of_script() == numbers,
+                  "it changes an attribute that is no tensor, which a CUDA graph does not repeat");
     } catch (const std::exception& error) {
+      keep_buffers(/*with_values=*/false);
       TORCH_CHECK(false, name_, ": forward of images ", images.sizes(),
                   " fails: ", mixmatch::detail::script_error(error));
     }
@@ -148,16 +156,31 @@ class ScriptNetworkImpl : public detail::ScriptPart {
   }
 
   /// A script may put another tensor in a buffer's place (num_batches_tracked = num_batches_tracked + 1): its
-  /// value goes into the one that everybody knows.
-  void keep_buffers() {
+  /// value goes into the one that everybody knows, but of a pass that threw.
+  void keep_buffers(bool with_values = true) {
     const torch::NoGradGuard no_grad;
     for (auto& [owner, name, tensor] : buffers_of_script_) {
       const Tensor now = owner.attr(name).toTensor();
       if (!now.is_same(tensor)) {
-        tensor.copy_(now);
+        if (with_values) {
+          tensor.copy_(now);
+        }
         owner.setattr(name, tensor);
       }
     }
+  }
+
+  /// What a script may count in beside buffers.
+  std::vector<c10::IValue> numbers_of_script() const {
+    std::vector<c10::IValue> numbers;
+    for (const auto& module : script_.modules()) {
+      for (const auto& attribute : module.named_attributes(/*recurse=*/false)) {
+        if (attribute.value.isInt() || attribute.value.isDouble() || attribute.value.isBool()) {
+          numbers.push_back(attribute.value);
+        }
+      }
+    }
+    return numbers;
   }
 
   int64_t num_classes_, groups_ = 1;

@@ -121,7 +121,10 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   const auto& class_names = data.pool.class_names;
   const auto options = evaluate_options(o, device);
   const auto classes = static_cast<int64_t>(class_names.size());
-  const auto averaged = [&](const Tensor& images) { return evaluation.averaged(images); };
+  const auto averaged = [&](const Tensor& images) {
+    // With --train head the run's own passes were of features: those of images are once only.
+    return o.train == "head" ? state.ema.forward(images) : evaluation.averaged(images);
+  };
   const auto predict = [&](const data::ImageDataset& images) {
     return images.size() == 0 ? at::empty({0, classes}) : predict_probabilities(averaged, images, options);
   };

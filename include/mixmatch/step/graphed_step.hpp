@@ -1,5 +1,6 @@
 #pragma once
 
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <torch/arg.h>
@@ -11,6 +12,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -78,17 +80,18 @@ class MeasuredConvolutions {
   bool before_;
 };
 
-/// What a step changes, as it was at construction.
+/// What a step changes, as it was at construction; LibTorch's generator of the host too.
 class StepSnapshot {
  public:
   explicit StepSnapshot(const GraphedStepOptions& options)
       : parameters_(options.parameters()), generators_(options.generators()) {
     const torch::NoGradGuard no_grad;
+    generators_.push_back(at::detail::getDefaultCPUGenerator());
     for (const Tensor& tensor : options.state()) {
       tensors_.emplace_back(tensor.detach(), tensor.detach().clone());
     }
     for (const auto& generator : generators_) {
-      generator_states_.push_back(generator.get_state().clone());
+      generator_states_.push_back(state_of(generator));
     }
   }
 
@@ -98,9 +101,21 @@ class StepSnapshot {
       tensor.copy_(before);
     }
     for (size_t i = 0; i < generators_.size(); ++i) {
+      const std::lock_guard<std::mutex> lock(generators_[i].mutex());
       generators_[i].set_state(generator_states_[i]);
     }
     drop_gradients();
+  }
+
+  /// Whether a generator of the host has drawn since construction or restore(): a graph would repeat what it
+  /// drew.
+  bool drew_on_host() const {
+    for (size_t i = 0; i < generators_.size(); ++i) {
+      if (generators_[i].device().is_cpu() && !state_of(generators_[i]).equal(generator_states_[i])) {
+        return true;
+      }
+    }
+    return false;
   }
 
   void drop_gradients() {
@@ -113,6 +128,11 @@ class StepSnapshot {
   const Tensor& generator_state(size_t i) const { return generator_states_[i]; }
 
  private:
+  static Tensor state_of(at::Generator generator) {
+    const std::lock_guard<std::mutex> lock(generator.mutex());
+    return generator.get_state().clone();
+  }
+
   std::vector<std::pair<Tensor, Tensor>> tensors_;
   std::vector<Tensor> parameters_;
   std::vector<at::Generator> generators_;
@@ -143,9 +163,9 @@ class StepSnapshot {
 ///
 /// Throws one line of c10::Error, with the state as it was, if the step cannot be captured; on LibTorch
 /// before 2.1 another capture in that process may then fail too, and on 2.4 to 2.14 a graph that was captured
-/// before with the same generator is of no more use. Not thread-safe; nobody else may use the device while
-/// the constructor runs, and no loss of an earlier, eager step may be alive with its graph: autograd would go
-/// on with that step's stream.
+/// before with the same generator is of no more use. Not thread-safe; nobody else may use the device or
+/// LibTorch's CPU generator while the constructor runs, and no loss of an earlier, eager step may be alive
+/// with its graph: autograd would go on with that step's stream.
 template <class Step>
 class GraphedStep {
  public:
@@ -232,6 +252,7 @@ class GraphedStep {
       begun = true;
       graph->capture_begin(pool);
       result_.emplace(step_());
+      TORCH_CHECK(!snapshot.drew_on_host(), "it drew from a generator of the host");
       graph->capture_end();
     } catch (const std::exception& error) {
       const std::string reason = detail::one_line_of(error);

@@ -15,8 +15,8 @@ namespace mixmatch::training {
 
 namespace detail {
 
-/// In BatchNormStatistics' place for TorchScript, which cannot be reached into: a training pass moves its
-/// statistics by the momentum of its own.
+/// In BatchNormStatistics' place for a bare TorchScript module, which cannot be reached into: a training pass
+/// moves its statistics by the momentum of its own.
 template <class Model>
 class ScriptStatistics {
  public:

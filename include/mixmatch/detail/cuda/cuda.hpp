@@ -29,6 +29,19 @@ inline bool& cuda_is_emulated() {
   return emulated;
 }
 
+/// Whether what is asked of `device` now goes into a CUDA graph.
+inline bool is_capturing(torch::Device device) {
+#ifdef MIXMATCH_HAS_CUDA
+  if (device.is_cuda()) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    C10_CUDA_CHECK(cudaStreamIsCapturing(c10::cuda::getCurrentCUDAStream(device.index()).stream(), &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+#endif
+  static_cast<void>(device);
+  return false;
+}
+
 /// Whether the elements can be read and written at data_ptr by a CUDA kernel: an ordinary CUDA tensor, no
 /// wrapper, no lazy negation.
 inline bool has_cuda_memory(const at::Tensor& tensor) {

@@ -87,10 +87,7 @@ class SideStream {
                       std::remove_pointer_t<decltype(c10::cuda::CUDACachingAllocator::get())>>()) {
       return true;
     } else {
-      cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-      C10_CUDA_CHECK(
-          cudaStreamIsCapturing(c10::cuda::getCurrentCUDAStream(device.index()).stream(), &status));
-      return status == cudaStreamCaptureStatusNone;
+      return !is_capturing(device);
     }
   }
 
