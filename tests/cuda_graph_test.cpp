@@ -17,7 +17,7 @@ using mm::training::GraphedStep;
 using mm::training::GraphedStepOptions;
 using torch::Tensor;
 
-TEST_CASE("a whole step on the GPU is the CPU's, and a hundred replays are a hundred eager steps") {
+TEST_CASE("a whole step on the GPU is the CPU's, and sixty replays are sixty eager steps") {
   if (skip_without_cuda()) {
     return;
   }

@@ -6,7 +6,7 @@
 //     gpu_benchmark evaluation --device cuda                   (of 10,000 images)
 //     gpu_benchmark convolutions --device cuda                 (each layer of a step by itself)
 //     gpu_benchmark profile --device cuda --trace trace.json
-//     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR
+//     gpu_benchmark train   --device cuda --data DIR --labels 250 --minutes 60 --out DIR [--preset fast]
 
 #include <fmt/format.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
@@ -81,6 +81,11 @@ TrainingOptions training_options(const Options& o, const std::string& method = "
   TrainingOptions options(mm::presets::cifar10);
   options.method = o.text("method", method);
   mm::training::use_method_preset(options);
+  options.eval_every = 1024;
+  if (o.text("preset", "paper") == "fast") {
+    mm::training::use_fast_preset(options);
+  }
+  options.eval_every = o.number("eval-every", options.eval_every);
   options.depth = o.number("depth", options.depth);
   options.widen = o.number("widen", options.widen);
   options.batch = o.number("batch", options.batch);
@@ -455,7 +460,7 @@ int train(const Options& o) {
     if (checkpoint.exists()) {
       checkpoint.load();
     }
-    const int64_t every = o.number("eval-every", 1024);
+    const int64_t every = options.eval_every;
     const double limit = 60 * std::stod(o.text("minutes", "60"));
     mm::training::RunEvaluation evaluation(state, mm::training::evaluate_options(options, device),
                                            options.graph);

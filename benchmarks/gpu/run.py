@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """What a GPU makes of the library, unattended: builds against this machine's PyTorch, checks every kernel against
-float64, a step against the CPU's and its graph against the eager step, times a MixMatch step by variant, profiles the
-fastest, times evaluation, its convolutions and the peers, and trains on CIFAR-10.
+float64, a step against the CPU's, its graph against the eager step and a resumed run against one that never stopped,
+times a MixMatch step by variant, profiles the fastest, times the peers, evaluation and convolutions, and trains on
+CIFAR-10.
 
 Needs python with torch (built with CUDA) and g++, and a CUDA toolkit where torch's own packages bring headers without
 the ones that those include (CUDA 13's do); no network.
@@ -9,6 +10,7 @@ the ones that those include (CUDA 13's do); no network.
     python3 benchmarks/gpu/run.py --data cifar-10-batches-bin --minutes 60
     python3 benchmarks/gpu/run.py --quick --minutes 12 --data cifar-10-batches-bin  # all within 12 minutes; training
                                                     # has what is left, and the next call goes on with it
+    python3 benchmarks/gpu/run.py --quick --preset fast --data …    # trains by train's --preset fast, in a run of its own
     python3 benchmarks/gpu/run.py --program DIR/gpu_benchmark …                     # built elsewhere, for this PyTorch
     python3 benchmarks/gpu/run.py --pieces 15M …    # what is to be carried away in files of 15 MB at most
     python3 benchmarks/gpu/run.py --join …          # begins with joining pieces that were carried here, in OUT/pieces
@@ -254,7 +256,9 @@ def write_tiny_cifar10(directory):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", help="CIFAR-10's binary files; without them nothing is trained")
-    parser.add_argument("--minutes", type=float, default=60, help="of training; with --quick, of everything")
+    parser.add_argument("--minutes", type=float, help="of training (60); with --quick, of everything (12)")
+    parser.add_argument("--preset", choices=["paper", "fast"], default="paper",
+                        help="what is trained: MixMatch with the paper's numbers, or train's --preset fast")
     parser.add_argument("--labels", type=int, default=250)
     parser.add_argument("--steps", type=int, default=500, help="timed, of each variant")
     parser.add_argument("--out", default=str(ROOT / "build/gpu"), help="program, report, trace and checkpoint")
@@ -268,6 +272,8 @@ def main():
                         help="compute-sanitizer's memcheck and racecheck of a short subset of the checks, nothing else")
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
+    if args.minutes is None:
+        args.minutes = 12 if args.quick else 60
 
     # So that the command under way is stopped too, which is in a group of its own.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -329,15 +335,8 @@ def main():
         if report.run(title, [str(program), "profile", *common, *images, "--steps", str(profiled), "--graph", graph,
                               "--trace", str(trace)], minutes=bound) and trace.exists():
             summarize(report, trace, profiled)
-    small = ["--batch", "1"] if args.dry_run else []
-    few = ["--images", "20"] if args.dry_run else []
-    report.run("evaluation of 10,000 images", [str(program), "evaluation", *common, *few, "--steps",
-                                               str(min(steps, 50))], minutes=1)
-    report.run("each convolution of a step", [str(program), "convolutions", *common, *small, "--steps",
-                                              str(min(steps, 50))], minutes=1)
+    report.run("what was predicted of an H200", [sys.executable, str(ROOT / "benchmarks/gpu/predict.py")], minutes=1)
     peers = ROOT / "benchmarks/peer"
-    report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
-                                       "--steps", str(min(steps, 60 if args.quick else 100))], minutes=bound)
 
     def compiled(mode, minutes):
         # Generating a CPU's code takes minutes: without it all the same but that.
@@ -347,6 +346,14 @@ def main():
             "--steps", str(steps)], minutes=minutes)
 
     compiled("reduce-overhead", bound)
+    small = ["--batch", "1"] if args.dry_run else []
+    few = ["--images", "20"] if args.dry_run else []
+    report.run("evaluation of 10,000 images", [str(program), "evaluation", *common, *few, "--steps",
+                                               str(min(steps, 50))], minutes=1)
+    report.run("each convolution of a step", [str(program), "convolutions", *common, *small, "--steps",
+                                              str(min(steps, 50))], minutes=1)
+    report.run("peer: plain PyTorch", [sys.executable, str(peers / "plain_pytorch.py"), "--device", device, *size,
+                                       "--steps", str(min(steps, 60 if args.quick else 100))], minutes=bound)
     data = args.data
     if args.dry_run:
         data = str(out / "tiny_cifar10")
@@ -357,8 +364,10 @@ def main():
         minutes = max(0.1, report.minutes_left() - 0.5) if args.quick else args.minutes
         limits = ["--minutes", f"{minutes:.2f}", "--labels", str(args.labels)]
     if data:
-        report.run("training on CIFAR-10", [str(program), "train", *common, *limits, "--data", data, "--out",
-                                            str(out / "run")], minutes=float(limits[1]) + 15)
+        run = out / ("run" if args.preset == "paper" else f"run_{args.preset}")
+        report.run(f"training on CIFAR-10, preset {args.preset}", [
+            str(program), "train", *common, *limits, "--preset", args.preset, "--data", data, "--out", str(run)],
+            minutes=float(limits[1]) + 15)
     else:
         report.line("\nno training: --data was not given")
     if args.thorough:

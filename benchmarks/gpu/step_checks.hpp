@@ -5,6 +5,7 @@
 
 #include <torch/torch.h>
 #include <mixmatch/detail/cuda/side_stream.hpp>
+#include <mixmatch/methods/mixmatch.hpp>
 #include <mixmatch/models/script_network.hpp>
 #include <mixmatch/models/wide_resnet.hpp>
 #include <mixmatch/nn/channels_last.hpp>
@@ -12,11 +13,15 @@
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/option_presets.hpp>
 #include <mixmatch/program/with_method.hpp>
+#include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/step/run_evaluation.hpp>
 #include <mixmatch/step/trainer.hpp>
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <filesystem>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -84,42 +89,61 @@ struct Trained {
 };
 
 struct How {
-  bool resident = true;    ///< else the host reads the images
-  int64_t of_row = 1;      ///< steps between two looks at the device
-  bool evaluates = false;  ///< after each row
-  bool overlap = true;     ///< TrainerOptions::overlap_weight_gradients()
-  int64_t depth = 10;      ///< of the network
+  bool resident = true;                   ///< else the host reads the images
+  int64_t of_row = 1;                     ///< steps between two looks at the device
+  bool evaluates = false;                 ///< after each row
+  bool overlap = true;                    ///< TrainerOptions::overlap_weight_gradients()
+  int64_t depth = 10;                     ///< of the network
+  std::filesystem::path checkpoint = {};  ///< read first, where there is one, and written at the end
 };
 
+/// The method of `o`, MixMatch.
+inline mixmatch::methods::MixMatch mixmatch_of(const mixmatch::training::TrainingOptions& o) {
+  return {mixmatch::training::mixmatch_options(o), mixmatch::training::ramped_loss_options(o)};
+}
+
 /// `steps` steps of a method on `device`, where the network is.
-template <class Model>
-Trained train(const Model& network, torch::Device device, const mixmatch::training::TrainingOptions& o,
-              int64_t steps, const How& how) {
+template <class Model, class Method>
+Trained train_by(Method method, const Model& network, torch::Device device,
+                 const mixmatch::training::TrainingOptions& o, int64_t steps, const How& how) {
   const auto data = small_data(how.resident ? device : torch::Device(torch::kCPU));
   mixmatch::training::TrainState state(network, mixmatch::training::train_state_options(o));
-  return mixmatch::training::with_method(o, [&](auto method) {
-    mixmatch::training::Trainer trainer(
-        state, std::move(method), data,
-        mixmatch::training::trainer_options(o).overlap_weight_gradients(how.overlap));
-    mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device),
-                                                 o.graph);
-    const auto test = some_images(20);
-    Trained result;
-    while (state.step < steps) {
-      result.rows.push_back(trainer.run(std::min(how.of_row, steps - state.step)));
-      if (how.evaluates) {
-        evaluation({}, test);
-      }
+  mixmatch::training::Trainer trainer(
+      state, std::move(method), data,
+      mixmatch::training::trainer_options(o).overlap_weight_gradients(how.overlap));
+  mixmatch::training::RunEvaluation evaluation(state, mixmatch::training::evaluate_options(o, device),
+                                               o.graph);
+  const auto test = some_images(20);
+  Trained result;
+  std::optional<mixmatch::training::Checkpoint> checkpoint;
+  if (!how.checkpoint.empty()) {
+    checkpoint.emplace(how.checkpoint);
+    state.register_in(*checkpoint);
+    trainer.register_in(*checkpoint);
+    checkpoint->add("step", state.step);
+    if (checkpoint->exists()) {
+      checkpoint->load();
     }
-    result.weight = state.model->parameters().front().detach().clone().cpu();
-    result.graphed = trainer.is_graphed();
-    return result;
-  });
+  }
+  while (state.step < steps) {
+    result.rows.push_back(trainer.run(std::min(how.of_row, steps - state.step)));
+    if (how.evaluates) {
+      evaluation({}, test);
+    }
+  }
+  if (checkpoint.has_value()) {
+    checkpoint->save();
+  }
+  result.weight = state.model->parameters().front().detach().clone().cpu();
+  result.graphed = trainer.is_graphed();
+  return result;
 }
 
 inline Trained train(torch::Device device, const mixmatch::training::TrainingOptions& o, int64_t steps,
                      const How& how = {}) {
-  return train(small_network(device, how.depth), device, o, steps, how);
+  return mixmatch::training::with_method(o, [&](auto method) {
+    return train_by(std::move(method), small_network(device, how.depth), device, o, steps, how);
+  });
 }
 
 inline Tensor losses_of(const Trained& trained) {
@@ -236,10 +260,7 @@ inline void check_measured_convolutions(std::vector<Check>& checks, torch::Devic
     for (const bool measured : {false, true}) {
       mixmatch::training::TrainState state(small_network(device), mixmatch::training::train_state_options(o));
       mixmatch::training::Trainer trainer(
-          state,
-          mixmatch::methods::MixMatch(mixmatch::training::mixmatch_options(o),
-                                      mixmatch::training::ramped_loss_options(o)),
-          data, mixmatch::training::trainer_options(o).measure_convolutions(measured));
+          state, mixmatch_of(o), data, mixmatch::training::trainer_options(o).measure_convolutions(measured));
       losses[measured] = at::full({}, trainer.run(1).values.front(), at::kDouble);
       checks.push_back(
           {"measured convolutions: the setting", at::globalContext().benchmarkCuDNN() ? 1.0 : 0.0, 0});
@@ -316,7 +337,7 @@ inline void check_script(std::vector<Check>& checks, torch::Device device) {
       o.graph = graph;
       mixmatch::models::ScriptNetwork network(small_net(), 10, "small_net");
       network->to(device);
-      results[graph] = train(network, device, o, steps, {.evaluates = true});
+      results[graph] = train_by(mixmatch_of(o), network, device, o, steps, {.evaluates = true});
       checks.push_back(
           {"TorchScript: is a graph", results[graph].graphed == (graph && device.is_cuda()) ? 0.0 : 1.0, 0});
       const auto passes = network->named_buffers()["num_batches_tracked"].item<int64_t>();
@@ -327,6 +348,27 @@ inline void check_script(std::vector<Check>& checks, torch::Device device) {
     checks.push_back({"TorchScript: weights " + precision,
                       kernel_checks::difference(results[1].weight, results[0].weight), 2e-2});
   }
+}
+
+/// A run that goes on from a file, in a state and a graph of its own: the one that never stopped, to the bit.
+inline void check_resume(std::vector<Check>& checks, torch::Device device) {
+  const int64_t half = device.is_cuda() ? 20 : 2;
+  auto pattern = (std::filesystem::temp_directory_path() / "mixmatch-check-XXXXXX").string();
+  TORCH_CHECK(mkdtemp(pattern.data()) != nullptr, "cannot make a directory like ", pattern);
+  for (const std::string method : {"mixmatch", "fixmatch", "mixmatch, filtered"}) {
+    auto o = small_options(method);
+    o.precision = "bf16";
+    const auto file = std::filesystem::path(pattern) / (method + ".pt");
+    const auto whole = train(device, o, 2 * half);
+    train(device, o, half, {.checkpoint = file});
+    const auto resumed = train(device, o, 2 * half, {.checkpoint = file});
+    checks.push_back(
+        {method + " resumed: weights", kernel_checks::difference(resumed.weight, whole.weight), 0});
+    checks.push_back({method + " resumed: losses",
+                      kernel_checks::difference(losses_of(resumed), losses_of(whole).narrow(0, half, half)),
+                      0});
+  }
+  std::filesystem::remove_all(pattern);
 }
 
 /// Passes that are captured beside passes that are not, of weights that change between them.
@@ -400,6 +442,7 @@ inline std::vector<Check> run_all(torch::Device device, bool brief = false) {
                                    {"second stream", check_side_stream},
                                    {"weight gradients beside", check_overlap},
                                    {"TorchScript", check_script},
+                                   {"resume", check_resume},
                                    {"evaluation", check_evaluation},
                                    {"evaluation between steps", check_evaluation_between_steps}},
                                   device);
