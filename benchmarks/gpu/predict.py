@@ -2,8 +2,9 @@
 """What the norm kernels and convolutions of a MixMatch step of WRN-28-2 should take, from shapes alone. Norm kernels:
 bytes, floor and predicted microseconds of each, for those before (six launches a norm) and now (four). Convolutions:
 operations, bytes, floors, and what two ways to compute them should take. The backward pass: with the weight gradients
-in turn and on a stream of their own. An estimate, no measurement: the constants below were chosen so that the norm
-kernels before come out near what the profiler said of them.
+in turn and on a stream of their own. The step's small kernels, the whole step, and a step of each other method. An
+estimate, no measurement: the constants below were chosen so that the norm kernels before, and Adam, come out near what
+the profiler said of them.
 
     python3 benchmarks/gpu/predict.py [--batch 64] [--views 2]
 """
@@ -40,11 +41,43 @@ CONVOLUTIONS = (
 )
 
 
-class Grid:
-    """NormGrid of cuda_norm.hpp for bfloat16, and the one before it."""
+PARAMETERS, STATISTICS, CLASSES, IMAGE = 1_467_610, 3_616, 10, 3 * 32 * 32
+CYCLES = 1755  # a microsecond, of a processor that has much to do
+# Microseconds of arithmetic: the lone thread of each of Adam's blocks at a power in float64, chosen so that Adam comes
+# out near its measured 27; a float64 logarithm; one of the shuffle's 90 rounds, 92 instructions (as nvcc makes them) of
+# a warp that is alone.
+POWER, LOGARITHM, SHUFFLE_ROUND = 0.8, 0.2, 92 * 1.75 / CYCLES
+CROP = 480  # instructions of crop_views a pixel, some
+# Microseconds, by the profile of the code before: between two pieces, of a cast, of the partners' sort, of each of the
+# small pieces that were saved (about), of all small ones on average.
+GAP, CAST, SORT, SAVED, SMALL = 0.35, 186 / 92, 37, 1.5, 1.9
+WORKSPACES = 18
+OTHER_PIECES = 83  # layouts and sums of cuDNN, the ends of the network: neither convolution nor in small_kernels()
 
-    def __init__(self, rows, channels, groups, before):
-        packs = channels // 8
+# {method: (measured ms a step before, its passes as (images, groups, gradients, bytes a number), casts of weights
+# saved, other small pieces saved, partners' sorts)}, of 64 labeled images. Counted for MixMatch; for the others from
+# their code, by which kernels serve them: a pass without gradients had casts of its own.
+ONE, TWO = [(64, 1, True, 2)], [(64, 1, True, 2)] * 2
+METHODS = {
+    "supervised": (2.17, ONE, 59, 40, 0),
+    "pseudo_label": (4.25, TWO, 59, 50, 0),
+    "mixmatch": (4.44, [(128, 2, False, 2), (192, 3, True, 2)], 91, 104, 1),
+    "mixup": (4.96, [(64, 1, False, 2)] + TWO, 91, 105, 2),
+    "pi_model": (4.98, [(64, 1, False, 2)] + TWO, 91, 75, 0),
+    "mean_teacher": (5.03, [(64, 1, False, 2)] + TWO, 90, 75, 0),
+    "ict": (5.07, [(64, 1, False, 2)] + TWO, 90, 90, 1),
+    "fixmatch": (9.42, [(960, 1, True, 2)], 59, 50, 0),
+    "uda": (9.48, [(960, 1, True, 2)], 59, 50, 0),
+    "vat": (12.02, [(64, 1, False, 4), (64, 1, True, 4)] + [(64, 1, True, 2)] * 3, 59, 65, 0),
+}
+
+
+class Grid:
+    """NormGrid of cuda_norm.hpp for bfloat16 (or numbers of 4 bytes), and the one before it."""
+
+    def __init__(self, rows, channels, groups, before, number=2):
+        width = 16 // number
+        packs = channels // width
         lanes = min(packs, 32 if before else 4)
         tiles, threads = packs // lanes, 256 if before else 512
         slices = threads // lanes
@@ -54,7 +87,7 @@ class Grid:
             each = max(2, -(-rows // (slices * max(1, PROCESSORS // (groups * tiles)))))
         self.chunks = -(-rows // (slices * each))
         self.blocks, self.rows_of_thread = groups * self.chunks * tiles, each
-        self.merged = self.blocks * self.chunks * lanes * 8 * 8  # bytes that blocks read of chunks' numbers
+        self.merged = self.blocks * self.chunks * lanes * width * 8  # bytes that blocks read of chunks' numbers
 
 
 def took(stages, body, bytes_near, bytes_far, rounds):
@@ -63,10 +96,10 @@ def took(stages, body, bytes_near, bytes_far, rounds):
     return START + stages * NEAR + body + max(streamed, rounds * (FAR if bytes_far else NEAR))
 
 
-def norm_kernels(images, channels, size, adds, groups, backward, before):
+def norm_kernels(images, channels, size, adds, groups, backward, before, number=2):
     """{kernel: (bytes of images, floor, predicted)} of one norm."""
-    tensor = images * size * size * channels * 2
-    grid = Grid(images // groups * size * size, channels, groups, before)
+    tensor = images * size * size * channels * number
+    grid = Grid(images // groups * size * size, channels, groups, before, number)
     each = grid.rows_of_thread
     rounds = lambda was, now: -(-each // (was if before else now))
     merged = 0 if before else grid.merged
@@ -75,6 +108,8 @@ def norm_kernels(images, channels, size, adds, groups, backward, before):
     found = {}
 
     def add(name, near, far, depth, stages, body, extra=0):
+        if tensor > CACHE_SIZE / 2:  # no kernel finds what the one before has written
+            near, far = 0, near + far
         floor = near / CACHE + far / MEMORY
         found[name] = (near + far, floor, took(stages, body, near + extra, far, depth))
 
@@ -93,12 +128,17 @@ def norm_kernels(images, channels, size, adds, groups, backward, before):
     return found
 
 
-def step(batch, views, before):
-    """{kernel: [launches, bytes, floor, predicted]} of a step: guessing pass, then training pass both ways."""
+def mixmatch_passes(batch, views):
+    return [(batch * views, views, False, 2), (batch * (views + 1), views + 1, True, 2)]
+
+
+def norms_of(passes, before):
+    """{kernel: [launches, bytes, floor, predicted]} of a step's passes: (images, groups, gradients, bytes a number)."""
     total = {}
-    for groups, backward in ((views, False), (views + 1, True)):
+    for images, groups, backward, number in passes:
         for channels, size, adds in NORMS:
-            for name, one in norm_kernels(batch * groups, channels, size, adds, groups, backward, before).items():
+            found = norm_kernels(images, channels, size, adds, groups, backward, before, number)
+            for name, one in found.items():
                 row = total.setdefault(name, [0, 0, 0, 0])
                 for i, value in enumerate((1, *one)):
                     row[i] += value
@@ -168,22 +208,41 @@ def print_convolutions(batch, views):
               + " | ".join(f"{time:.0f}" for time in times) + " |")
 
 
-def backward_pass(batch, views, workspaces_fill):
-    """(main, beside): the backward pass's kernels as (microseconds until it computes, microseconds of the whole device,
-    the share of it that its blocks can fill), in order; beside[i] has what is ready when main[i] begins. How much of the
-    device a workspace's kernel fills is not known: all or next to nothing."""
-    images = batch * (views + 1)
+def scales():
+    """By what "read again" is multiplied so that the sums are those of the profile, which is of 64 images, twice."""
     sums = {kind: 0 for kind in ("forward", "input gradient", "weight gradient")}
-    for kind, _, _, count, _, _, _, _, _, again in convolutions(batch, views):
+    for kind, _, _, count, *_, again in convolutions(64, 2):
         sums[kind] += count * again
-    scale = {"input gradient": OTHERS / (sums["forward"] + sums["input gradient"]),
-             "weight gradient": WEIGHT_GRADIENTS / sums["weight gradient"]}
+    return {"input gradient": OTHERS / (sums["forward"] + sums["input gradient"]),
+            "weight gradient": WEIGHT_GRADIENTS / sums["weight gradient"]}
+
+
+def convolutions_of(passes):
+    """Microseconds of all of them, by "read again" and these scales."""
+    scale, total = scales(), 0
+    for images, _, backward, _ in passes:
+        for kind in ("forward", "input gradient", "weight gradient") if backward else ("forward",):
+            for *layer, count in CONVOLUTIONS:
+                if kind != "input gradient" or layer[0] != 3:
+                    of_kind = scale["weight gradient" if kind == "weight gradient" else "input gradient"]
+                    total += count * of_kind * convolution(images, *layer, kind)[5]
+    return total
+
+
+def backward_pass(images, groups, workspaces, workspaces_fill):
+    """(main, beside): the backward pass's kernels as (microseconds until it computes, microseconds of the whole device,
+    the share of it that its blocks can fill), in order; beside[i] has what is ready when main[i] begins. `workspaces`:
+    "beside" the weight gradients, which they are taken for, on the "main" stream, or "none". How much of the device
+    such a kernel fills is not known: all or next to nothing."""
+    scale = scales()
     main, beside = [], {}
     layers = [layer[:5] for layer in CONVOLUTIONS for _ in range(layer[5])]
-    norms = iter(reversed(NORMS))
+    norms, prepared = iter(reversed(NORMS)), 0
+    start = START + NEAR if workspaces_fill else WORKSPACE
+    workspace = (start, WORKSPACE - start, 1)
 
     def add_norm(channels, size, adds):
-        found = norm_kernels(images, channels, size, adds, views + 1, True, False)
+        found = norm_kernels(images, channels, size, adds, groups, True, False)
         for name in ("norm_gradient_sums", "norm_input_gradient"):
             main.append((START + NEAR, found[name][2] - START - NEAR, 1))
 
@@ -195,10 +254,13 @@ def backward_pass(batch, views, workspaces_fill):
 
         # A weight gradient is cut into as many parts as fill the device.
         late = [kernel("weight gradient", 1)]
-        if side == 3 and sum(len(kernels) == 2 for kernels in beside.values()) < 18:
-            start = START + NEAR if workspaces_fill else WORKSPACE
-            late.insert(0, (start, WORKSPACE - start, 1))
+        prepares = workspaces != "none" and side == 3 and prepared < WORKSPACES
+        prepared += prepares
+        if prepares and workspaces == "beside":
+            late.insert(0, workspace)
         beside[len(main)] = late
+        if prepares and workspaces == "main":
+            main.append(workspace)
         if inner != 3:
             tiles = -(-images * height_in**2 // TILE) * -(-inner // TILE)
             main.append(kernel("input gradient", tiles / PROCESSORS / -(-tiles // PROCESSORS)))
@@ -243,18 +305,151 @@ def time_of(main, beside, filled):
     return now
 
 
-def print_overlap(batch, views):
-    main, beside = backward_pass(batch, views, True)
-    alone = time_of(main, {}, False)
+def overlaps(images, groups, workspaces):
+    """(in turn, [beside the kernels' starts alone, on what they leave idle too]), the latter as (least, most)."""
+    main, beside = backward_pass(images, groups, workspaces, True)
     late = sum(start + work / share for kernels in beside.values() for start, work, share in kernels)
-    print("\n| the backward pass's kernels | us |")
-    print("|---|---|")
-    print(f"| norms and input gradients, {len(main)} launches | {alone:.0f} |")
-    print(f"| weight gradients and their workspaces, {sum(map(len, beside.values()))} launches | {late:.0f} |")
-    print(f"| in turn | {alone + late:.0f} |")
-    for text, filled in (("only while the others' kernels start", False), ("on processors that these leave idle too", True)):
-        times = [time_of(*backward_pass(batch, views, fill), filled) for fill in (True, False)]
-        print(f"| weight gradients beside, {text} | {times[1]:.0f} to {times[0]:.0f} |")
+    both = []
+    for filled in (False, True):
+        times = [time_of(*backward_pass(images, groups, workspaces, fill), filled) for fill in (True, False)]
+        both.append((min(times), max(times)))
+    return time_of(main, {}, False) + late, both
+
+
+def saved_beside(images, groups, workspaces):
+    """The least and the most that weight gradients on a stream of their own save, microseconds."""
+    in_turn, both = overlaps(images, groups, workspaces)
+    return in_turn - max(most for _, most in both), in_turn - min(least for least, _ in both)
+
+
+def span(least, most, digits=0):
+    texts = [f"{value:,.{digits}f}" for value in (least, most)]
+    return texts[0] if texts[0] == texts[1] else " to ".join(texts)
+
+
+def print_overlap(batch, views):
+    images, groups = batch * (views + 1), views + 1
+    main, beside = backward_pass(images, groups, "none", True)
+    late = sum(start + work / share for kernels in beside.values() for start, work, share in kernels)
+    print("\n| the backward pass's kernels | launches | us |")
+    print("|---|---|---|")
+    print(f"| norms and input gradients | {len(main)} | {time_of(main, {}, False):.0f} |")
+    print(f"| weight gradients | {len(beside)} | {late:.0f} |")
+    print(f"| workspaces | {WORKSPACES} | {WORKSPACES * WORKSPACE:.0f} |")
+    print("\n| weight gradients beside; workspaces | in turn, us | only while the others' kernels start | "
+          "on processors that these leave idle too | saves |")
+    print("|---|---|---|---|---|")
+    for text, workspaces in (("beside, too", "beside"), ("on the main stream", "main"), ("left out", "none")):
+        in_turn, both = overlaps(images, groups, workspaces)
+        print(f"| {text} | {in_turn:,.0f} | " + " | ".join(span(*times) for times in both)
+              + f" | {span(*saved_beside(images, groups, workspaces))} |")
+
+
+def small_kernels(batch, views):
+    """(kernel, launches, bytes near, bytes far, predicted) of a MixMatch step's small pieces, bytes and microseconds of
+    one launch. Images are float32 until the network's first convolution, logits bfloat16, targets float32."""
+    rows, raw = batch * (views + 1), 2 * batch * IMAGE
+    images, logits, targets = rows * IMAGE * 4, rows * CLASSES * 2, rows * CLASSES * 4
+    found = []
+
+    def add(name, launches, near, far, stages, body=0, rounds=1):
+        found.append((name, launches, near, far, took(stages, body, near, far, rounds)))
+
+    def waves(blocks, of_processor):
+        return blocks / (PROCESSORS * of_processor)
+
+    add("stream_rows", 2, 16 * batch, 0, 2, 90 * SHUFFLE_ROUND)  # its position, a bound, then the row
+    add("gathered labels", 1, 3 * 8 * 2 * batch, 0, 1)
+    add("gathered images", 1, raw, raw, 1)
+    add("crop_views", 1, raw + images, 0, 1, rows * IMAGE / 3 / 32 * CROP / (4 * PROCESSORS * CYCLES))
+    add("weights to bf16", 1, 6 * PARAMETERS, 0, 0, 0, 2)
+    add("sharpen_views", 1, batch * CLASSES * (2 * views + 4), 0, views, 3 * MERGE)  # sums of a warp, half a MERGE
+    add("guess_quality", 1, batch * CLASSES * 4 + batch * 8, 0, 1, CLASSES * LOGARITHM + 5 * MERGE)
+    add("join_targets", 1, batch * (CLASSES * 4 + 8) + targets, 0, 1)
+    add("LibTorch's draws", 4, 2 * rows * 8, 0, 0, SUM)
+    add("beta_of_draws", 1, 4 * rows * 8 + rows * 4, 0, 0, 4 * LOGARITHM)
+    add("sorted_places", 1, 2 * rows * 8, 0, 0, 0.7 * rows / 64, -(-rows // 64))  # 64 numbers of a tile: .7 us
+    add("mix_rows of images", 1, 3 * images, 0, 1, 0, 2)
+    add("mix_rows of targets", 1, 3 * targets, 0, 1, 0, 2)
+    add("images in the pass's order", 1, 2 * images, 0, 0)
+    add("interleave_rows", 2, 2 * logits, 0, 0)
+    add("class_loss", 2, (logits + targets) / 2, 0, 1, LOGARITHM + MERGE + SUM)  # a thread reads ten numbers four times
+    add("class_loss_gradient", 2, (2 * logits + targets) / 2, 0, 1, SUM)
+    add("ramped_total", 1, 40, 0, 0)
+    add("move_statistics", 1, 3 * 4 * STATISTICS, 0, 1)
+    add("its copies", 2, 2 * 4 * STATISTICS, 0, 0)
+    # Most gradients, those of 128 channels, are written before all others.
+    blocks = -(-PARAMETERS // 1024)
+    add("gather_gradients", 1, 4 * PARAMETERS, 2 * PARAMETERS, 0, MERGE, waves(blocks, 8))
+    add("begin_step", 1, blocks, 0, 1, MERGE, -(-blocks // 256) / 4)
+    # Blocks of one wave after the other load what the step needs, raise two betas to a power in one thread, and load
+    # their elements: 40 registers are six blocks of 256 threads a processor.
+    blocks = min(4096, -(-PARAMETERS // 256))
+    turns = waves(blocks, 6)
+    add("adam_step", 1, 20 * PARAMETERS, 17 * PARAMETERS, 2 * turns, 2 * POWER * turns,
+        turns * PARAMETERS / (256 * blocks))
+    add("add_numbers", 1, 9 * 40, 0, 1)
+    add("the step's number", 1, 16, 0, 0)
+    return found
+
+
+def print_small_kernels(batch, views):
+    print("\n| small kernel | launches | KB a launch | floor, us | predicted, us | us a step |")
+    print("|---|---|---|---|---|---|")
+    rows = small_kernels(batch, views)
+    for name, launches, near, far, time in rows:
+        print(f"| {name} | {launches} | {(near + far) / 1e3:,.1f} | {near / CACHE + far / MEMORY:.1f} | {time:.1f} |"
+              f" {launches * time:.0f} |")
+    floor = sum(launches * (near / CACHE + far / MEMORY) for _, launches, near, far, _ in rows)
+    print(f"| all | {sum(row[1] for row in rows)} | | {floor:.0f} in all | | {sum(row[1] * row[4] for row in rows):.0f} |")
+
+
+def print_step(batch, views):
+    passes = mixmatch_passes(batch, views)
+    norms, small = norms_of(passes, False), small_kernels(batch, views)
+    least, most = saved_beside(batch * (views + 1), views + 1, "beside")
+    on_side = 28 + WORKSPACES
+    parts = [
+        ("norm kernels", sum(row[0] for row in norms.values()), sum(row[3] for row in norms.values())),
+        ("convolutions, as measured", sum(row[3] for row in convolutions(batch, views)), convolutions_of(passes)),
+        ("workspaces, as measured", WORKSPACES, WORKSPACES * WORKSPACE),
+        ("small kernels", sum(row[1] for row in small), sum(row[1] * row[4] for row in small)),
+        (f"others, {SMALL} us each as measured", OTHER_PIECES, OTHER_PIECES * SMALL),
+    ]
+    pieces = sum(part[1] for part in parts)
+    parts.append((f"gaps between them, {GAP} us each", 0, pieces * GAP))
+    parts.append(("weight gradients beside, and their gaps", 0, -(least + most) / 2 - on_side * GAP))
+    print("\n| the whole step, predicted | pieces | us |")
+    print("|---|---|---|")
+    for text, count, time in parts:
+        print(f"| {text} | {count or ''} | {time:,.0f} |")
+    print(f"| together | {pieces} | {sum(part[2] for part in parts):,.0f} |")
+
+
+def print_methods():
+    """Measured, less what the norms, the saved pieces and the second stream should save. The range: of that at least a
+    half, a half and a quarter, at most a seventh more, a third more and twice, taken as independent."""
+    print("\n| method | measured before, ms | bf16 convolutions, us | norms before | now | small pieces saved | us | "
+          "beside saves, us | predicted now, ms, without | with |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for name, (measured, passes, casts, small, sorts) in METHODS.items():
+        was, now = (norms_of(passes, before) for before in (True, False))
+        launches = [sum(row[0] for row in norms.values()) for norms in (was, now)]
+        times = [sum(row[3] for row in norms.values()) for norms in (was, now)]
+        by_norms = times[0] - times[1] + GAP * (launches[0] - launches[1])
+        by_pieces = casts * (CAST + GAP) + small * (SAVED + GAP) + sorts * SORT
+        beside = [saved_beside(images, groups, "beside")
+                  for images, groups, backward, number in passes if backward and number == 2]
+        span_beside = [sum(pair[i] for pair in beside) + len(beside) * GAP * (28 + WORKSPACES) for i in (0, 1)]
+        by_beside = sum(span_beside) / 2
+        without = measured - (by_norms + by_pieces) / 1e3
+        predicted = without - by_beside / 1e3
+        fewer = ((by_norms / 7)**2 + (by_pieces / 3)**2 + by_beside**2) ** 0.5 / 1e3
+        more = ((by_norms / 2)**2 + (by_pieces / 2)**2 + (0.75 * by_beside)**2) ** 0.5 / 1e3
+        in_bf16 = convolutions_of([one for one in passes if one[3] == 2])
+        print(f"| {name} | {measured:.2f} | {in_bf16:,.0f} | {times[0]:,.0f} | {times[1]:,.0f} |"
+              f" {casts + small} | {by_pieces:.0f} | {span(*span_beside)} | {without:.1f} |"
+              f" {predicted:.1f} ({predicted - fewer:.1f} to {predicted + more:.1f}) |")
 
 
 def main():
@@ -263,7 +458,7 @@ def main():
     parser.add_argument("--views", type=int, default=2)
     options = parser.parse_args()
     for before in (True, False):
-        total = step(options.batch, options.views, before)
+        total = norms_of(mixmatch_passes(options.batch, options.views), before)
         print(f"\n| {'before' if before else 'now'} | launches | MB a launch | floor, us | predicted, us | us a step |")
         print("|---|---|---|---|---|---|")
         for name, (launches, size, floor, time) in total.items():
@@ -280,6 +475,9 @@ def main():
                   f" {groups * rows * channels * 2 / 1e6:.1f} (the grid before: {was.merged / 1e6:.1f})")
     print_convolutions(options.batch, options.views)
     print_overlap(options.batch, options.views)
+    print_small_kernels(options.batch, options.views)
+    print_step(options.batch, options.views)
+    print_methods()
 
 
 if __name__ == "__main__":
