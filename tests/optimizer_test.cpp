@@ -11,6 +11,7 @@
 #include <mixmatch/run/checkpoint.hpp>
 
 #include <ATen/Parallel.h>
+#include <ATen/record_function.h>
 
 #include <algorithm>
 #include <cmath>
@@ -676,6 +677,35 @@ TEST_CASE("Optimizer: gradients of other strides") {
       CHECK(step_on(path, *dense_optimizer));
       CHECK(largest_optimizer_difference(strided->parameters(), dense->parameters()) == 0);
     }
+  }
+}
+
+TEST_CASE(
+    "Optimizer: the gradient of a 1x1 kernel is read where it lies, whatever strides the sides of 1 have") {
+  static int64_t copies = 0;  // a callback has no state of its own
+  const auto count = [](const at::RecordFunction& function) -> std::unique_ptr<at::ObserverContext> {
+    copies += std::string(function.name()) == "aten::copy_" ? 1 : 0;
+    return nullptr;
+  };
+  for (const auto path : kAllPaths) {
+    std::vector<Tensor> weights;
+    std::vector<int64_t> counts;
+    // As a weight has them, and as cuDNN's channels-last gradients do.
+    for (const auto& strides : {std::vector<int64_t>{8, 1, 1, 1}, std::vector<int64_t>{8, 1, 8, 8}}) {
+      torch::manual_seed(1);
+      torch::nn::Conv2d conv(torch::nn::Conv2dOptions(8, 4, 1).bias(false));
+      const auto optimizer = make_optimizer(path, conv);
+      conv->weight.mutable_grad() =
+          at::empty_strided({4, 8, 1, 1}, strides).copy_(at::arange(32).to(at::kFloat).view({4, 8, 1, 1}));
+      copies = 0;
+      const auto handle = at::addThreadLocalCallback(at::RecordFunctionCallback(+count));
+      CHECK(step_on(path, *optimizer));
+      at::removeCallback(handle);
+      counts.push_back(copies);
+      weights.push_back(conv->weight.detach().clone());
+    }
+    CHECK(counts[1] == counts[0]);
+    CHECK(weights[1].equal(weights[0]));
   }
 }
 

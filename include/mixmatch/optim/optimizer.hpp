@@ -458,13 +458,23 @@ class Optimizer {
     return !of_copy.defined() ? own : own.defined() ? own + of_copy : of_copy;
   }
 
+  /// Whether the gradient's elements are in the order of the parameter's. The stride of a side of 1 says
+  /// nothing: cuDNN's gradients of 1x1 kernels have others than the weights.
+  static bool lies_alike(const Tensor& gradient, const Parameter& parameter) {
+    bool alike = gradient.sizes() == parameter.tensor.sizes();
+    for (int64_t d = 0; alike && d < gradient.dim(); ++d) {
+      alike = gradient.size(d) == 1 || gradient.stride(d) == parameter.strides[static_cast<size_t>(d)];
+    }
+    return alike;
+  }
+
   /// A gradient of the parameter's layout and dtype, as backward hands over, but for a user's own; undefined
   /// if none. For a kernel that reads them: of another dtype too.
   Tensor gradient_of(size_t i, bool for_kernel = false) const {
     const Parameter& parameter = parameters_[i];
     const Tensor gradient = whole_gradient_of(i);
     if (!gradient.defined() ||
-        (gradient.strides() == at::IntArrayRef(parameter.strides) &&
+        (lies_alike(gradient, parameter) &&
          (for_kernel ? mixmatch::detail::can_gather(gradient, flat_.gradients)
                      : gradient.scalar_type() == flat_.parameters.scalar_type() &&
                            (!steps_on_cpu() || mixmatch::detail::has_plain_memory(gradient))))) {
