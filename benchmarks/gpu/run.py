@@ -15,7 +15,8 @@ the ones that those include (CUDA 13's do); no network.
     python3 benchmarks/gpu/run.py --pieces 15M …    # what is to be carried away in files of 15 MB at most
     python3 benchmarks/gpu/run.py --join …          # begins with joining pieces that were carried here, in OUT/pieces
     python3 benchmarks/gpu/run.py --sanitize        # memcheck and racecheck of a few checks, nothing else
-    python3 benchmarks/gpu/run.py --quick --dry-run # all of it on the CPU, in tiny sizes: two to three minutes
+    python3 benchmarks/gpu/run.py --quick --dry-run # all of it on the CPU, in tiny sizes: one to three minutes
+                                                    # after the build, which takes three or four
 """
 import argparse
 import collections

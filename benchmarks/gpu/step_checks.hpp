@@ -99,7 +99,8 @@ struct How {
 
 /// The method of `o`, MixMatch.
 inline mixmatch::methods::MixMatch mixmatch_of(const mixmatch::training::TrainingOptions& o) {
-  return {mixmatch::training::mixmatch_options(o), mixmatch::training::ramped_loss_options(o)};
+  return mixmatch::methods::MixMatch(mixmatch::training::mixmatch_options(o),
+                                     mixmatch::training::ramped_loss_options(o));
 }
 
 /// `steps` steps of a method on `device`, where the network is.

@@ -135,7 +135,7 @@ inline CheckpointFile read_checkpoint(const std::filesystem::path& path) {
     try {
       return read(previous, last_error);
     } catch (const c10::Error& previous_error) {
-      TORCH_CHECK(false, last_error, "; and ", message_of(previous_error));
+      C10_THROW_ERROR(Error, last_error + "; and " + message_of(previous_error));
     }
   }
 }
