@@ -19,7 +19,6 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
 #include <filesystem>
 #include <optional>
 #include <string>
@@ -27,6 +26,7 @@
 #include <vector>
 
 #include "../../tests/script_net.hpp"
+#include "../../tests/test_util.hpp"
 #include "kernel_checks.hpp"
 
 namespace step_checks {
@@ -354,12 +354,11 @@ inline void check_script(std::vector<Check>& checks, torch::Device device) {
 /// A run that goes on from a file, in a state and a graph of its own: the one that never stopped, to the bit.
 inline void check_resume(std::vector<Check>& checks, torch::Device device) {
   const int64_t half = device.is_cuda() ? 20 : 2;
-  auto pattern = (std::filesystem::temp_directory_path() / "mixmatch-check-XXXXXX").string();
-  TORCH_CHECK(mkdtemp(pattern.data()) != nullptr, "cannot make a directory like ", pattern);
+  const TempDir dir;
   for (const std::string method : {"mixmatch", "fixmatch", "mixmatch, filtered"}) {
     auto o = small_options(method);
     o.precision = "bf16";
-    const auto file = std::filesystem::path(pattern) / (method + ".pt");
+    const auto file = dir / (method + ".pt");
     const auto whole = train(device, o, 2 * half);
     train(device, o, half, {.checkpoint = file});
     const auto resumed = train(device, o, 2 * half, {.checkpoint = file});
@@ -369,7 +368,6 @@ inline void check_resume(std::vector<Check>& checks, torch::Device device) {
                       kernel_checks::difference(losses_of(resumed), losses_of(whole).narrow(0, half, half)),
                       0});
   }
-  std::filesystem::remove_all(pattern);
 }
 
 /// Passes that are captured beside passes that are not, of weights that change between them.
