@@ -41,8 +41,7 @@
 #include <utility>
 #include <vector>
 
-#include "kernel_checks.hpp"
-#include "step_checks.hpp"
+#include "checks.hpp"
 
 namespace mm = mixmatch;
 using torch::Tensor;
@@ -81,7 +80,6 @@ TrainingOptions training_options(const Options& o, const std::string& method = "
   TrainingOptions options(mm::presets::cifar10);
   options.method = o.text("method", method);
   mm::training::use_method_preset(options);
-  options.eval_every = 1024;
   if (o.text("preset", "paper") == "fast") {
     mm::training::use_fast_preset(options);
   }
@@ -217,37 +215,6 @@ Steps trainer_steps(const Options& o, const mm::training::TrainingData& host, co
       }
     };
   });
-}
-
-int check(const Options& o) {
-  const auto device = o.device();
-  const bool kernels = mm::detail::cuda_kernels_available(device);
-  if (device.is_cuda() && !kernels) {
-    fmt::print("no kernels on this machine: see the warning above\n");
-    return 1;
-  }
-  struct Worst {
-    double error = 0, tolerance = 0;
-    bool passed = true;
-  };
-  std::map<std::string, Worst> worst;
-  const bool brief = o.text("sanitize", "no") == "yes";  // what a sanitizer is done with in a minute
-  auto checks = kernel_checks::run_all(device, brief);
-  const auto of_steps = step_checks::run_all(device, brief);
-  checks.insert(checks.end(), of_steps.begin(), of_steps.end());
-  for (const auto& one : checks) {
-    auto& entry = worst[one.name];
-    entry = {std::max(entry.error, one.error), one.tolerance, entry.passed && one.passed()};
-  }
-  int64_t failed = 0;
-  for (const auto& [name, entry] : worst) {
-    failed += entry.passed ? 0 : 1;
-    fmt::print("{:60} error {:.2e}, at most {:.0e}{}\n", name, entry.error, entry.tolerance,
-               entry.passed ? "" : "   FAILED");
-  }
-  fmt::print("{} checks of {} on {}: {} failed\n", worst.size(), kernels ? "kernels" : "ATen composites",
-             device.str(), failed);
-  return failed == 0 ? 0 : 1;
 }
 
 int measure(const Options& o) {
@@ -503,7 +470,7 @@ int main(int argc, char** argv) {
   }
   try {
     if (command == "check") {
-      return check(options);
+      return run_checks(options.device(), options.text("sanitize", "no") == "yes") ? 0 : 1;
     }
     if (command == "time") {
       return measure(options);
