@@ -180,3 +180,16 @@ TEST_CASE("running statistics move at a step by its momentum, in one kernel too"
   }
   CHECK(by_kernel[2].item<int64_t>() == 5);
 }
+
+TEST_CASE("the kernel of running statistics moves many, of several blocks, and counts each layer once") {
+  cuda_emulation::EmulatedDevice device;
+  device.add("move_statistics<double>", cuda_emulation::move_statistics<double>);
+  for (const int64_t layers : {3, 400}) {  // fewer than a block's, more than all statistics
+    torch::manual_seed(2);
+    const Tensor before = at::randn({300}, at::kDouble), batch = at::randn({300}, at::kDouble);
+    Tensor running = before.clone(), counts = at::arange(layers, at::kLong);
+    mixmatch::detail::move_statistics_on_cuda(running, batch, counts, at::full({}, 9, at::kLong), 0.01);
+    CHECK(at::allclose(running, before * 0.9 + batch * 0.1, 1e-12, 1e-12));
+    CHECK(counts.equal(at::arange(1, layers + 1, at::kLong)));
+  }
+}

@@ -46,11 +46,6 @@ std::string load_error(const BatchStream& stream, const std::string& bytes) {
   archive.load_from(in);
   return error_of([&] { stream.load(archive); });
 }
-
-unsigned long long bits_of_seed(uint64_t seed) {
-  return mixmatch::detail::mix_bits(seed + mixmatch::detail::kGolden);
-}
-
 /// Classes 0 … 3 of 20, 1, 7 and 2 rows, which are the numbers from 100 on, in an order that mixes them.
 struct UnequalRows {
   Tensor rows = at::arange(100, 130, at::kLong).index_select(0, order());
@@ -154,31 +149,29 @@ TEST_CASE("a batch stream keeps rows of its own") {
   CHECK(BatchStream(wide.select(1, 0), 4, 2).rows(3).equal(before));
 }
 
-TEST_CASE("a batch's rows are the same in ATen's calls and in the CUDA kernel") {
+TEST_CASE("a batch's rows are the same in ATen's calls and in the CUDA kernel, of one stream or of two") {
   constexpr uint64_t seed = ~uint64_t{5};
-  const auto compare = [](const BatchStream& stream, const Tensor& rows, const std::vector<int64_t>& limits) {
-    const Tensor bounds = at::tensor(limits, at::kLong);
-    for (const int64_t step : {0, 1234}) {
-      const Tensor expected = stream.rows(step), number = step_tensor(step);
-      CHECK(stream.rows_composite(number).equal(expected));
-      Tensor emulated = at::empty({64}, at::kLong);
-      cuda_emulation::launch(
-          2, 1, 8, cuda_emulation::stream_rows<int64_t>, cuda_emulation::pointer<int64_t>(emulated),
-          cuda_emulation::pointer<const int64_t>(rows), cuda_emulation::pointer<const int64_t>(bounds),
-          bounds.numel() - 1, cuda_emulation::pointer<const int64_t>(number), int64_t{64}, int64_t{1},
-          int64_t{3}, bits_of_seed(~seed), bits_of_seed(seed));
-      CHECK(emulated.equal(expected));
-    }
-  };
-  for (const int64_t size : {1, 7, 250, 49750}) {
-    compare(BatchStream(stream_indices(size), 64, seed, 1, 3), stream_indices(size), {0, size});
-  }
   const UnequalRows of;
-  std::vector<Tensor> grouped;
-  for (int64_t c = 0; c < 4; ++c) {
-    grouped.push_back(of.rows.masked_select(of.classes.eq(c)));
+  std::vector<BatchStream> streams;
+  for (const int64_t size : {1, 7, 250, 49750}) {
+    streams.emplace_back(stream_indices(size), 64, seed, 1, 3);
   }
-  compare(BatchStream::balanced(of.rows, of.classes, 64, seed, 1, 3), at::cat(grouped), {0, 20, 21, 28, 30});
+  streams.push_back(BatchStream::balanced(of.rows, of.classes, 70, seed, 2, 3));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    const auto &stream = streams[i], &other = streams[(i + 1) % streams.size()];
+    for (const int64_t step : {0, 1234}) {
+      const Tensor number = step_tensor(step), expected = stream.rows(step), beside = other.rows(step);
+      CHECK(stream.rows_composite(number).equal(expected));
+      cuda_emulation::EmulatedDevice device;
+      device.add("stream_rows<i64>", cuda_emulation::stream_rows<int64_t>);
+      CHECK(stream.rows(number).equal(expected));
+      Tensor first = at::zeros_like(expected), second = at::zeros_like(beside);
+      BatchStream::rows_out(stream, first, other, second, number);
+      CHECK(first.equal(expected));
+      CHECK(second.equal(beside));
+      CHECK(device.launches() == 2);
+    }
+  }
 }
 
 TEST_CASE("a balanced stream: of each four rows one of each of four classes, each class in its own epochs") {
@@ -249,15 +242,12 @@ TEST_CASE("a balanced stream is shared by ranks, and takes only its own state") 
   CHECK_THAT(error_of([&] { BatchStream::balanced(none, none, 4, 1); }), contains("must not be empty"));
 }
 
-TEST_CASE("the library launches the stream's kernel with what it expects") {
-  cuda_emulation::EmulatedDevice device;
-  device.add("stream_rows<i64>", cuda_emulation::stream_rows<int64_t>);
-  const BatchStream stream(stream_indices(40), 30, 8, 1, 2);
-  const Tensor rows = stream_indices(40), bounds = at::tensor({0, 40}, at::kLong);
-  Tensor launched = at::empty({30}, at::kLong);
-  REQUIRE(mixmatch::detail::stream_rows_on_cuda(launched, rows, bounds, step_tensor(5), 1, 2, stream.seed()));
-  CHECK(launched.equal(stream.rows(5)));
-  CHECK(device.launches() == 1);
+TEST_CASE("two streams' rows are checked before either is written") {
+  const BatchStream stream(stream_indices(40), 4, 8), other(stream_indices(40), 6, 8);
+  Tensor rows = at::zeros({4}, at::kLong), wrong = at::zeros({4}, at::kLong);
+  CHECK_THAT(error_of([&] { BatchStream::rows_out(stream, rows, other, wrong, step_tensor(3)); }),
+             contains("out must be contiguous int64 [6] on cpu, got Long [4]"));
+  CHECK(rows.count_nonzero().item<int64_t>() == 0);
 }
 
 TEST_CASE("ranks share what one process would have") {

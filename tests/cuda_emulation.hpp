@@ -126,11 +126,13 @@ class EmulatedDevice {
   EmulatedDevice() {
     mixmatch::detail::cuda_is_emulated() = true;
     mixmatch::detail::cuda_emulator() = [this](const std::string& entry,
-                                               const mixmatch::detail::CudaGrid& grid, void** arguments) {
+                                               const mixmatch::detail::CudaGrid& grid, void** arguments,
+                                               const auto& types) {
       const auto found = kernels_.find(entry);
       TORCH_CHECK(found != kernels_.end(), "no kernel ", entry);
+      TORCH_CHECK(found->second.types == types, "the arguments of ", entry, " are not its parameters");
       ++launches_;
-      found->second(grid, arguments);
+      found->second.run(grid, arguments);
     };
   }
   EmulatedDevice(const EmulatedDevice&) = delete;
@@ -142,9 +144,10 @@ class EmulatedDevice {
 
   template <class... Parameters>
   void add(const std::string& entry, void (*kernel)(Parameters...)) {
-    kernels_[entry] = [kernel](const mixmatch::detail::CudaGrid& grid, void** arguments) {
-      run(kernel, grid, arguments, std::index_sequence_for<Parameters...>());
-    };
+    kernels_[entry] = {[kernel](const mixmatch::detail::CudaGrid& grid, void** arguments) {
+                         run(kernel, grid, arguments, std::index_sequence_for<Parameters...>());
+                       },
+                       {mixmatch::detail::cuda_argument_type<Parameters>()...}};
   }
   int launches() const { return launches_; }
 
@@ -156,7 +159,11 @@ class EmulatedDevice {
            static_cast<unsigned>(grid.threads), kernel, *static_cast<Parameters*>(arguments[places])...);
   }
 
-  std::map<std::string, std::function<void(const mixmatch::detail::CudaGrid&, void**)>> kernels_;
+  struct Kernel {
+    std::function<void(const mixmatch::detail::CudaGrid&, void**)> run;
+    std::vector<mixmatch::detail::CudaArgumentType> types;
+  };
+  std::map<std::string, Kernel> kernels_;
   int launches_ = 0;
 };
 

@@ -149,6 +149,10 @@ TEST_CASE("the kernel of targets joins labels and guesses, the same ones") {
     }
   }
   CHECK(device.launches() == 8);
+  // Several blocks.
+  const Tensor many = at::arange(70, at::kLong).remainder(9), guesses = at::rand({50, 9});
+  CHECK(mixmatch::detail::join_targets_on_cuda(many, guesses, 2)
+            .equal(at::cat({mixmatch::one_hot(many, 9, at::kFloat), guesses, guesses})));
   // Probabilities in place of labels, and labels of another type, are left to ATen's calls.
   CHECK_FALSE(mixmatch::detail::join_targets_on_cuda(at::rand({2, 4}), at::rand({5, 4}), 1).defined());
   CHECK_FALSE(mixmatch::detail::join_targets_on_cuda(labels.to(at::kInt), at::rand({5, 4}), 1).defined());

@@ -258,3 +258,24 @@ TEST_CASE("the library launches the optimiser's kernels with what they expect") 
     }
   }
 }
+
+TEST_CASE("a step counts if none of many blocks met a gradient that is not finite") {
+  cuda_emulation::EmulatedDevice device;
+  device.add("begin_step<double>", cuda_emulation::begin_step<double>);
+  for (const int64_t bad : {-1, 0, 255, 256, 699}) {
+    const Tensor flags = at::zeros({700}, at::kByte);
+    if (bad >= 0) {
+      flags[bad] = 1;
+    }
+    const mixmatch::detail::StepCounters counters{at::zeros({}, at::kBool), at::full({}, 4, at::kLong),
+                                                  at::zeros({}, at::kLong), at::full({}, 6, at::kLong),
+                                                  flat_scalar(0)};
+    mixmatch::detail::begin_step_on_cuda(flags, counters, 0.9, /*warms_up=*/true);
+    const bool counts = bad < 0;
+    CHECK(counters.apply.item<bool>() == counts);
+    CHECK(counters.steps_before.item<int64_t>() == 4);
+    CHECK(counters.steps.item<int64_t>() == (counts ? 5 : 4));
+    CHECK(counters.updates.item<int64_t>() == (counts ? 7 : 6));
+    CHECK(counters.average_decay.item<double>() == Approx(7.0 / 16));
+  }
+}

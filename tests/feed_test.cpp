@@ -369,21 +369,22 @@ TEST_CASE("Feed: bad options, each by its name") {
              contains("step must be >= 0, got -1"));
 }
 
-TEST_CASE("Feed: one kernel draws, repeats and cuts the views, to the same bits") {
+TEST_CASE("Feed: one kernel finds the rows, one draws, repeats and cuts the views, to the same bits") {
   namespace emulated = cuda_emulation;
   const auto data = feed_data();
   const auto jitter = mixmatch::augment::ColorJitterOptions::of_strength(0.5);
   const std::vector<std::pair<FeedOptions, int>> cases{
-      {feed_options(2, 0), 1},
-      {feed_options(2, 0).unlabeled_ratio(2).rank(1).world_size(3), 1},
-      {feed_options(0, 0).augmentation(RandomCropFlipOptions().mirror(false)), 1},
-      {feed_options(1, 1).rank(1).world_size(2).augmentation(RandomCropFlipOptions().padding(0)), 2},
-      {feed_options(1, 0).color_jitter(jitter).augmentation(RandomCropFlipOptions().padding(2)), 1}};
+      {feed_options(2, 0), 2},
+      {feed_options(2, 0).unlabeled_ratio(2).rank(1).world_size(3), 2},
+      {feed_options(0, 0).augmentation(RandomCropFlipOptions().mirror(false)), 2},
+      {feed_options(1, 1).rank(1).world_size(2).augmentation(RandomCropFlipOptions().padding(0)), 3},
+      {feed_options(1, 0).color_jitter(jitter).augmentation(RandomCropFlipOptions().padding(2)), 2}};
   for (const auto& [options, launches] : cases) {
     INFO("case of " << options.weak_views() << " and " << options.strong_views() << " views, rank "
                     << options.rank());
     const Batch expected = Feed(data, options)(feed_step(7));
     emulated::EmulatedDevice device;
+    device.add("stream_rows<i64>", emulated::stream_rows<int64_t>);
     device.add("crop_views<float>", emulated::crop_views<float>);
     device.add("crop_views<u8>", emulated::crop_views<unsigned char>);
     const Batch found = Feed(data, options)(feed_step(7));

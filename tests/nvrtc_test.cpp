@@ -102,7 +102,7 @@ TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
   for (const auto& kernel : all_kernels()) {
     const auto& source = kernel.first;
     const auto& entry = kernel.second;
-    for (const int capability : {80, 90}) {
+    for (const int capability : {75, 90}) {
       INFO(source.name << ": " << entry << " for " << capability);
       CudaCompiler::Program program;
       CHECK(error_of([&] { program = compiler().compile(source, entry, capability); }) == "");

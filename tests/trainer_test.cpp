@@ -43,6 +43,7 @@ namespace cuda_emulation {
 #include "cuda_mixup.inc"
 #include "cuda_optimizer.inc"
 #include "cuda_sharpen.inc"
+#include "cuda_shuffle.inc"
 #include "cuda_statistics.inc"
 }  // namespace cuda_emulation
 
@@ -138,6 +139,7 @@ void add_step_kernels(cuda_emulation::EmulatedDevice& device) {
   namespace emulated = cuda_emulation;
   add_logit_kernels<float>(device, "float");
   add_logit_kernels<emulated::BFloat16>(device, "BFloat16");
+  device.add("stream_rows<i64>", emulated::stream_rows<int64_t>);
   device.add("crop_views<float>", emulated::crop_views<float>);
   device.add("crop_views<u8>", emulated::crop_views<emulated::u8>);
   device.add("beta_of_draws<float>", emulated::beta_of_draws<float>);

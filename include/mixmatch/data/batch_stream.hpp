@@ -74,20 +74,21 @@ class BatchStream {
 
   /// rows(step) into `out`, int64 [batch_size], contiguous, on the indices' device: a part of a longer list.
   void rows_out(Tensor& out, const Tensor& step) const {
-    TORCH_CHECK(step.defined() && step.dim() == 0 && step.scalar_type() == at::kLong &&
-                    step.device() == indices_.device(),
-                "BatchStream: step must be int64 [] on ", indices_.device(), ", got ",
-                step.defined() ? c10::str(step.scalar_type(), " ", step.sizes(), " on ", step.device())
-                               : std::string("undefined"));
-    TORCH_CHECK(out.defined() && out.dim() == 1 && out.size(0) == batch_size_ && out.is_contiguous() &&
-                    out.scalar_type() == at::kLong && out.device() == indices_.device(),
-                "BatchStream: out must be contiguous int64 [", batch_size_, "] on ", indices_.device(),
-                ", got ", mixmatch::detail::type_and_sizes(out));
-    if (indices_.is_cpu()) {
-      write_rows(out.data_ptr<int64_t>(), *step.data_ptr<int64_t>());
-    } else if (!mixmatch::detail::stream_rows_on_cuda(out, indices_, bounds_, step, rank_, world_size_,
-                                                      seed_)) {
-      out.copy_(rows_composite(step));
+    check_out(out, step);
+    if (!mixmatch::detail::stream_rows_on_cuda(on_cuda(out), nullptr, step)) {
+      write_rows(out, step);
+    }
+  }
+
+  /// rows_out() of two streams on one device, by one kernel of a GPU.
+  static void rows_out(const BatchStream& first, Tensor& first_out, const BatchStream& second,
+                       Tensor& second_out, const Tensor& step) {
+    first.check_out(first_out, step);
+    second.check_out(second_out, step);
+    const auto beside = second.on_cuda(second_out);
+    if (!mixmatch::detail::stream_rows_on_cuda(first.on_cuda(first_out), &beside, step)) {
+      first.write_rows(first_out, step);
+      second.write_rows(second_out, step);
     }
   }
 
@@ -175,6 +176,33 @@ class BatchStream {
   }
 
   int64_t groups() const { return bounds_.numel() - 1; }
+
+  void check_out(const Tensor& out, const Tensor& step) const {
+    TORCH_CHECK(step.defined() && step.dim() == 0 && step.scalar_type() == at::kLong &&
+                    step.device() == indices_.device(),
+                "BatchStream: step must be int64 [] on ", indices_.device(), ", got ",
+                step.defined() ? c10::str(step.scalar_type(), " ", step.sizes(), " on ", step.device())
+                               : std::string("undefined"));
+    TORCH_CHECK(out.defined() && out.dim() == 1 && out.size(0) == batch_size_ && out.is_contiguous() &&
+                    out.scalar_type() == at::kLong && out.device() == indices_.device(),
+                "BatchStream: out must be contiguous int64 [", batch_size_, "] on ", indices_.device(),
+                ", got ", mixmatch::detail::type_and_sizes(out));
+  }
+
+  mixmatch::detail::CudaRowStream on_cuda(const Tensor& out) const {
+    using mixmatch::detail::kGolden, mixmatch::detail::mix_bits;
+    return {
+        out.data_ptr(), indices_.data_ptr(),        bounds_.data_ptr(),       groups(), batch_size_, rank_,
+        world_size_,    mix_bits(~seed_ + kGolden), mix_bits(seed_ + kGolden)};
+  }
+
+  void write_rows(Tensor& out, const Tensor& step) const {
+    if (indices_.is_cpu()) {
+      write_rows(out.data_ptr<int64_t>(), *step.data_ptr<int64_t>());
+    } else {
+      out.copy_(rows_composite(step));
+    }
+  }
 
   void write_rows(int64_t* out, int64_t step) const {
     using mixmatch::detail::shuffle_key, mixmatch::detail::shuffled_index;

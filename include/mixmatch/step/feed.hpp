@@ -114,11 +114,12 @@ class Feed {
     const int64_t labeled = labeled_rows(), unlabeled = unlabeled_rows();
     const Tensor rows = at::empty({labeled + unlabeled}, step.options());
     Tensor of_labeled = separate_rows(rows, 0, labeled);
-    labeled_->rows_out(of_labeled, step);
     RawBatch raw;
     if (unlabeled_.has_value()) {
       raw.unlabeled_rows = separate_rows(rows, labeled, unlabeled);
-      unlabeled_->rows_out(raw.unlabeled_rows, step);
+      data::BatchStream::rows_out(*labeled_, of_labeled, *unlabeled_, raw.unlabeled_rows, step);
+    } else {
+      labeled_->rows_out(of_labeled, step);
     }
     const Tensor labels = data::gather_images(pool_.labels, rows);
     raw.labels = separate_rows(labels, 0, labeled);

@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -136,8 +138,27 @@ inline CudaFunctions::Handle loaded_cuda_kernel(const CudaSource& source, const 
 
 #endif
 
-/// What runs kernels where cuda_is_emulated(): gets the entry, the grid and pointers to the arguments.
-using CudaEmulator = std::function<void(const std::string& entry, const CudaGrid& grid, void** arguments)>;
+/// What can be said of an argument's type where the kernel's own names are not known. A GPU's driver is told
+/// nothing of it.
+struct CudaArgumentType {
+  enum class Kind { pointer, integer, real, record } kind;
+  size_t size;
+  bool operator==(const CudaArgumentType&) const = default;
+};
+template <class Argument>
+constexpr CudaArgumentType cuda_argument_type() {
+  using Kind = CudaArgumentType::Kind;
+  return {std::is_pointer_v<Argument> || std::is_null_pointer_v<Argument> ? Kind::pointer
+          : std::is_integral_v<Argument>                                  ? Kind::integer
+          : std::is_floating_point_v<Argument>                            ? Kind::real
+                                                                          : Kind::record,
+          sizeof(Argument)};
+}
+
+/// What runs kernels where cuda_is_emulated(): gets the entry, the grid, pointers to the arguments and their
+/// types.
+using CudaEmulator = std::function<void(const std::string& entry, const CudaGrid& grid, void** arguments,
+                                        const std::vector<CudaArgumentType>& types)>;
 inline CudaEmulator& cuda_emulator() {
   static CudaEmulator emulator;
   return emulator;
@@ -179,7 +200,7 @@ void launch_cuda_kernel(const CudaSource& source, const std::string& entry, at::
                         const CudaGrid& grid, Arguments... arguments) {
   std::array<void*, sizeof...(Arguments)> pointers{static_cast<void*>(&arguments)...};
   if (cuda_is_emulated()) {
-    cuda_emulator()(entry, grid, pointers.data());
+    cuda_emulator()(entry, grid, pointers.data(), {cuda_argument_type<Arguments>()...});
     return;
   }
 #ifdef MIXMATCH_HAS_CUDA

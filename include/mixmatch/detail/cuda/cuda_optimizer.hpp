@@ -392,7 +392,9 @@ inline void flat_step_(const FlatParameters& flat, const FlatScalars& scalars,
     return;
   }
   constexpr int64_t threads = 256;
-  const CudaGrid launch{.blocks_x = cuda_blocks(parameters.numel(), threads), .threads = threads};
+  // About as many blocks as run at once: each begins with numbers that it waits for and, of Adam, two powers.
+  constexpr int64_t most = 768;
+  const CudaGrid launch{.blocks_x = cuda_blocks(parameters.numel(), threads, most), .threads = threads};
   const std::string scalar = std::string("<") + cuda_type_name(type) + ">";
   if (const auto* adam = std::get_if<AdamRule>(&constants.rule)) {
     launch_cuda_kernel(

@@ -3,6 +3,7 @@
 #include <mixmatch/detail/cuda/cuda_kernel.hpp>
 #include <mixmatch/detail/shuffled_index.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 
@@ -27,24 +28,33 @@ __device__ inline Index shuffled_index(Index index, Index size, u64 key) {
   return static_cast<Index>(place);
 }
 
-// The rows of batch number *position of an endless stream over `indices`, whose group g is from bounds[g] to
-// bounds[g + 1]: see BatchStream. The first bits are mix_bits(~seed + golden), the others of the seed itself.
+// An endless stream over `indices`, whose group g is from bounds[g] to bounds[g + 1], and where its batch goes: see
+// BatchStream. group_bits are mix_bits(~seed + golden), seed_bits those of the seed itself.
+struct RowStream {
+  i64* out;
+  const i64* indices;
+  const i64* bounds;
+  i64 groups, batch, rank, world_size;
+  u64 group_bits, seed_bits;
+};
+
+// The rows of batch number *position of one stream, or of two, which then are a grid's two rows of blocks.
 template <class Index>
-__global__ void stream_rows(Index* out, const Index* indices, const Index* bounds, Index groups,
-                            const Index* position, Index batch, Index rank, Index world_size, u64 group_bits,
-                            u64 seed_bits) {
+__global__ void stream_rows(RowStream first, RowStream second, const Index* position) {
   const u64 golden = 0x9E3779B97F4A7C15ull;
-  const Index first = (*position * world_size + rank) * batch;
+  const RowStream stream = blockIdx.y == 0 ? first : second;
+  const Index begin = (*position * stream.world_size + stream.rank) * stream.batch;
   const Index step = static_cast<Index>(gridDim.x) * blockDim.x;
-  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < batch; i += step) {
-    const Index round = (first + i) / groups;
+  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < stream.batch; i += step) {
+    const Index round = (begin + i) / stream.groups;
     const Index group =
-        groups == 1 ? 0
-                    : shuffled_index((first + i) % groups, groups,
-                                     mix_bits(group_bits + static_cast<u64>(round + 1) * golden));
-    const Index start = bounds[group], count = bounds[group + 1] - start;
-    const u64 key = mix_bits(seed_bits + static_cast<u64>(round / count * groups + group + 1) * golden);
-    out[i] = indices[start + shuffled_index(round % count, count, key)];
+        stream.groups == 1 ? 0
+                           : shuffled_index((begin + i) % stream.groups, stream.groups,
+                                            mix_bits(stream.group_bits + static_cast<u64>(round + 1) * golden));
+    const Index start = stream.bounds[group], count = stream.bounds[group + 1] - start;
+    const u64 key =
+        mix_bits(stream.seed_bits + static_cast<u64>(round / count * stream.groups + group + 1) * golden);
+    stream.out[i] = stream.indices[start + shuffled_index(round % count, count, key)];
   }
 }
 
@@ -83,18 +93,26 @@ __global__ void sorted_places(Index* places, const double* numbers, Index count)
 }
 )cuda"};
 
-/// The next batch's rows in one kernel; false where it does not apply. All int64 on one CUDA device,
-/// `position` 0-dimensional.
-inline bool stream_rows_on_cuda(at::Tensor& out, const at::Tensor& indices, const at::Tensor& bounds,
-                                const at::Tensor& position, int64_t rank, int64_t world_size, uint64_t seed) {
-  if (!has_cuda_memory(indices) || !cuda_kernels_available(indices.device())) {
+/// The kernel's RowStream. All memory is int64, of one CUDA device.
+struct CudaRowStream {
+  void *out, *indices, *bounds;
+  int64_t groups, batch, rank, world_size;
+  uint64_t group_bits, seed_bits;
+};
+
+/// Batch number `position`, int64 [] on `device`, of one stream, or of two, in one kernel; false where it
+/// does not apply.
+inline bool stream_rows_on_cuda(const CudaRowStream& first, const CudaRowStream* second,
+                                const at::Tensor& position) {
+  if (!has_cuda_memory(position) || !cuda_kernels_available(position.device())) {
     return false;
   }
   constexpr int64_t threads = 64;
-  launch_cuda_kernel(cuda_shuffle_source, "stream_rows<i64>", indices.device(),
-                     {.blocks_x = cuda_blocks(out.numel(), threads), .threads = threads}, out.data_ptr(),
-                     indices.data_ptr(), bounds.data_ptr(), bounds.numel() - 1, position.data_ptr(),
-                     out.numel(), rank, world_size, mix_bits(~seed + kGolden), mix_bits(seed + kGolden));
+  const int64_t longer = second == nullptr ? first.batch : std::max(first.batch, second->batch);
+  launch_cuda_kernel(
+      cuda_shuffle_source, "stream_rows<i64>", position.device(),
+      {.blocks_x = cuda_blocks(longer, threads), .blocks_y = second == nullptr ? 1 : 2, .threads = threads},
+      first, second == nullptr ? first : *second, position.data_ptr());
   return true;
 }
 
