@@ -39,6 +39,7 @@
 #include <mixmatch/report/line_chart.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/run/checkpoint_file.hpp>
 #include <mixmatch/run/config.hpp>
 #include <mixmatch/run/image_grid.hpp>
 #include <mixmatch/run/interrupt.hpp>
