@@ -37,6 +37,7 @@
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/report/html.hpp>
 #include <mixmatch/report/line_chart.hpp>
+#include <mixmatch/report/metrics_charts.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/checkpoint.hpp>
 #include <mixmatch/run/checkpoint_file.hpp>
