@@ -114,6 +114,8 @@
 #include <mixmatch/nn/precision.hpp>
 #include <mixmatch/nn/sync_batch_norm.hpp>
 
+#include <mixmatch/optim/flat_gradients.hpp>
+#include <mixmatch/optim/flat_layout.hpp>
 #include <mixmatch/optim/low_precision_weights.hpp>
 #include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/muon_kernels.hpp>

@@ -37,8 +37,10 @@
 #include <mixmatch/program/with_method.hpp>
 #include <mixmatch/report/html.hpp>
 #include <mixmatch/report/line_chart.hpp>
+#include <mixmatch/report/metrics_charts.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/checkpoint.hpp>
+#include <mixmatch/run/checkpoint_file.hpp>
 #include <mixmatch/run/config.hpp>
 #include <mixmatch/run/image_grid.hpp>
 #include <mixmatch/run/interrupt.hpp>

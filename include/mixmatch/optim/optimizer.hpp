@@ -7,6 +7,8 @@
 #include <mixmatch/detail/update_rule.hpp>
 #include <mixmatch/ema_model.hpp>
 #include <mixmatch/nn/kept_gradients.hpp>
+#include <mixmatch/optim/flat_gradients.hpp>
+#include <mixmatch/optim/flat_layout.hpp>
 #include <mixmatch/optim/muon.hpp>
 #include <mixmatch/optim/muon_kernels.hpp>
 
@@ -14,7 +16,6 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -75,16 +76,13 @@ struct OptimizerOptions {
 class Optimizer {
  public:
   template <ModuleModel Model>
-  explicit Optimizer(Model& model, const OptimizerOptions& options = {}) : options_(options) {
-    check_options();
-    collect(model, [](const Tensor&) { return Tensor(); });
-  }
+  explicit Optimizer(Model& model, const OptimizerOptions& options = {})
+      : Optimizer(options, std::nullopt, model, [](const Tensor&) { return Tensor(); }) {}
 
   template <ModuleModel Model>
   Optimizer(Model& model, EmaModel<Model>& ema, const OptimizerOptions& options = {})
-      : options_(options), ema_options_(ema.options()) {
-    check_options();
-    collect(model, [&](const Tensor& parameter) { return ema.average_of(parameter); });
+      : Optimizer(options, ema.options(), model,
+                  [&](const Tensor& parameter) { return ema.average_of(parameter); }) {
     TORCH_CHECK(ema.options().buffers() != EmaBuffers::average || steps_on_cpu(),
                 "Optimizer: ema must copy or keep buffers; averaging them is not done on the device");
     set_num_updates_ = [&ema](int64_t updates) { ema.set_num_updates(updates); };
@@ -97,8 +95,8 @@ class Optimizer {
   /// gradient was finite, and the step taken.
   Tensor step() {
     const torch::NoGradGuard no_grad;
-    check_memory();
-    kept_->side.wait();
+    layout_.check_lie_in(flat_.parameters);
+    gradients_.wait();
     if (options_.schedule()) {
       learning_rate_.copy_(options_.schedule()(num_steps_) * options_.learning_rate());
     }
@@ -112,13 +110,7 @@ class Optimizer {
   }
 
   /// Lets go of the parameters' and the copies' gradients, as step() does: those of a step that did not end.
-  void drop_gradients() {
-    kept_->side.wait();
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      parameters_[i].tensor.mutable_grad().reset();
-      kept_->of_copy[i].reset();
-    }
-  }
+  void drop_gradients() { gradients_.drop(); }
 
   /// A copy of each trained parameter in another precision, in their order (see parameters()), by one
   /// conversion of their block: what autocast makes one by one. Of float32 parameters. A copy's gradient goes
@@ -128,12 +120,13 @@ class Optimizer {
     Tensor block;
     {
       const torch::NoGradGuard no_grad;
-      check_memory();
+      layout_.check_lie_in(flat_.parameters);
       block = flat_.parameters.to(type);
     }
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      Tensor copy = view_of(block, parameters_[i]).variable_data();
-      detail::connect_copy(copy, parameters_[i].tensor, kept_, i);
+    const auto& parameters = layout_.parameters();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      Tensor copy = parameters[i].view_in(block).variable_data();
+      detail::connect_copy(copy, parameters[i].tensor, gradients_.kept(), i);
       list.push_back(std::move(copy));
     }
     return list;
@@ -142,15 +135,15 @@ class Optimizer {
   /// The same of their moving averages, without gradient; none without an EmaModel.
   std::vector<Tensor> copies_of_averages(at::ScalarType type) const {
     const torch::NoGradGuard no_grad;
-    return views_in(flat_.average.defined() ? flat_.average.to(type) : Tensor());
+    return layout_.views_in(flat_.average.defined() ? flat_.average.to(type) : Tensor());
   }
   /// The averages themselves.
-  std::vector<Tensor> averages() const { return views_in(flat_.average); }
+  std::vector<Tensor> averages() const { return layout_.views_in(flat_.average); }
 
   /// The trained parameters.
   std::vector<Tensor> parameters() const {
     std::vector<Tensor> list;
-    for (const auto& parameter : parameters_) {
+    for (const auto& parameter : layout_.parameters()) {
       list.push_back(parameter.tensor);
     }
     return list;
@@ -174,7 +167,9 @@ class Optimizer {
    private:
     detail::KeptGradients* kept_;
   };
-  GradientScope keep_copies_gradients(bool overlap = false) { return GradientScope(*kept_, overlap); }
+  GradientScope keep_copies_gradients(bool overlap = false) {
+    return GradientScope(*gradients_.kept(), overlap);
+  }
 
   /// Whether the parameters are float32 on a device, where one call costs what many conversions do not.
   bool gains_by_copies() const { return !steps_on_cpu() && flat_.parameters.scalar_type() == at::kFloat; }
@@ -221,7 +216,7 @@ class Optimizer {
     if (num_updates_.defined()) {
       archive.write("num_updates", c10::IValue(num_updates_.item<int64_t>()));
     }
-    archive.write("num_parameters", c10::IValue(static_cast<int64_t>(parameters_.size())));
+    archive.write("num_parameters", c10::IValue(static_cast<int64_t>(layout_.parameters().size())));
     for (const auto& [name, moment, parameter] : moments()) {
       archive.write(name, moment, /*is_buffer=*/true);
     }
@@ -239,8 +234,9 @@ class Optimizer {
                 "Optimizer::load: the archive is of an optimiser without a moving average");
     TORCH_CHECK(rule.toStringRef() == rule_name(), "Optimizer::load: the archive is of the rule ",
                 rule.toStringRef(), ", the optimiser's is ", rule_name());
-    TORCH_CHECK(count.toInt() == static_cast<int64_t>(parameters_.size()), "Optimizer::load: the model has ",
-                parameters_.size(), " parameters, the archive ", count.toInt());
+    TORCH_CHECK(count.toInt() == static_cast<int64_t>(layout_.parameters().size()),
+                "Optimizer::load: the model has ", layout_.parameters().size(), " parameters, the archive ",
+                count.toInt());
     std::vector<std::pair<Tensor, Tensor>> loaded;  // place and value
     for (const auto& [name, place, parameter] : moments()) {
       Tensor moment;
@@ -261,42 +257,31 @@ class Optimizer {
   }
 
  private:
-  struct Parameter {
-    std::string name;
-    Tensor tensor, average;  // the model's and the EmaModel's own handles
-    bool is_kernel;
-    double rate_factor;
-    int64_t offset, size;  // in the blocks; `size` is rounded up
-    std::vector<int64_t> strides;
-  };
-
-  /// Every parameter begins at a multiple of 256 bytes, as memory of its own would: cuDNN asks for alignment.
-  static constexpr int64_t kAlignment = 64;
-
-  void check_options() const {
-    if (const auto& muon = options_.muon()) {
+  static const OptimizerOptions& checked(const OptimizerOptions& options) {
+    if (const auto& muon = options.muon()) {
       TORCH_CHECK(muon->momentum() >= 0 && muon->momentum() < 1,
                   "Optimizer: muon's momentum must be in [0, 1), got ", muon->momentum());
       TORCH_CHECK(muon->iterations() >= 1, "Optimizer: muon's iterations must be >= 1, got ",
                   muon->iterations());
     }
-    TORCH_CHECK(options_.learning_rate() >= 0 && std::isfinite(options_.learning_rate()),
-                "Optimizer: learning_rate must be finite and >= 0, got ", options_.learning_rate());
-    TORCH_CHECK(options_.weight_decay() >= 0 && options_.learning_rate() * options_.weight_decay() <= 1,
+    TORCH_CHECK(options.learning_rate() >= 0 && std::isfinite(options.learning_rate()),
+                "Optimizer: learning_rate must be finite and >= 0, got ", options.learning_rate());
+    TORCH_CHECK(options.weight_decay() >= 0 && options.learning_rate() * options.weight_decay() <= 1,
                 "Optimizer: weight_decay must be >= 0 and at most 1 / learning_rate, got ",
-                options_.weight_decay());
-    TORCH_CHECK(options_.l2() >= 0 && std::isfinite(options_.l2()),
-                "Optimizer: l2 must be finite and >= 0, got ", options_.l2());
-    if (const auto* adam = std::get_if<AdamRule>(&options_.rule())) {
+                options.weight_decay());
+    TORCH_CHECK(options.l2() >= 0 && std::isfinite(options.l2()),
+                "Optimizer: l2 must be finite and >= 0, got ", options.l2());
+    if (const auto* adam = std::get_if<AdamRule>(&options.rule())) {
       TORCH_CHECK(adam->beta1 >= 0 && adam->beta1 < 1, "Optimizer: beta1 must be in [0, 1), got ",
                   adam->beta1);
       TORCH_CHECK(adam->beta2 >= 0 && adam->beta2 < 1, "Optimizer: beta2 must be in [0, 1), got ",
                   adam->beta2);
       TORCH_CHECK(adam->eps >= 0, "Optimizer: eps must be >= 0, got ", adam->eps);
     } else {
-      const double momentum = std::get<SgdRule>(options_.rule()).momentum;
+      const double momentum = std::get<SgdRule>(options.rule()).momentum;
       TORCH_CHECK(momentum >= 0 && momentum < 1, "Optimizer: momentum must be in [0, 1), got ", momentum);
     }
+    return options;
   }
 
   /// Else in one block, by flat_step_().
@@ -305,11 +290,11 @@ class Optimizer {
   std::string rule_name() const {
     return std::string(options_.muon().has_value() ? "muon and " : "") + (is_adam() ? "adam" : "sgd");
   }
-  bool moves_by_muon(const Parameter& parameter) const {
+  bool moves_by_muon(const detail::FlatParameter& parameter) const {
     return parameter.is_kernel && options_.muon().has_value();
   }
   /// Of the rule; kernels that Muon moves it leaves alone.
-  double rule_rate_factor(const Parameter& parameter) const {
+  double rule_rate_factor(const detail::FlatParameter& parameter) const {
     return moves_by_muon(parameter) ? 0 : parameter.rate_factor;
   }
 
@@ -320,23 +305,59 @@ class Optimizer {
   };
   std::vector<Moment> moments() const {
     std::vector<Moment> list;
+    const auto& parameters = layout_.parameters();
     const auto add_block = [&](const char* name, const Tensor& block) {
-      for (size_t i = 0; block.defined() && i < parameters_.size(); ++i) {
-        list.push_back({name + std::to_string(i), view_of(block, parameters_[i]), parameters_[i].name});
+      for (size_t i = 0; block.defined() && i < parameters.size(); ++i) {
+        list.push_back({name + std::to_string(i), parameters[i].view_in(block), parameters[i].name});
       }
     };
     add_block("first_moment_", flat_.first_moment);
     add_block("second_moment_", flat_.second_moment);
     for (const auto& [parameter, momentum] : muon_kernels_.moments()) {
-      list.push_back({"muon_momentum_" + std::to_string(parameter), momentum, parameters_[parameter].name});
+      list.push_back({"muon_momentum_" + std::to_string(parameter), momentum, parameters[parameter].name});
     }
     return list;
   }
 
+  /// average_of(parameter): its moving average, undefined without an EmaModel.
   template <class Model, class AverageOf>
-  void collect(Model& model, const AverageOf& average_of) {
+  Optimizer(const OptimizerOptions& options, std::optional<EmaModelOptions> ema_options, Model& model,
+            const AverageOf& average_of)
+      : options_(checked(options)),
+        ema_options_(std::move(ema_options)),
+        layout_(layout_of(model, average_of)),
+        gradients_(layout_) {
+    const torch::NoGradGuard no_grad;
+    const at::TensorOptions& placed = layout_.options();
+    flat_.parameters = layout_.new_block();
+    flat_.first_moment = layout_.new_block();
+    if (is_adam()) {
+      flat_.second_moment = layout_.new_block();
+    }
+    if (ema_options_.has_value()) {
+      flat_.average = layout_.new_block();
+      average_decay_ = at::zeros({}, placed.dtype(at::kDouble));
+    }
+    num_steps_ = at::zeros({}, placed.dtype(at::kLong));
+    learning_rate_ = at::full({}, options_.learning_rate(), placed.dtype(at::kDouble));
+    layout_.move_into(flat_.parameters, flat_.average);
+    flat_.gradients = gradients_.block();
+    if (!steps_on_cpu()) {
+      set_kernels_and_rates();
+    }
+    const auto& parameters = layout_.parameters();
+    for (size_t i = 0; i < parameters.size(); ++i) {
+      if (moves_by_muon(parameters[i]) && parameters[i].tensor.numel() > 0) {
+        muon_kernels_.add(i, parameters[i].view_in(flat_.parameters), parameters[i].rate_factor);
+      }
+    }
+  }
+
+  template <class Model, class AverageOf>
+  detail::FlatLayout layout_of(Model& model, const AverageOf& average_of) const {
     const torch::NoGradGuard no_grad;
     const auto kernels = mixmatch::detail::model_kernels(model);
+    detail::FlatLayout layout;
     for (const auto& item : mixmatch::detail::model_parameters(model)) {
       if (!item.tensor.requires_grad()) {
         continue;
@@ -344,144 +365,40 @@ class Optimizer {
       const Tensor average = average_of(item.tensor);
       TORCH_CHECK(average.defined() == ema_options_.has_value(),
                   "Optimizer: ema must be of the same model, it does not average its parameter ", item.name);
-      add(item.name, item.tensor, average,
-          std::any_of(kernels.begin(), kernels.end(),
-                      [&](const Tensor& kernel) { return kernel.is_same(item.tensor); }));
+      const bool is_kernel = std::any_of(kernels.begin(), kernels.end(),
+                                         [&](const Tensor& kernel) { return kernel.is_same(item.tensor); });
+      layout.add(item.name, item.tensor, average, is_kernel, rate_factor_of(item.name));
     }
-    TORCH_CHECK(!parameters_.empty(), "Optimizer: the model has no trainable parameter");
-    lay_out();
+    TORCH_CHECK(!layout.parameters().empty(), "Optimizer: the model has no trainable parameter");
+    return layout;
   }
 
-  void add(const std::string& name, const Tensor& tensor, const Tensor& average, bool is_kernel) {
-    const Tensor& first = parameters_.empty() ? tensor : parameters_.front().tensor;
-    const auto type = first.scalar_type();
-    TORCH_CHECK((type == at::kFloat || type == at::kDouble) && tensor.scalar_type() == type,
-                "Optimizer: parameters must be all float32 or all float64, got ", tensor.scalar_type(), " ",
-                name);
-    for (const Tensor* placed : {&tensor, &average}) {
-      TORCH_CHECK(!placed->defined() || placed->device() == first.device(), "Optimizer: parameter ", name,
-                  " and its average must be on ", first.device(), " as the first is, got ", placed->device());
-    }
-    const int64_t size = (tensor.numel() + kAlignment - 1) / kAlignment * kAlignment;
-    const Tensor dense = tensor.is_non_overlapping_and_dense() ? tensor : tensor.contiguous();
+  double rate_factor_of(const std::string& name) const {
     const double factor = options_.rate_factor() ? options_.rate_factor()(name) : 1;
     TORCH_CHECK(
         factor >= 0 && std::isfinite(factor) &&
             factor * options_.learning_rate() * options_.weight_decay() <= 1,
         "Optimizer: rate_factor must be finite, >= 0 and at most 1 / (learning_rate weight_decay), got ",
         factor, " for ", name);
-    parameters_.push_back({name, tensor, average, is_kernel, factor, total_, size, dense.strides().vec()});
-    total_ += size;
+    return factor;
   }
 
-  static Tensor view_of(const Tensor& block, const Parameter& parameter) {
-    return block.as_strided(parameter.tensor.sizes(), parameter.strides, parameter.offset);
-  }
-
-  /// None where there is no block.
-  std::vector<Tensor> views_in(const Tensor& block) const {
-    std::vector<Tensor> list;
-    for (const auto& parameter : parameters_) {
-      if (block.defined()) {
-        list.push_back(view_of(block, parameter));
+  /// What flat_step_() reads of each parameter.
+  void set_kernels_and_rates() {
+    flat_.is_kernel = at::zeros({layout_.num_elements()}, layout_.options().dtype(at::kBool));
+    for (const auto& parameter : layout_.parameters()) {
+      if (parameter.is_kernel) {
+        flat_.is_kernel.narrow(0, parameter.offset, parameter.tensor.numel()).fill_(true);
       }
     }
-    return list;
-  }
-
-  void lay_out() {
-    const auto options = parameters_.front().tensor.options().requires_grad(false);
-    const auto block = [&] { return at::zeros({total_}, options); };
-    flat_.parameters = block();
-    flat_.first_moment = block();
-    if (is_adam()) {
-      flat_.second_moment = block();
-    }
-    if (ema_options_.has_value()) {
-      flat_.average = block();
-      average_decay_ = at::zeros({}, options.dtype(at::kDouble));
-    }
-    num_steps_ = at::zeros({}, options.dtype(at::kLong));
-    kept_->of_copy.resize(parameters_.size());
-    learning_rate_ = at::full({}, options_.learning_rate(), options.dtype(at::kDouble));
-    for (Parameter& parameter : parameters_) {
-      for (auto [tensor, place] : {std::pair<Tensor, Tensor>{parameter.tensor, flat_.parameters},
-                                   {parameter.average, flat_.average}}) {
-        if (tensor.defined()) {
-          const Tensor view = view_of(place, parameter);
-          view.copy_(tensor);
-          tensor.set_data(view);
-        }
+    if (options_.rate_factor() || options_.muon().has_value()) {
+      constexpr int64_t alignment = detail::FlatLayout::alignment;
+      flat_.rate_factors = at::ones({layout_.num_elements() / alignment}, layout_.options());
+      for (const auto& parameter : layout_.parameters()) {
+        flat_.rate_factors.narrow(0, parameter.offset / alignment, parameter.size / alignment)
+            .fill_(rule_rate_factor(parameter));
       }
     }
-    if (!flat_.parameters.is_cpu() || mixmatch::detail::cuda_is_emulated()) {
-      flat_.gradients = block();
-      flat_.is_kernel = at::zeros({total_}, options.dtype(at::kBool));
-      int64_t largest = 0;
-      for (const Parameter& parameter : parameters_) {
-        largest = std::max(largest, parameter.size);
-        if (parameter.is_kernel) {
-          flat_.is_kernel.narrow(0, parameter.offset, parameter.tensor.numel()).fill_(true);
-        }
-      }
-      zeros_ = at::zeros({largest}, options);
-      if (options_.rate_factor() || options_.muon().has_value()) {
-        flat_.rate_factors = at::ones({total_ / kAlignment}, options);
-        for (const Parameter& parameter : parameters_) {
-          flat_.rate_factors.narrow(0, parameter.offset / kAlignment, parameter.size / kAlignment)
-              .fill_(rule_rate_factor(parameter));
-        }
-      }
-    }
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      if (moves_by_muon(parameters_[i]) && parameters_[i].tensor.numel() > 0) {
-        muon_kernels_.add(i, view_of(flat_.parameters, parameters_[i]), parameters_[i].rate_factor);
-      }
-    }
-  }
-
-  void check_memory() const {
-    const auto* base = static_cast<const char*>(flat_.parameters.data_ptr());
-    for (const Parameter& parameter : parameters_) {
-      const int64_t offset = parameter.offset * static_cast<int64_t>(flat_.parameters.element_size());
-      TORCH_CHECK(parameter.tensor.scalar_type() == flat_.parameters.scalar_type() &&
-                      parameter.tensor.data_ptr() == base + offset,
-                  "Optimizer: parameter ", parameter.name,
-                  " no longer lies in the optimiser's memory; make the optimiser after model->to(...) and "
-                  "torch::load(model, ...), and use it outside average_parameters()");
-    }
-  }
-
-  /// Its own and its copy's, one of which there may not be; undefined if none.
-  Tensor whole_gradient_of(size_t i) const {
-    const Tensor &own = parameters_[i].tensor.grad(), &of_copy = kept_->of_copy[i];
-    return !of_copy.defined() ? own : own.defined() ? own + of_copy : of_copy;
-  }
-
-  /// Whether the gradient's elements are in the order of the parameter's. The stride of a side of 1 says
-  /// nothing: cuDNN's gradients of 1x1 kernels have others than the weights.
-  static bool lies_alike(const Tensor& gradient, const Parameter& parameter) {
-    bool alike = gradient.sizes() == parameter.tensor.sizes();
-    for (int64_t d = 0; alike && d < gradient.dim(); ++d) {
-      alike = gradient.size(d) == 1 || gradient.stride(d) == parameter.strides[static_cast<size_t>(d)];
-    }
-    return alike;
-  }
-
-  /// A gradient of the parameter's layout and dtype, as backward hands over, but for a user's own; undefined
-  /// if none. For a kernel that reads them: of another dtype too.
-  Tensor gradient_of(size_t i, bool for_kernel = false) const {
-    const Parameter& parameter = parameters_[i];
-    const Tensor gradient = whole_gradient_of(i);
-    if (!gradient.defined() ||
-        (lies_alike(gradient, parameter) &&
-         (for_kernel ? mixmatch::detail::can_gather(gradient, flat_.gradients)
-                     : gradient.scalar_type() == flat_.parameters.scalar_type() &&
-                           (!steps_on_cpu() || mixmatch::detail::has_plain_memory(gradient))))) {
-      return gradient;
-    }
-    return at::empty_strided(parameter.tensor.sizes(), parameter.strides, flat_.parameters.options())
-        .copy_(gradient);
   }
 
   Tensor step_on_cpu() {
@@ -494,12 +411,12 @@ class Optimizer {
     const double decay = ema_options_.has_value() ? average_decay().template item<double>() : 1.0;
     std::vector<Tensor> gradients;  // which must live as long as the tasks
     std::vector<mixmatch::detail::UpdateTask> tasks;
-    const auto at = [](const Tensor& block, const Parameter& parameter) -> void* {
+    const auto at = [](const Tensor& block, const detail::FlatParameter& parameter) -> void* {
       return block.defined() ? block.data_ptr<Scalar>() + parameter.offset : nullptr;
     };
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      const Parameter& parameter = parameters_[i];
-      Tensor gradient = gradient_of(i);
+    for (size_t i = 0; i < layout_.parameters().size(); ++i) {
+      const detail::FlatParameter& parameter = layout_.parameters()[i];
+      Tensor gradient = gradients_.of(i);
       if (!gradient.defined()) {
         gradient = at::zeros({parameter.tensor.numel()}, flat_.parameters.options());
       }
@@ -516,7 +433,7 @@ class Optimizer {
       step_by_muon([&] { return gradients; }, at::ones({}, at::kBool));
       const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
       mixmatch::detail::update<Scalar>(tasks, options_.rule(), rate, t, decay);
-      for (const Parameter& parameter : parameters_) {  // autograd must see the change
+      for (const detail::FlatParameter& parameter : layout_.parameters()) {  // autograd must see the change
         parameter.tensor.unsafeGetTensorImpl()->bump_version();
         if (parameter.average.defined()) {
           parameter.average.unsafeGetTensorImpl()->bump_version();
@@ -534,18 +451,18 @@ class Optimizer {
         mixmatch::detail::cuda_kernels_available(flat_.gradients.device())) {
       const Tensor finite = at::empty({}, flat_.parameters.options().dtype(at::kBool));
       const Tensor steps_before = at::empty_like(num_steps_);
-      mixmatch::detail::begin_step_on_cuda(gather_gradients_by_kernel(),
+      mixmatch::detail::begin_step_on_cuda(gradients_.gather_by_kernel(),
                                            {finite, num_steps_, steps_before, num_updates_, average_decay_},
                                            ema_options_.has_value() ? ema_options_->decay() : 1.0,
                                            ema_options_.has_value() && ema_options_->warmup());
-      step_by_muon([&] { return views_in(flat_.gradients); }, finite);
+      step_by_muon([&] { return layout_.views_in(flat_.gradients); }, finite);
       mixmatch::detail::flat_step_(flat_, {steps_before, learning_rate_, average_decay_, finite}, constants);
       return finite;
     }
-    gather_gradients();
+    gradients_.gather();
     // An overflowing sum of finite gradients counts as not finite.
     const Tensor finite = flat_.gradients.sum().isfinite();
-    step_by_muon([&] { return views_in(flat_.gradients); }, finite);
+    step_by_muon([&] { return layout_.views_in(flat_.gradients); }, finite);
     if (average_decay_.defined()) {
       average_decay_.copy_(average_decay());
     }
@@ -570,32 +487,6 @@ class Optimizer {
     }
   }
 
-  Tensor gather_gradients_by_kernel() {
-    std::vector<mixmatch::detail::GradientPiece> pieces;
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      pieces.push_back({gradient_of(i, /*for_kernel=*/true), parameters_[i].offset, parameters_[i].size});
-    }
-    return mixmatch::detail::gather_gradients_on_cuda(flat_.gradients, pieces);
-  }
-
-  /// The gradients into their block, by one call for all.
-  void gather_gradients() {
-    std::vector<Tensor> pieces;
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-      const Parameter& parameter = parameters_[i];
-      const Tensor gradient = gradient_of(i);
-      int64_t filled = 0;
-      if (gradient.defined()) {
-        filled = gradient.numel();
-        pieces.push_back(gradient.as_strided({filled}, {1}));
-      }
-      if (filled < parameter.size) {
-        pieces.push_back(zeros_.narrow(0, 0, parameter.size - filled));
-      }
-    }
-    at::cat_out(flat_.gradients, pieces);
-  }
-
   /// EmaModel's: min(decay, (1 + n) / (10 + n)) where it warms up.
   Tensor average_decay() const {
     const Tensor n = num_updates_.to(at::kDouble);
@@ -605,12 +496,11 @@ class Optimizer {
 
   OptimizerOptions options_;
   std::optional<EmaModelOptions> ema_options_;
-  std::vector<Parameter> parameters_;
-  std::shared_ptr<detail::KeptGradients> kept_ = std::make_shared<detail::KeptGradients>();
-  int64_t total_ = 0;
+  detail::FlatLayout layout_;
+  detail::FlatGradients gradients_;
   mixmatch::detail::FlatParameters flat_;
   detail::MuonKernels muon_kernels_;
-  Tensor zeros_, num_steps_, num_updates_, learning_rate_, average_decay_;
+  Tensor num_steps_, num_updates_, learning_rate_, average_decay_;
   std::function<void(int64_t)> set_num_updates_;
   bool synchronized_ = false;  // whether the EmaModel has seen the last step
 };
