@@ -5,6 +5,7 @@
 #include "cuda_emulation.hpp"
 #include "test_util.hpp"
 
+#include <cstddef>
 #include <cstdlib>
 #include <sstream>
 #include <string>
@@ -46,6 +47,7 @@ std::string load_error(const BatchStream& stream, const std::string& bytes) {
   archive.load_from(in);
   return error_of([&] { stream.load(archive); });
 }
+
 /// Classes 0 … 3 of 20, 1, 7 and 2 rows, which are the numbers from 100 on, in an order that mixes them.
 struct UnequalRows {
   Tensor rows = at::arange(100, 130, at::kLong).index_select(0, order());
@@ -173,6 +175,39 @@ TEST_CASE("a batch's rows are the same in ATen's calls and in the CUDA kernel, o
     }
   }
 }
+
+TEST_CASE("the kernel of rows goes on where a batch has more of them than the grid has threads") {
+  using mixmatch::detail::kGolden, mixmatch::detail::mix_bits;
+  const auto at = [](const Tensor& tensor) { return static_cast<cuda_emulation::i64*>(tensor.data_ptr()); };
+  const Tensor number = step_tensor(1234);
+  const auto check = [&](int64_t size, int64_t other_size) {
+    const Tensor rows[] = {stream_indices(size), stream_indices(other_size)};
+    const Tensor bounds[] = {at::tensor({int64_t{0}, size}), at::tensor({int64_t{0}, other_size})};
+    const Tensor found[] = {at::zeros({64}, at::kLong), at::zeros({40}, at::kLong)};
+    cuda_emulation::RowStream streams[2];
+    for (const uint64_t seed : {uint64_t{0}, uint64_t{1}}) {
+      streams[seed] = {
+          at(found[seed]),           at(rows[seed]),          at(bounds[seed]), 1, found[seed].numel(), 1, 3,
+          mix_bits(~seed + kGolden), mix_bits(seed + kGolden)};
+    }
+    cuda_emulation::launch(2, 2, 8, cuda_emulation::stream_rows<int64_t>, streams[0], streams[1],
+                           cuda_emulation::pointer<const int64_t>(number));
+    for (const uint64_t seed : {uint64_t{0}, uint64_t{1}}) {
+      CHECK(found[seed].equal(BatchStream(rows[seed], found[seed].numel(), seed, 1, 3).rows(1234)));
+    }
+  };
+  check(250, 7);
+  check(1, 49750);
+}
+
+// An emulated launch compares the records' sizes alone.
+#define MIXMATCH_SAME_PLACE(field) \
+  (offsetof(cuda_emulation::RowStream, field) == offsetof(mixmatch::detail::CudaRowStream, field))
+static_assert(MIXMATCH_SAME_PLACE(out) && MIXMATCH_SAME_PLACE(indices) && MIXMATCH_SAME_PLACE(bounds) &&
+              MIXMATCH_SAME_PLACE(groups) && MIXMATCH_SAME_PLACE(batch) && MIXMATCH_SAME_PLACE(rank) &&
+              MIXMATCH_SAME_PLACE(world_size) && MIXMATCH_SAME_PLACE(group_bits) &&
+              MIXMATCH_SAME_PLACE(seed_bits));
+#undef MIXMATCH_SAME_PLACE
 
 TEST_CASE("a balanced stream: of each four rows one of each of four classes, each class in its own epochs") {
   const UnequalRows of;

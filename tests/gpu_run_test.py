@@ -1,4 +1,4 @@
-"""What benchmarks/gpu/run.py does beside starting programs: pieces of files and their joining, and its time limits.
+"""What benchmarks/gpu/run.py does beside starting programs: its build, pieces of files and their joining, time limits.
 
 The Python standard library only.
 """
@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import types
 import unittest
 from pathlib import Path
 
@@ -78,6 +79,31 @@ class RunTest(unittest.TestCase):
                    (SOURCE / "include/mixmatch/detail/cuda").glob("*.hpp")]
         self.assertEqual(len(run.kernel_names()), sum(kernels))
         self.assertIn("norm_moments", run.kernel_names())
+
+    def test_a_program_is_built_when_all_of_it_compiles(self):
+        tools = self.out / "tools"
+        tools.mkdir()
+        compiler = tools / "g++"
+        # Writes the file after -o, unless it is told to fail for one of the arguments.
+        compiler.write_text("""#!/bin/sh
+while [ $# -gt 0 ]; do
+  case "$1" in *"$REFUSED") exit 1 ;; -o) output=$2 ;; esac
+  shift
+done
+touch "$output"
+""")
+        compiler.chmod(0o755)
+        torch = types.SimpleNamespace(__file__=str(self.out / "torch dir/__init__.py"), _C=types.SimpleNamespace(
+            _GLIBCXX_USE_CXX11_ABI=True), version=types.SimpleNamespace(cuda=None))
+        self.report.environment["PATH"] = f"{tools}:{os.environ['PATH']}"
+        for refused in ["nothing", "gpu_benchmark.cpp", "checks.cpp", "-ltorch"]:
+            self.report.environment["REFUSED"] = refused
+            program = self.out / "gpu_benchmark"
+            program.unlink(missing_ok=True)
+            self.assertEqual(run.build(self.report, torch, program, "-O1"), refused == "nothing", refused)
+            self.assertEqual(program.exists(), refused == "nothing", refused)
+        self.assertEqual(self.report.failures, ["build: exit status 1"] * 3)
+        self.assertEqual([path.name for path in self.out.rglob("*.o")], [])
 
     def test_sizes(self):
         self.assertEqual(run.bytes_of("15M"), 15 << 20)

@@ -95,14 +95,14 @@ std::vector<std::pair<CudaSource, std::string>> all_kernels() {
 
 }  // namespace
 
-TEST_CASE("NVRTC compiles every kernel for two generations of devices") {
+TEST_CASE("NVRTC compiles every kernel for three generations of devices") {
   if (skip_without_nvrtc()) {
     return;
   }
   for (const auto& kernel : all_kernels()) {
     const auto& source = kernel.first;
     const auto& entry = kernel.second;
-    for (const int capability : {75, 90}) {
+    for (const int capability : {75, 80, 90}) {
       INFO(source.name << ": " << entry << " for " << capability);
       CudaCompiler::Program program;
       CHECK(error_of([&] { program = compiler().compile(source, entry, capability); }) == "");

@@ -1,6 +1,7 @@
 #include "checks.hpp"
 
 #include <fmt/format.h>
+#include <mixmatch/detail/cuda/cuda_kernel.hpp>
 
 #include <algorithm>
 #include <cstdint>

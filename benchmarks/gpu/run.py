@@ -31,11 +31,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ["gpu_benchmark", "checks"]  # compiled at the same time
 
 
 class Report:
@@ -152,18 +154,14 @@ def build(report, torch, target, optimize):
         report.line("fmt/format.h comes neither with torch nor with the system: install libfmt-dev")
     command = ["g++", "-std=c++20", optimize, "-c", f"-I{ROOT / 'include'}", *defines]
     command += [argument for path in includes for argument in ("-isystem", str(path))]
-    names = ["gpu_benchmark", "checks"]
-    objects = [str(target.with_name(f"{name}.o")) for name in names]
-    calls = [shlex.join([*command, str(ROOT / f"benchmarks/gpu/{name}.cpp"), "-o", output])
-             for name, output in zip(names, objects)]
     search = [argument for path in libraries for argument in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    # The driver's libcuda is LibTorch's to find.
-    join = shlex.join(["g++", *objects, "-o", str(target), *search, "-Wl,--allow-shlib-undefined", *link])
-    both = f"{calls[0]} & {calls[1]}; other=$?; wait $! && [ $other = 0 ] && {join}"
-    built = report.run("build", ["sh", "-c", both])
-    for path in objects:
-        Path(path).unlink(missing_ok=True)
-    return built
+    with tempfile.TemporaryDirectory() as directory:
+        objects = [f"{directory}/{name}.o" for name in SOURCES]
+        first, second = (shlex.join([*command, str(ROOT / f"benchmarks/gpu/{name}.cpp"), "-o", output])
+                         for name, output in zip(SOURCES, objects))
+        # The driver's libcuda is LibTorch's to find.
+        join = shlex.join(["g++", *objects, "-o", str(target), *search, "-Wl,--allow-shlib-undefined", *link])
+        return report.run("build", ["sh", "-c", f"{first} & {second}; other=$?; wait $! && [ $other = 0 ] && {join}"])
 
 
 def summarize(report, trace, steps):

@@ -75,18 +75,23 @@ class BatchStream {
   /// rows(step) into `out`, int64 [batch_size], contiguous, on the indices' device: a part of a longer list.
   void rows_out(Tensor& out, const Tensor& step) const {
     check_out(out, step);
-    if (!mixmatch::detail::stream_rows_on_cuda(on_cuda(out), nullptr, step)) {
+    if (has_kernel(out, step)) {
+      mixmatch::detail::launch_stream_rows(on_cuda(out), nullptr, step);
+    } else {
       write_rows(out, step);
     }
   }
 
-  /// rows_out() of two streams on one device, by one kernel of a GPU.
+  /// rows_out() of two streams on one device, each into its own `out`: by one kernel on a GPU. Throws before
+  /// it writes.
   static void rows_out(const BatchStream& first, Tensor& first_out, const BatchStream& second,
                        Tensor& second_out, const Tensor& step) {
     first.check_out(first_out, step);
     second.check_out(second_out, step);
-    const auto beside = second.on_cuda(second_out);
-    if (!mixmatch::detail::stream_rows_on_cuda(first.on_cuda(first_out), &beside, step)) {
+    if (first.has_kernel(first_out, step)) {
+      const auto beside = second.on_cuda(second_out);
+      mixmatch::detail::launch_stream_rows(first.on_cuda(first_out), &beside, step);
+    } else {
       first.write_rows(first_out, step);
       second.write_rows(second_out, step);
     }
@@ -187,6 +192,12 @@ class BatchStream {
                     out.scalar_type() == at::kLong && out.device() == indices_.device(),
                 "BatchStream: out must be contiguous int64 [", batch_size_, "] on ", indices_.device(),
                 ", got ", mixmatch::detail::type_and_sizes(out));
+  }
+
+  bool has_kernel(const Tensor& out, const Tensor& step) const {
+    return mixmatch::detail::has_cuda_memory(indices_) && mixmatch::detail::has_cuda_memory(out) &&
+           mixmatch::detail::has_cuda_memory(step) &&
+           mixmatch::detail::cuda_kernels_available(indices_.device());
   }
 
   mixmatch::detail::CudaRowStream on_cuda(const Tensor& out) const {

@@ -45,7 +45,8 @@ inline void check_module(torch::nn::Module& module, torch::serialize::InputArchi
 
 /// torch::nn::Module::load makes each tensor another one: of the file's device and strides. Here every tensor
 /// keeps its memory, so that channels-last stays and whoever holds its address (a captured graph, a fused
-/// optimiser) sees the loaded values.
+/// optimiser) sees the loaded values. After check_module(), as an archive that lacks a tensor leaves the
+/// module half loaded.
 inline void load_module(torch::nn::Module& module, torch::serialize::InputArchive& archive) {
   const at::NoGradGuard no_grad;
   std::vector<std::pair<at::Tensor, at::Tensor>> kept;  // the module's tensor, and its memory from before

@@ -16,8 +16,8 @@
 namespace mixmatch::training::detail {
 
 /// What a backward pass leaves for the parameters of a layout: their own gradients and those kept of their
-/// copies, each in its parameter's order of elements. Everywhere but on the CPU there is a block for all of
-/// them. The layout must stay where it is.
+/// copies, each in its parameter's order of elements. Where the step is not the CPU's own there is a block
+/// for all of them. The layout must stay where it is.
 class FlatGradients {
  public:
   explicit FlatGradients(const FlatLayout& layout) : layout_(layout) {
@@ -25,16 +25,17 @@ class FlatGradients {
     if (!layout.options().device().is_cpu() || mixmatch::detail::cuda_is_emulated()) {
       block_ = layout.new_block();
       int64_t largest = 0;
-      for (const FlatParameter& parameter : layout.parameters()) {
+      for (const PlacedParameter& parameter : layout.parameters()) {
         largest = std::max(largest, parameter.size);
       }
       zeros_ = at::zeros({largest}, layout.options());
     }
   }
+  explicit FlatGradients(FlatLayout&&) = delete;
   FlatGradients(const FlatGradients&) = delete;
   FlatGradients& operator=(const FlatGradients&) = delete;
 
-  /// Undefined on the CPU.
+  /// Undefined where the step is the CPU's own.
   const Tensor& block() const { return block_; }
   const std::shared_ptr<KeptGradients>& kept() const { return kept_; }
 
@@ -52,7 +53,7 @@ class FlatGradients {
   /// A gradient of the parameter's layout and dtype, as backward hands over, but for a user's own; undefined
   /// if none. For a kernel that reads them: of another dtype too.
   Tensor of(size_t i, bool for_kernel = false) const {
-    const FlatParameter& parameter = layout_.parameters()[i];
+    const PlacedParameter& parameter = layout_.parameters()[i];
     const Tensor gradient = whole(i);
     if (!gradient.defined() ||
         (lies_alike(gradient, parameter) &&
@@ -68,7 +69,7 @@ class FlatGradients {
   void gather() {
     std::vector<Tensor> pieces;
     for (size_t i = 0; i < layout_.parameters().size(); ++i) {
-      const FlatParameter& parameter = layout_.parameters()[i];
+      const PlacedParameter& parameter = layout_.parameters()[i];
       const Tensor gradient = of(i);
       int64_t filled = 0;
       if (gradient.defined()) {
@@ -86,7 +87,7 @@ class FlatGradients {
   Tensor gather_by_kernel() {
     std::vector<mixmatch::detail::GradientPiece> pieces;
     for (size_t i = 0; i < layout_.parameters().size(); ++i) {
-      const FlatParameter& parameter = layout_.parameters()[i];
+      const PlacedParameter& parameter = layout_.parameters()[i];
       pieces.push_back({of(i, /*for_kernel=*/true), parameter.offset, parameter.size});
     }
     return mixmatch::detail::gather_gradients_on_cuda(block_, pieces);
@@ -101,7 +102,7 @@ class FlatGradients {
 
   /// Whether the gradient's elements are in the order of the parameter's. The stride of a side of 1 says
   /// nothing: cuDNN's gradients of 1x1 kernels have others than the weights.
-  static bool lies_alike(const Tensor& gradient, const FlatParameter& parameter) {
+  static bool lies_alike(const Tensor& gradient, const PlacedParameter& parameter) {
     bool alike = gradient.sizes() == parameter.tensor.sizes();
     for (int64_t d = 0; alike && d < gradient.dim(); ++d) {
       alike = gradient.size(d) == 1 || gradient.stride(d) == parameter.strides[static_cast<size_t>(d)];

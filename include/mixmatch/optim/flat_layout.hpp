@@ -11,8 +11,8 @@ namespace mixmatch::training::detail {
 
 using torch::Tensor;
 
-/// A trained parameter and its place in the blocks of a FlatLayout.
-struct FlatParameter {
+/// A trained parameter, how it is to be updated, and its place in the blocks of a FlatLayout.
+struct PlacedParameter {
   std::string name;
   Tensor tensor, average;  // the model's and the EmaModel's own handles
   bool is_kernel;
@@ -31,7 +31,7 @@ class FlatLayout {
   /// Every parameter begins at a multiple of 256 bytes, as memory of its own would: cuDNN asks for alignment.
   static constexpr int64_t alignment = 64;
 
-  /// `average` may be undefined.
+  /// `average` may be undefined. Throws on another dtype or device than the first parameter's.
   void add(const std::string& name, const Tensor& tensor, const Tensor& average, bool is_kernel,
            double rate_factor) {
     if (parameters_.empty()) {
@@ -53,7 +53,7 @@ class FlatLayout {
     num_elements_ += size;
   }
 
-  const std::vector<FlatParameter>& parameters() const { return parameters_; }
+  const std::vector<PlacedParameter>& parameters() const { return parameters_; }
   /// Of a block, with the gaps between parameters.
   int64_t num_elements() const { return num_elements_; }
   /// The parameters' dtype and device.
@@ -65,7 +65,7 @@ class FlatLayout {
   /// A view for each parameter; none where there is no block.
   std::vector<Tensor> views_in(const Tensor& block) const {
     std::vector<Tensor> list;
-    for (const FlatParameter& parameter : parameters_) {
+    for (const PlacedParameter& parameter : parameters_) {
       if (block.defined()) {
         list.push_back(parameter.view_in(block));
       }
@@ -75,7 +75,7 @@ class FlatLayout {
 
   /// The parameters and averages lie in these blocks from now on, with the values that they have.
   void move_into(const Tensor& parameters, const Tensor& averages) const {
-    for (const FlatParameter& parameter : parameters_) {
+    for (const PlacedParameter& parameter : parameters_) {
       for (auto [tensor, block] :
            {std::pair<Tensor, Tensor>{parameter.tensor, parameters}, {parameter.average, averages}}) {
         if (tensor.defined()) {
@@ -90,7 +90,7 @@ class FlatLayout {
   /// Throws unless all parameters still lie in the block.
   void check_lie_in(const Tensor& block) const {
     const auto* base = static_cast<const char*>(block.data_ptr());
-    for (const FlatParameter& parameter : parameters_) {
+    for (const PlacedParameter& parameter : parameters_) {
       const int64_t offset = parameter.offset * static_cast<int64_t>(block.element_size());
       TORCH_CHECK(parameter.tensor.scalar_type() == block.scalar_type() &&
                       parameter.tensor.data_ptr() == base + offset,
@@ -101,7 +101,7 @@ class FlatLayout {
   }
 
  private:
-  std::vector<FlatParameter> parameters_;
+  std::vector<PlacedParameter> parameters_;
   int64_t num_elements_ = 0;
   at::TensorOptions options_;
 };

@@ -285,16 +285,16 @@ class Optimizer {
   }
 
   /// Else in one block, by flat_step_().
-  bool steps_on_cpu() const { return !flat_.gradients.defined(); }
+  bool steps_on_cpu() const { return !gradients_.block().defined(); }
   bool is_adam() const { return std::holds_alternative<AdamRule>(options_.rule()); }
   std::string rule_name() const {
     return std::string(options_.muon().has_value() ? "muon and " : "") + (is_adam() ? "adam" : "sgd");
   }
-  bool moves_by_muon(const detail::FlatParameter& parameter) const {
+  bool moves_by_muon(const detail::PlacedParameter& parameter) const {
     return parameter.is_kernel && options_.muon().has_value();
   }
   /// Of the rule; kernels that Muon moves it leaves alone.
-  double rule_rate_factor(const detail::FlatParameter& parameter) const {
+  double rule_rate_factor(const detail::PlacedParameter& parameter) const {
     return moves_by_muon(parameter) ? 0 : parameter.rate_factor;
   }
 
@@ -411,11 +411,11 @@ class Optimizer {
     const double decay = ema_options_.has_value() ? average_decay().template item<double>() : 1.0;
     std::vector<Tensor> gradients;  // which must live as long as the tasks
     std::vector<mixmatch::detail::UpdateTask> tasks;
-    const auto at = [](const Tensor& block, const detail::FlatParameter& parameter) -> void* {
+    const auto at = [](const Tensor& block, const detail::PlacedParameter& parameter) -> void* {
       return block.defined() ? block.data_ptr<Scalar>() + parameter.offset : nullptr;
     };
     for (size_t i = 0; i < layout_.parameters().size(); ++i) {
-      const detail::FlatParameter& parameter = layout_.parameters()[i];
+      const detail::PlacedParameter& parameter = layout_.parameters()[i];
       Tensor gradient = gradients_.of(i);
       if (!gradient.defined()) {
         gradient = at::zeros({parameter.tensor.numel()}, flat_.parameters.options());
@@ -433,7 +433,7 @@ class Optimizer {
       step_by_muon([&] { return gradients; }, at::ones({}, at::kBool));
       const auto t = static_cast<double>(*num_steps_.data_ptr<int64_t>() + 1);
       mixmatch::detail::update<Scalar>(tasks, options_.rule(), rate, t, decay);
-      for (const detail::FlatParameter& parameter : layout_.parameters()) {  // autograd must see the change
+      for (const detail::PlacedParameter& parameter : layout_.parameters()) {  // autograd must see the change
         parameter.tensor.unsafeGetTensorImpl()->bump_version();
         if (parameter.average.defined()) {
           parameter.average.unsafeGetTensorImpl()->bump_version();

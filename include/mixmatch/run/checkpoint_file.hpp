@@ -88,7 +88,8 @@ inline std::filesystem::path previous_checkpoint(const std::filesystem::path& pa
   return previous;
 }
 
-/// At no time are there fewer whole checkpoints than before.
+/// The file, where there is one, becomes previous_checkpoint() too, before another takes its name: at no time
+/// are there fewer whole checkpoints than before. Throws where that cannot be written.
 inline void keep_previous_checkpoint(const std::filesystem::path& path) {
   std::error_code error;
   if (!std::filesystem::is_regular_file(path, error)) {

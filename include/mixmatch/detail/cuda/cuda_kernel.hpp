@@ -193,8 +193,8 @@ inline bool cuda_kernels_available(at::Device device) {
 }
 
 /// Runs the kernel `entry` of a source on the device's current stream, compiling it at its first use. The
-/// arguments have the types of the kernel's parameters, but that pointers may be void*. Only after
-/// cuda_kernels_available().
+/// arguments have the types of the kernel's parameters, but that pointers may be void*, and records are twins
+/// of the source's, field by field. Only after cuda_kernels_available().
 template <class... Arguments>
 void launch_cuda_kernel(const CudaSource& source, const std::string& entry, at::Device device,
                         const CudaGrid& grid, Arguments... arguments) {

@@ -100,20 +100,16 @@ struct CudaRowStream {
   uint64_t group_bits, seed_bits;
 };
 
-/// Batch number `position`, int64 [] on `device`, of one stream, or of two, in one kernel; false where it
-/// does not apply.
-inline bool stream_rows_on_cuda(const CudaRowStream& first, const CudaRowStream* second,
-                                const at::Tensor& position) {
-  if (!has_cuda_memory(position) || !cuda_kernels_available(position.device())) {
-    return false;
-  }
+/// Batch number `position`, int64 [], of one stream, or of two, in one kernel. Only after
+/// cuda_kernels_available().
+inline void launch_stream_rows(const CudaRowStream& first, const CudaRowStream* second,
+                               const at::Tensor& position) {
   constexpr int64_t threads = 64;
   const int64_t longer = second == nullptr ? first.batch : std::max(first.batch, second->batch);
   launch_cuda_kernel(
       cuda_shuffle_source, "stream_rows<i64>", position.device(),
       {.blocks_x = cuda_blocks(longer, threads), .blocks_y = second == nullptr ? 1 : 2, .threads = threads},
       first, second == nullptr ? first : *second, position.data_ptr());
-  return true;
 }
 
 /// counter_words() in one kernel; false where it does not apply.
