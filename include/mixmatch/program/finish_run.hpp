@@ -121,10 +121,7 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   const auto& class_names = data.pool.class_names;
   const auto options = evaluate_options(o, device);
   const auto classes = static_cast<int64_t>(class_names.size());
-  const auto averaged = [&](const Tensor& images) {
-    // With --train head the run's own passes were of features: those of images are once only.
-    return o.train == "head" ? state.ema.forward(images) : evaluation.averaged(images);
-  };
+  const auto averaged = [&](const Tensor& images) { return evaluation.averaged(images); };
   const auto predict = [&](const data::ImageDataset& images) {
     return images.size() == 0 ? at::empty({0, classes}) : predict_probabilities(averaged, images, options);
   };
@@ -311,7 +308,8 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
 /// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
 /// the images that they were fitted on, and so a little small.
 ///
-/// `evaluation` is the run's own. Of several processes rank 0 does this, and the others wait for it.
+/// `evaluation` is of images: the run's own, unless its steps saw something else. Of several processes rank 0
+/// does this, and the others wait for it.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
                RunEvaluation<Model>& evaluation, torch::Device device, RunTensors* shared = nullptr) {
