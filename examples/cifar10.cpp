@@ -141,8 +141,7 @@ int train_run(CLI::App& app, TrainingOptions& o) {
       run.finish_step();
       ramp.look(run, state);
     }
-    return run.interrupted() ? run.leave()
-                             : mm::training::finish_run(run, o, state, data, evaluation, device);
+    return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, evaluation);
   };
   if (o.method == "supervised") {
     return train(mm::methods::Supervised());

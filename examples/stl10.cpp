@@ -97,8 +97,7 @@ int train_run(CLI::App& app, Options& o) {
       ramp.look(run, state);
     }
     mm::training::say_if_feed_limits(trainer.host_batches());
-    return run.interrupted() ? run.leave()
-                             : mm::training::finish_run(run, o, state, data, evaluation, device);
+    return run.interrupted() ? run.leave() : mm::training::finish_run(run, o, state, data, evaluation);
   };
   // methods::MixMatch, which cifar10.cpp spells out, or Supervised.
   return mm::training::with_method(o, train);

@@ -27,18 +27,6 @@ struct Options {
   bool no_graph = false;
 };
 
-/// The network in a file, after one pass of images like those to come.
-mm::models::ScriptNetwork load_network(const std::string& path, const mm::data::ImageDataset& data,
-                                       torch::Device device) {
-  mm::models::ScriptNetwork network(mm::read_script_file(path, device).module, data.num_classes(),
-                                    "--model " + path);
-  const torch::NoGradGuard no_grad;
-  network->eval();
-  network->forward(mm::augment::normalize(data.images.narrow(0, 0, 2).to(device)));
-  network->train();
-  return network;
-}
-
 int train(const Options& o) {
   TORCH_CHECK(o.learning_rate > 0, "--lr: expected a number > 0, got ", o.learning_rate);
   const auto device = mm::training::parse_device(o.device);
@@ -60,12 +48,9 @@ int train(const Options& o) {
   const auto split = mm::data::split_labels(data.labels, o.labels, /*num_validation=*/0, o.seed);
 
   torch::manual_seed(o.seed);
-  auto network = load_network(o.model, data, device);
-  const auto parameters = network->parameters();
-  TORCH_CHECK(std::any_of(parameters.begin(), parameters.end(),
-                          [](const Tensor& parameter) { return parameter.requires_grad(); }),
-              "--model ", o.model,
-              " has no parameter that takes a gradient: was it frozen before it was exported?");
+  mm::models::ScriptNetwork network(mm::read_script_file(o.model, device).module, data.num_classes(),
+                                    o.model);
+  network->check_trainable(mm::augment::normalize(data.images.narrow(0, 0, 2).to(device)));
   // As with any other model: state, method, trainer.
   mm::training::TrainState state(
       network, mm::training::TrainStateOptions()

@@ -140,6 +140,38 @@ TEST_CASE("ScriptNetwork: what does not fit is said in one line that names the f
   CHECK_THAT(error("def other(self, x):\n  return x\n"), contains("fails: "));
 }
 
+TEST_CASE("ScriptNetwork: check_trainable() says what does not fit, and changes nothing") {
+  const Tensor images = torch::randn({2, 3, 8, 8});
+  for (const bool training : {true, false}) {
+    auto script = small_net();
+    ScriptNetwork network(script, 10, "net.pt");
+    network->train(training);
+    const auto before = copies(*network);
+    network->check_trainable(images);
+    CHECK(equal(before, copies(*network)));
+    CHECK(network->is_training() == training);
+    CHECK(script.attr("training").toBool() == training);
+    // A pass that throws changes nothing either.
+    CHECK_THAT(error_of([&] {
+                 network->check_trainable(torch::zeros({2, 5, 8, 8}));
+               }),
+               contains("net.pt: forward of images [2, 5, 8, 8] fails: "));
+    CHECK(equal(before, copies(*network)));
+    CHECK(script.attr("training").toBool() == training);
+  }
+  const auto refused = [&](const torch::jit::Module& script) {
+    return error_of([&] { ScriptNetwork(script, 3, "a\nb.pt")->check_trainable(images); });
+  };
+  CHECK(refused(small_net(3, 7)) ==
+        "a\\nb.pt: forward of images [2, 3, 8, 8] must return logits [2, 3] for 3 classes, got [2, 7]");
+  auto frozen = small_net(3, 3, /*trainable=*/false);
+  CHECK(refused(frozen) ==
+        "a\\nb.pt has no parameter that takes a gradient, but 5 that take none: was it frozen before it was "
+        "exported?");
+  frozen.attr("bias").toTensor().set_requires_grad(true);
+  CHECK(refused(frozen).empty());
+}
+
 TEST_CASE("Network: scale and shift go along, and so do clones inside of other modules") {
   torch::manual_seed(2);
   Outer outer;

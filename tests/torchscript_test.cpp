@@ -108,15 +108,16 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   write_file(in, "no zip archive");
   refused(in.string() + " is no TorchScript file: it is no zip archive");
   small_net(3, 7).save(in.string());
-  refused("must return logits [2, 10] for 10 classes, got [2, 7]");
+  refused(in.string() +
+          ": forward of images [2, 3, 32, 32] must return logits [2, 10] for 10 classes, got [2, 7]");
   small_net(4).save(in.string());
-  refused("forward of images [2, 3, 32, 32] fails: ");
+  refused(in.string() + ": forward of images [2, 3, 32, 32] fails: ");
   defined("def forward(self, x):\n  return (x, x)\n");
-  refused("forward must return logits, got a Tuple");
+  refused(in.string() + ": forward must return logits, got a Tuple");
   defined("def apply(self, x):\n  return x\n");
   refused("fails: ");
   small_net(3, 10, false).save(in.string());
-  refused("has no parameter that takes a gradient");
+  refused(in.string() + " has no parameter that takes a gradient, but 5 that take none");
   small_net().save(in.string());
   refused("cs.toronto.edu/~kriz/cifar.html", {"--data", (dir / "nowhere").string()});
   refused("leaves no unlabeled image of 4000", {"--labels", "4000"});

@@ -358,7 +358,7 @@ inline std::string script_file_of(const std::string& name) {
 inline Network script_network(const std::filesystem::path& path, int64_t num_classes,
                               torch::Device device = torch::kCPU) {
   const auto file = read_script_file(path, device);
-  return Network(ScriptNetwork(file.module, num_classes, mixmatch::detail::printable(path)).ptr(),
+  return Network(ScriptNetwork(file.module, num_classes, path.string()).ptr(),
                  NetworkDescription{{"architecture", "torchscript"},
                                     {"num_classes", std::to_string(num_classes)},
                                     {"network_checksum", file.checksum}});

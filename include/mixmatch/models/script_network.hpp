@@ -5,6 +5,7 @@
 #include <torch/types.h>
 #include <mixmatch/detail/cuda/cuda.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/detail/model_access.hpp>
 #include <mixmatch/detail/version.hpp>
 #include <mixmatch/io/script_file.hpp>
 #include <mixmatch/nn/batch_norm.hpp>
@@ -68,8 +69,8 @@ class ScriptNetworkImpl : public detail::ScriptPart {
   static constexpr const char* head_name = "";
 
   /// `name`: of the file, for errors.
-  ScriptNetworkImpl(torch::jit::Module script, int64_t num_classes, std::string name)
-      : ScriptPart(std::move(script)), num_classes_(num_classes), name_(std::move(name)) {
+  ScriptNetworkImpl(torch::jit::Module script, int64_t num_classes, const std::string& name)
+      : ScriptPart(std::move(script)), num_classes_(num_classes), name_(mixmatch::detail::printable(name)) {
     for (auto submodule : script_.modules()) {
       for (const auto& buffer : submodule.named_buffers(/*recurse=*/false)) {
         buffers_of_script_.push_back({submodule, buffer.name, buffer.value});
@@ -92,6 +93,23 @@ class ScriptNetworkImpl : public detail::ScriptPart {
       logits.push_back(forward_once(parts[i]));
     }
     return at::cat(logits);
+  }
+
+  /// Tries what training needs on images like those to come: logits from forward(), and a parameter that
+  /// takes a gradient. In evaluation mode and without gradient: statistics, gradients and the mode stay as
+  /// they are. Throws what forward() throws, or one line that names the file where there is no such
+  /// parameter.
+  void check_trainable(const Tensor& images) {
+    {
+      const torch::NoGradGuard no_grad;
+      const mixmatch::detail::EvaluationModeGuard evaluation(*this);
+      forward(images);
+    }
+    const auto all = parameters();
+    TORCH_CHECK(std::any_of(all.begin(), all.end(),
+                            [](const Tensor& parameter) { return parameter.requires_grad(); }),
+                name_, " has no parameter that takes a gradient, but ", all.size(),
+                " that take none: was it frozen before it was exported?");
   }
 
   /// Throws: what a script's last layer sees is not known.

@@ -16,7 +16,6 @@
 #include <mixmatch/nn/sync_batch_norm.hpp>
 #include <mixmatch/program/classifier_file.hpp>
 #include <mixmatch/program/error_text.hpp>
-#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/review.hpp>
 #include <mixmatch/program/run_tensors.hpp>
 #include <mixmatch/program/training_options.hpp>
@@ -116,15 +115,11 @@ namespace detail {
 
 template <class Model>
 int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state,
-                     const TrainingData& data, RunEvaluation<Model>& evaluation, torch::Device device,
-                     RunTensors* shared) {
+                     const TrainingData& data, RunEvaluation<Model>& evaluation, RunTensors* shared) {
   const auto& class_names = data.pool.class_names;
-  const auto options = evaluate_options(o, device);
+  const auto options = EvaluateOptions(evaluation.options()).processes(nullptr);
   const auto classes = static_cast<int64_t>(class_names.size());
-  const auto averaged = [&](const Tensor& images) {
-    // With --train head the run's own passes were of features: those of images are once only.
-    return o.train == "head" ? state.ema.forward(images) : evaluation.averaged(images);
-  };
+  const auto averaged = [&](const Tensor& images) { return evaluation.averaged(images); };
   const auto predict = [&](const data::ImageDataset& images) {
     return images.size() == 0 ? at::empty({0, classes}) : predict_probabilities(averaged, images, options);
   };
@@ -276,7 +271,7 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
   percent(kind + " error with test-time flips, averaged weights", flipped);
   report.summary.emplace_back("confidences", detail::confidence_text(confidence));
   if (!data.files.empty()) {
-    const auto doubted = write_review(run.directory(), o, state, data, device, confidence.rule, report);
+    const auto doubted = write_review(run.directory(), o.data, state, data, options, confidence.rule, report);
     report.summary.emplace_back("suspected label errors", fmt::format("{}", doubted));
     if (doubted > 0) {
       print_message(stdout, "{} label{} the model doubts: see label_errors.csv\n", doubted,
@@ -311,23 +306,22 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
 /// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
 /// the images that they were fitted on, and so a little small.
 ///
-/// `evaluation` is the run's own. Of several processes rank 0 does this, and the others wait for it.
+/// `evaluation` is of images: the run's own, unless its steps saw something else. Device and precision are
+/// its own. Of several processes rank 0 does this, and the others wait for it.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
-               RunEvaluation<Model>& evaluation, torch::Device device, RunTensors* shared = nullptr) {
+               RunEvaluation<Model>& evaluation, RunTensors* shared = nullptr) {
   run.finish_steps();
   ProcessGroup* group = o.processes;
   if (group == nullptr) {
-    return detail::finish_run_alone(run, o, state, data, evaluation, device, shared);
+    return detail::finish_run_alone(run, o, state, data, evaluation, shared);
   }
   int status = 0;
   if (group->rank() == 0) {
-    TrainingOptions alone = o;
-    alone.processes = nullptr;
     if constexpr (!mixmatch::detail::is_script_module<Model>) {
       synchronize_batch_norm(state.model, nullptr);
     }
-    status = detail::finish_run_alone(run, alone, state, data, evaluation, device, shared);
+    status = detail::finish_run_alone(run, o, state, data, evaluation, shared);
   }
   group->meet();
   if (group->rank() != 0) {

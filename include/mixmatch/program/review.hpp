@@ -10,10 +10,8 @@
 #include <mixmatch/evaluation/review_order.hpp>
 #include <mixmatch/io/atomic_file.hpp>
 #include <mixmatch/models/load_pretrained.hpp>
-#include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/predictions_file.hpp>
 #include <mixmatch/program/trained_on.hpp>
-#include <mixmatch/program/training_options.hpp>
 #include <mixmatch/report/report.hpp>
 #include <mixmatch/run/run_directory.hpp>
 #include <mixmatch/step/train_state.hpp>
@@ -72,7 +70,8 @@ inline std::string format_label_errors(const LabelErrors& errors, const Predicti
 
 }  // namespace detail
 
-/// What a person should look at after a run on a folder's pictures (data.files), by the averaged weights:
+/// What a person should look at after a run on the pictures of `folder` (data.files), by the averaged
+/// weights:
 ///
 /// - predictions.csv: the pictures without a label, but those that cannot be read, in review_order() by the
 ///   network's features, or where these are not known by the square roots of the probabilities (whose
@@ -86,11 +85,10 @@ inline std::string format_label_errors(const LabelErrors& errors, const Predicti
 ///
 /// Both files can be filled in and read by data::read_label_file(). Returns how many labels are doubted.
 template <class Model>
-int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, TrainState<Model>& state,
-                     const TrainingData& data, torch::Device device, const ConfidenceRule& rule,
-                     Report& report) {
+int64_t write_review(const RunDirectory& directory, const std::filesystem::path& folder,
+                     TrainState<Model>& state, const TrainingData& data, const EvaluateOptions& options,
+                     const ConfidenceRule& rule, Report& report) {
   constexpr int64_t shown = 24;
-  const auto options = evaluate_options(o, device);
   // By the averaged network, with no more than a thousand images at a time.
   const auto predict = [&](const Tensor& rows) {
     std::vector<Tensor> parts{at::empty({0, data.pool.num_classes()})};
@@ -112,7 +110,7 @@ int64_t write_review(const RunDirectory& directory, const TrainingOptions& o, Tr
       const auto& file = data.files[static_cast<size_t>(rows[i].item<int64_t>())];
       constexpr std::string_view unlabeled = "unlabeled/";
       p.files.push_back(in_unlabeled && file.starts_with(unlabeled) ? file.substr(unlabeled.size()) : file);
-      p.paths->push_back((std::filesystem::path(o.data) / file).string());
+      p.paths->push_back((folder / file).string());
     }
     return p;
   };

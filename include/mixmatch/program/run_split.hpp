@@ -7,7 +7,9 @@
 #include <mixmatch/data/split_file.hpp>
 #include <mixmatch/data/training_data.hpp>
 #include <mixmatch/detail/io/printable.hpp>
+#include <mixmatch/io/script_file.hpp>
 #include <mixmatch/models/network.hpp>
+#include <mixmatch/models/script_network.hpp>
 #include <mixmatch/program/check_options.hpp>
 #include <mixmatch/program/library_options.hpp>
 #include <mixmatch/program/network.hpp>
@@ -16,7 +18,6 @@
 #include <mixmatch/run/run_record.hpp>
 #include <mixmatch/run/standard_streams.hpp>
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <filesystem>
@@ -73,22 +74,13 @@ inline std::string class_without_labels(const TrainingData& data) {
   return "";
 }
 
-/// Tries --model torchscript:FILE on images of the data: that it gives logits for their classes, and can be
-/// trained.
+/// Tries --model torchscript:FILE on images of the data.
 inline void check_script_network(const TrainingOptions& o, const TrainingData& data) {
   const auto script = script_path(o);
-  if (script.empty()) {
-    return;
+  if (!script.empty()) {
+    models::ScriptNetwork network(read_script_file(script).module, data.pool.num_classes(), script.string());
+    network->check_trainable(augment::normalize(data.pool.gather(at::zeros({2}, at::kLong)).cpu()));
   }
-  auto network = models::script_network(script, data.pool.num_classes());
-  const auto parameters = network->parameters();
-  TORCH_CHECK(std::any_of(parameters.begin(), parameters.end(),
-                          [](const Tensor& parameter) { return parameter.requires_grad(); }),
-              mixmatch::detail::printable(script),
-              " has no parameter that takes a gradient: was it frozen before it was exported?");
-  const torch::NoGradGuard no_grad;
-  network->eval();
-  network->forward(augment::normalize(data.pool.gather(at::zeros({2}, at::kLong)).cpu()));
 }
 
 /// adopt_data() but for options without effect.

@@ -61,7 +61,10 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
     }
     seen.end();
     say_if_feed_limits(trainer.host_batches());
-    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, evaluation, device, shared);
+    // With --train head the run's own passes were of features: those of images are once only, not captured.
+    RunEvaluation once(state, evaluate_options(o, device), /*graph=*/false);
+    auto& of_images = o.train == "head" ? once : evaluation;
+    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, of_images, shared);
   });
 }
 

@@ -48,6 +48,8 @@ class RunEvaluation {
   /// one of the same shape, by those of operator() too.
   Tensor averaged(const Tensor& images) { return averaged_(images); }
 
+  const EvaluateOptions& options() const { return options_; }
+
  private:
   using Predictor = GraphedPredictor<std::function<Tensor(const Tensor&)>>;
 
