@@ -166,10 +166,12 @@ TEST_CASE("ScriptNetwork: check_trainable() says what does not fit, and changes 
         "a\\nb.pt: forward of images [2, 3, 8, 8] must return logits [2, 3] for 3 classes, got [2, 7]");
   auto frozen = small_net(3, 3, /*trainable=*/false);
   CHECK(refused(frozen) ==
-        "a\\nb.pt has no parameter that takes a gradient, but 5 that take none: was it frozen before it was "
-        "exported?");
+        "a\\nb.pt has no parameter that takes a gradient among its 5: were they frozen before it was exported?");
   frozen.attr("bias").toTensor().set_requires_grad(true);
   CHECK(refused(frozen).empty());
+  torch::jit::Module constants("Net");  // as torch.jit.freeze() leaves one
+  constants.define("def forward(self, x):\n  return x.flatten(1)[:, :3]\n");
+  CHECK(refused(constants) == "a\\nb.pt has no parameters: was it frozen before it was exported?");
 }
 
 TEST_CASE("Network: scale and shift go along, and so do clones inside of other modules") {

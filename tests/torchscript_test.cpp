@@ -117,7 +117,7 @@ TEST_CASE("torchscript: bad input exits 2 with one line and writes nothing") {
   defined("def apply(self, x):\n  return x\n");
   refused("fails: ");
   small_net(3, 10, false).save(in.string());
-  refused(in.string() + " has no parameter that takes a gradient, but 5 that take none");
+  refused(in.string() + " has no parameter that takes a gradient among its 5");
   small_net().save(in.string());
   refused("cs.toronto.edu/~kriz/cifar.html", {"--data", (dir / "nowhere").string()});
   refused("leaves no unlabeled image of 4000", {"--labels", "4000"});

@@ -95,10 +95,10 @@ class ScriptNetworkImpl : public detail::ScriptPart {
     return at::cat(logits);
   }
 
-  /// Tries what training needs on images like those to come: logits from forward(), and a parameter that
-  /// takes a gradient. In evaluation mode and without gradient: statistics, gradients and the mode stay as
-  /// they are. Throws what forward() throws, or one line that names the file where there is no such
-  /// parameter.
+  /// Tries what training needs: logits from forward() on images like those to come, and a parameter that
+  /// takes a gradient (not that one reaches it). In evaluation mode and without gradient: statistics,
+  /// gradients and the mode stay as they are. Throws what forward() throws, or one line that names the file
+  /// where no parameter takes a gradient.
   void check_trainable(const Tensor& images) {
     {
       const torch::NoGradGuard no_grad;
@@ -106,10 +106,11 @@ class ScriptNetworkImpl : public detail::ScriptPart {
       forward(images);
     }
     const auto all = parameters();
+    TORCH_CHECK(!all.empty(), name_, " has no parameters: was it frozen before it was exported?");
     TORCH_CHECK(std::any_of(all.begin(), all.end(),
                             [](const Tensor& parameter) { return parameter.requires_grad(); }),
-                name_, " has no parameter that takes a gradient, but ", all.size(),
-                " that take none: was it frozen before it was exported?");
+                name_, " has no parameter that takes a gradient among its ", all.size(),
+                ": were they frozen before it was exported?");
   }
 
   /// Throws: what a script's last layer sees is not known.

@@ -306,8 +306,9 @@ int finish_run_alone(TrainingRun& run, const TrainingOptions& o, TrainState<Mode
 /// (fit_confidence_rule) and go into model.safetensors; without a test set their calibration error is that of
 /// the images that they were fitted on, and so a little small.
 ///
-/// `evaluation` is of images: the run's own, unless its steps saw something else. Device and precision are
-/// its own. Of several processes rank 0 does this, and the others wait for it.
+/// `evaluation` is of images: the run's own, unless its steps saw something else. What judges the images here
+/// has its device, precision, normalisation and batch size. Of several processes rank 0 does this, and the
+/// others wait for it.
 template <class Model>
 int finish_run(TrainingRun& run, const TrainingOptions& o, TrainState<Model>& state, const TrainingData& data,
                RunEvaluation<Model>& evaluation, RunTensors* shared = nullptr) {

@@ -61,10 +61,15 @@ int train_classifier(const Options& o, const TrainingData& data, TrainState<Mode
     }
     seen.end();
     say_if_feed_limits(trainer.host_batches());
-    // With --train head the run's own passes were of features: those of images are once only, not captured.
-    RunEvaluation once(state, evaluate_options(o, device), /*graph=*/false);
-    auto& of_images = o.train == "head" ? once : evaluation;
-    return run.interrupted() ? run.leave() : finish_run(run, o, state, data, of_images, shared);
+    if (run.interrupted()) {
+      return run.leave();
+    }
+    if (o.train == "head") {
+      // The run's own is of features. Images are judged once, which is not worth a graph.
+      RunEvaluation of_images(state, evaluate_options(o, device), /*graph=*/false);
+      return finish_run(run, o, state, data, of_images, shared);
+    }
+    return finish_run(run, o, state, data, evaluation, shared);
   });
 }
 

@@ -48,6 +48,7 @@ class RunEvaluation {
   /// one of the same shape, by those of operator() too.
   Tensor averaged(const Tensor& images) { return averaged_(images); }
 
+  /// As given to the constructor.
   const EvaluateOptions& options() const { return options_; }
 
  private:
