@@ -94,16 +94,20 @@ touch "$output"
 """)
         compiler.chmod(0o755)
         torch = types.SimpleNamespace(__file__=str(self.out / "torch dir/__init__.py"), _C=types.SimpleNamespace(
-            _GLIBCXX_USE_CXX11_ABI=True), version=types.SimpleNamespace(cuda=None))
+            _GLIBCXX_USE_CXX11_ABI=True), version=types.SimpleNamespace(cuda=None), __version__="2.11")
         self.report.environment["PATH"] = f"{tools}:{os.environ['PATH']}"
-        for refused in ["nothing", "gpu_benchmark.cpp", "checks.cpp", "-ltorch"]:
+        program = self.out / "gpu_benchmark"
+        for refused in ["gpu_benchmark.cpp", "checks.cpp", "-ltorch", "nothing"]:
             self.report.environment["REFUSED"] = refused
-            program = self.out / "gpu_benchmark"
-            program.unlink(missing_ok=True)
             self.assertEqual(run.build(self.report, torch, program, "-O1"), refused == "nothing", refused)
             self.assertEqual(program.exists(), refused == "nothing", refused)
         self.assertEqual(self.report.failures, ["build: exit status 1"] * 3)
         self.assertEqual([path.name for path in self.out.rglob("*.o")], [])
+        # What is there already is not built again, unless it would be another.
+        self.report.environment["REFUSED"] = "-ltorch"
+        self.assertTrue(run.build(self.report, torch, program, "-O1"))
+        self.assertFalse(run.build(self.report, torch, program, "-O2"))
+        self.assertFalse(run.build(self.report, torch, program, "-O1"))
 
     def test_sizes(self):
         self.assertEqual(run.bytes_of("15M"), 15 << 20)

@@ -16,11 +16,12 @@ the ones that those include (CUDA 13's do); no network.
     python3 benchmarks/gpu/run.py --join …          # begins with joining pieces that were carried here, in OUT/pieces
     python3 benchmarks/gpu/run.py --sanitize        # memcheck and racecheck of a few checks, nothing else
     python3 benchmarks/gpu/run.py --quick --dry-run # all of it on the CPU, in tiny sizes: one to three minutes
-                                                    # after the build, which takes three or four
+                                                    # after the build, which takes as long and is not repeated
 """
 import argparse
 import collections
 import glob
+import hashlib
 import json
 import os
 import platform
@@ -123,8 +124,18 @@ def torch_libraries(torch):
     return [package / "lib", *map(Path, glob.glob(str(package.parent / "nvidia/*/lib")))]
 
 
+def checksum(flags):
+    """Of all that a program is built from."""
+    found = hashlib.sha256("\0".join(flags).encode())
+    for path in sorted([*(ROOT / "include").rglob("*.hpp"), *(ROOT / "benchmarks/gpu").glob("*.?pp"),
+                        *(ROOT / "tests").glob("*.hpp")]):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def build(report, torch, target, optimize):
-    """Two g++ calls at a time and one that links: the library is headers, and so is all it needs beside LibTorch."""
+    """Two g++ calls at a time and one that links: the library is headers, and so is all it needs beside LibTorch.
+    Nothing where the program is there already, of the same sources, flags and PyTorch."""
     package = Path(torch.__file__).parent
     includes = [package / "include", package / "include/torch/csrc/api/include"]
     libraries = [package / "lib"]
@@ -154,14 +165,23 @@ def build(report, torch, target, optimize):
         report.line("fmt/format.h comes neither with torch nor with the system: install libfmt-dev")
     command = ["g++", "-std=c++20", optimize, "-c", f"-I{ROOT / 'include'}", *defines]
     command += [argument for path in includes for argument in ("-isystem", str(path))]
-    search = [argument for path in libraries for argument in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    # The driver's libcuda is LibTorch's to find.
+    link = [*(argument for path in libraries for argument in (f"-L{path}", f"-Wl,-rpath,{path}")),
+            "-Wl,--allow-shlib-undefined", *link]
+    stamp, sources = target.with_name("gpu_benchmark.sources"), checksum([*command, *link, torch.__version__])
+    if target.exists() and stamp.exists() and stamp.read_text() == sources:
+        report.line(f"\n== build\nnot needed: {target} is of these sources")
+        return True
+    stamp.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         objects = [f"{directory}/{name}.o" for name in SOURCES]
         first, second = (shlex.join([*command, str(ROOT / f"benchmarks/gpu/{name}.cpp"), "-o", output])
                          for name, output in zip(SOURCES, objects))
-        # The driver's libcuda is LibTorch's to find.
-        join = shlex.join(["g++", *objects, "-o", str(target), *search, "-Wl,--allow-shlib-undefined", *link])
-        return report.run("build", ["sh", "-c", f"{first} & {second}; other=$?; wait $! && [ $other = 0 ] && {join}"])
+        join = shlex.join(["g++", *objects, "-o", str(target), *link])
+        if not report.run("build", ["sh", "-c", f"{first} & {second}; other=$?; wait $! && [ $other = 0 ] && {join}"]):
+            return False
+    stamp.write_text(sources)
+    return True
 
 
 def summarize(report, trace, steps):
@@ -213,7 +233,7 @@ def split_files(report, out, size):
     fresh.mkdir()
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = path.relative_to(out)
-        if name.parts[0] in ("pieces", "pieces.new", "gpu_benchmark", "tiny_cifar10"):
+        if name.parts[0] in ("pieces", "pieces.new", "gpu_benchmark", "gpu_benchmark.sources", "tiny_cifar10"):
             continue
         data = path.read_bytes()
         count = max(1, -(-len(data) // size))
